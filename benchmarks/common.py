@@ -1,0 +1,52 @@
+"""What every benchmark shares: alternating timing with warm-up, and a result file with machine, versions, command."""
+
+import json
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evos.runs import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(sides: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 3) -> dict[str, list[float]]:
+    """Seconds of each side, measured in turn so that a noisy machine disturbs all sides alike."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for round_ in range(warmup + repeats):
+        for name, run in sides.items():
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if round_ >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, quartiles and count."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {"median": middle, "q1": low, "q3": high, "n": len(values)}
+
+
+def ratio(times: Mapping[str, list[float]], side: str, against: str) -> dict[str, float]:
+    """Spread of the ratio of two sides, round by round."""
+    return spread([a / b for a, b in zip(times[side], times[against], strict=True)])
+
+
+def write_result(name: str, numbers: Mapping[str, Any]) -> None:
+    """Write results/NAME.json and show it."""
+    command = "python " + shlex.join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    text = json.dumps({"command": command, **environment(), "results": numbers}, indent=2, default=str)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(text + "\n")
+    print(json.dumps(numbers, indent=2, default=str))

@@ -1,0 +1,50 @@
+"""The one error type for bad input: a single line naming the argument, what came and what is allowed."""
+
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import wraps
+from typing import NoReturn
+
+
+class InputError(ValueError):
+    """Bad input from the user: front ends print it as one line and exit with status 2.
+
+    Args:
+        argument: name of the option, file or key at fault, e.g. ``"--keep_ratio"``.
+        got: what came.
+        allowed: what is allowed, in words.
+    """
+
+    def __init__(self, argument: str, got: object, allowed: str) -> None:
+        self.argument, self.got, self.allowed = argument, got, allowed
+        text = f"{argument}: got {got!r}" if not isinstance(got, str) or not got else f"{argument}: got {got}"
+        super().__init__(" ".join(f"{text}; allowed: {allowed}".split()))
+
+
+def unknown_name(argument: str, got: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not in a table, with the nearest right one."""
+    names = sorted(known)
+    near = get_close_matches(got, names, n=1, cutoff=0.5)
+    listed = "one of " + ", ".join(names)
+    if near:
+        return InputError(argument, got, f"did you mean {near[0]}?" + (f" {listed}" if len(names) <= 12 else ""))
+    return InputError(argument, got, listed)
+
+
+def exit_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a program's main: an InputError becomes one line on stderr and exit status 2."""
+
+    @wraps(main)
+    def wrapped(*args: object, **kwargs: object) -> None:
+        try:
+            main(*args, **kwargs)
+        except InputError as error:
+            _exit(error)
+
+    return wrapped
+
+
+def _exit(error: InputError) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,34 @@
+"""Losses: value, and EVOS' cross-frequency supervision."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from evos.fitness import grey, laplacian
+from evos.selection.base import Pool, Selection
+
+
+def value_loss(
+    prediction: Float[Tensor, "B K C"], target: Float[Tensor, "B K C"], selection: Selection
+) -> Float[Tensor, ""]:
+    """Mean squared error over the selected points, each times its weight where the selection has weights."""
+    return selection.reduce((prediction - target).square().mean(-1))
+
+
+def cross_frequency_loss(
+    cached: Float[Tensor, "B P C"], selection: Selection, residual: Float[Tensor, "B K C"], pool: Pool
+) -> Float[Tensor, ""]:
+    """Mean squared Laplacian, at the selected points, of the residual map in which they are live (EVOS, section 3.4).
+
+    Args:
+        cached: residuals of the last full evaluation, in [0, 1] units, without gradient.
+        residual: residuals of this step's points, with gradient.
+
+    On a key step (all points selected) the cache plays no part. Differs from the released code, which clamps the
+    prediction to the valid range first and so loses the gradient outside it: here the Laplacian is taken of the
+    residual, unclamped.
+    """
+    live = grey(residual)
+    if selection.index is not None:
+        live = grey(cached).scatter(1, selection.index, live)
+    error = laplacian(live.unflatten(-1, pool.shape), pool.axes).square().flatten(1)
+    return (error if selection.index is None else error.gather(1, selection.index)).mean()

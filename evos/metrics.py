@@ -1,0 +1,96 @@
+"""How close a prediction is to its target: PSNR, SSIM and LPIPS of one image, as torchmetrics computes them.
+
+Images are (H, W, C) in [0, 1]; predictions may stray outside, so both images are clamped to the range first.
+"""
+
+import socket
+import warnings
+from functools import cache
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+from evos.errors import InputError
+
+SSIM_WINDOW = 11
+LPIPS_SMALLEST = 32
+DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer before the LPIPS weights count as not to be had
+
+
+def psnr(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"], data_range: float = 1.0) -> float:
+    """Peak signal-to-noise ratio in dB over all values, clamped to [0, data_range]; `inf` for equal images.
+
+    Raises InputError where the shapes differ.
+    """
+    _check_shapes(pred, target)
+    return peak_signal_noise_ratio(pred.clamp(0, data_range), target.clamp(0, data_range), data_range=data_range).item()
+
+
+def ssim(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"]) -> float:
+    """Structural similarity in [-1, 1], the mean over pixels and channels, at most 1 for equal images.
+
+    The window is the usual 11 x 11 Gaussian of sigma 1.5 with mirrored borders. An image with a side below 11 px is
+    compared under the largest odd window that fits its shorter side, its sigma reduced in proportion.
+
+    Raises InputError where the shapes differ. Source: Wang et al., "Image quality assessment" (2004), equation 13.
+    """
+    _check_shapes(pred, target)
+    radius = (min(SSIM_WINDOW, *pred.shape[:2]) - 1) // 2
+    # torchmetrics derives the window from sigma (radius = round(3.5 sigma)); below 1/7 it is one pixel.
+    sigma = 0.3 * radius if radius else 0.1
+    a, b = (rearrange(image.clamp(0, 1), "H W C -> 1 C H W") for image in (pred, target))
+    value = structural_similarity_index_measure(a, b, sigma=sigma, data_range=1.0)
+    return torch.as_tensor(value).item()
+
+
+@torch.no_grad()
+def lpips(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"]) -> float | None:
+    """Learned perceptual distance (AlexNet), 0 for equal images; None where it can't be computed.
+
+    That is: a side below 32 px, or weights that are neither cached nor to be downloaded (one warning per process, the
+    failure is remembered). Grey is repeated to three channels, alpha left out.
+
+    Raises InputError where the shapes differ. Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as
+    a Perceptual Metric" (CVPR 2018).
+    """
+    _check_shapes(pred, target)
+    if min(pred.shape[:2]) < LPIPS_SMALLEST or (network := _lpips_network()) is None:
+        return None
+    network.to(pred.device).reset()
+    return network(_colour(pred), _colour(target)).item()
+
+
+def image_metrics(
+    pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"], with_lpips: bool
+) -> dict[str, float | None]:
+    """`psnr`, `ssim` and, where asked for, `lpips`, by name."""
+    metrics: dict[str, float | None] = {"psnr": psnr(pred, target), "ssim": ssim(pred, target)}
+    return metrics | {"lpips": lpips(pred, target)} if with_lpips else metrics
+
+
+@cache
+def _lpips_network() -> LearnedPerceptualImagePatchSimilarity | None:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets none and would wait for ever on a silent network
+    try:
+        return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
+    except (OSError, RuntimeError, ImportError) as error:  # no network, a broken download, no torchvision
+        warnings.warn(f"LPIPS is left out: AlexNet's weights can't be had ({error})", stacklevel=3)
+        return None
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _colour(image: Float[Tensor, "H W C"]) -> Float[Tensor, "1 3 H W"]:
+    if image.shape[-1] < 3:
+        return repeat(image[..., 0].float().clamp(0, 1), "H W -> 1 3 H W")
+    return rearrange(image[..., :3].float().clamp(0, 1), "H W C -> 1 C H W")
+
+
+def _check_shapes(pred: Tensor, target: Tensor) -> None:
+    if pred.shape != target.shape:
+        raise InputError("pred", tuple(pred.shape), f"the target's shape {tuple(target.shape)}")

@@ -1,0 +1,84 @@
+"""Crossover: from two fitness maps to one order of the population, the fittest first (EVOS, section 3.2).
+
+Pure functions on score maps. A cell's place in the order is all that selection needs: the first n are the survivors.
+Everything has a static shape and stays on the device: the share of places each parent gives is data, and enters as a
+comparison of ranks.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def ranks(order: Int[Tensor, "B P"]) -> Int[Tensor, "B P"]:
+    """The inverse of a permutation: the place of each cell in ``order``."""
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places)
+
+
+def fittest_first(fitness: Float[Tensor, "B P"]) -> Int[Tensor, "B P"]:
+    """Cells by falling fitness, ties by index."""
+    return fitness.argsort(dim=1, descending=True, stable=True)
+
+
+def masked_mean(values: Float[Tensor, "B P"], counted: Bool[Tensor, "B P"] | None) -> Float[Tensor, "B 1"]:
+    """Mean of each row over the counted cells (None = all)."""
+    if counted is None:
+        return values.mean(1, keepdim=True)
+    return (values * counted).sum(1, keepdim=True) / counted.sum(1, keepdim=True).clamp(min=1)
+
+
+def cross_none(
+    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: int, counted: Bool[Tensor, "B P"] | None = None
+) -> Int[Tensor, "B P"]:
+    """Order by the low-frequency fitness alone."""
+    return fittest_first(low)
+
+
+def cross_add(
+    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: int, counted: Bool[Tensor, "B P"] | None = None
+) -> Int[Tensor, "B P"]:
+    """Order by the sum of both fitnesses."""
+    return fittest_first(low + high)
+
+
+def cross_select(
+    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: int, counted: Bool[Tensor, "B P"] | None = None
+) -> Int[Tensor, "B P"]:
+    """The paper's crossover, whose first ``n`` cells are the offspring.
+
+    Parents are the ``n`` fittest of each map. The offspring are their intersection; of the places that remain, a share
+    p = mean low / (mean low + mean high) goes to the fittest found by ``low`` alone, the rest to the fittest found by
+    ``high`` alone. All other cells follow by falling ``low``. The means run over the ``counted`` cells.
+    """
+    low_order, high_order = fittest_first(low), fittest_first(high)
+    low_rank, high_rank = ranks(low_order), ranks(high_order)
+    low_parent, high_parent = low_rank < n, high_rank < n
+    both = low_parent & high_parent
+
+    open_places = n - both.sum(1, keepdim=True)
+    mean_low, mean_high = masked_mean(low, counted), masked_mean(high, counted)
+    p = mean_low / (mean_low + mean_high).clamp(min=torch.finfo(low.dtype).tiny)
+    from_low = (open_places * p).long()
+
+    only_low = low_parent & ~high_parent
+    only_high = high_parent & ~low_parent
+    taken_low = only_low & (place_among(only_low, low_order, low_rank) < from_low)
+    taken_high = only_high & (place_among(only_high, high_order, high_rank) < open_places - from_low)
+
+    # One sort by (class, rank): the classes are intersection, taken from low, taken from high, everybody else.
+    cells = low.shape[1]
+    position = torch.where(taken_high, 2 * cells + high_rank, 3 * cells + low_rank)
+    position = torch.where(taken_low, cells + low_rank, position)
+    position = torch.where(both, low_rank, position)
+    return position.argsort(dim=1)
+
+
+def place_among(
+    members: Bool[Tensor, "B P"], order: Int[Tensor, "B P"], rank: Int[Tensor, "B P"]
+) -> Int[Tensor, "B P"]:
+    """For each member, how many members come before it in ``order`` (whose inverse is ``rank``)."""
+    return (members.gather(1, order).cumsum(1) - 1).gather(1, rank)
+
+
+CROSSOVERS = {"none": cross_none, "add": cross_add, "select": cross_select}

@@ -1,0 +1,69 @@
+"""Nonparametric teaching of neural fields (INT, ICML 2024): the cells of largest error, looked for at intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from jaxtyping import Int
+from torch import Tensor
+
+from evos.config import check_choice
+from evos.errors import InputError
+from evos.schedules import teaching_interval
+from evos.selection.base import Evaluate, Pool, Selection, Selector, SelectorConfig
+
+VARIANTS = ("incremental", "reverse-incremental", "dense", "dense2")
+
+
+@dataclass(frozen=True)
+class IntConfig(SelectorConfig):
+    """Options of nonparametric teaching."""
+
+    name: ClassVar[str] = "int"
+
+    variant: str = "incremental"
+    """How often the whole signal is evaluated: incremental (ever less), reverse-incremental, dense (each step) or
+    dense2 (each second)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("variant", self.variant, VARIANTS)
+
+
+class IntSelector(Selector[IntConfig]):
+    """Greedy selection: the K cells of largest absolute error, kept until the next evaluation."""
+
+    state = ("chosen",)
+
+    def __init__(self, config: IntConfig, pool: Pool, **kwargs: Any) -> None:
+        super().__init__(config, pool, **kwargs)
+        self.chosen: Int[Tensor, "R K"] = self.uniform(self.all_rows, self.keep_count(1))
+
+    def select(
+        self, step: int, rows: Int[Tensor, " B"] | None = None, *, evaluate: Evaluate | None = None
+    ) -> Selection:
+        """The cells chosen at the last evaluation; on evaluation steps the whole signal is evaluated first."""
+        everybody = rows is None
+        rows = self.all_rows if rows is None else rows
+        keep = self.keep_count(step)
+        interval = teaching_interval(self.config.variant, step, self.total_steps)
+        if (step - 1) % interval and everybody:
+            return Selection(rows, self.chosen[rows], step=step)
+        if keep >= self.pool.cells:
+            return self.everything(rows, step)
+        if evaluate is None:
+            raise InputError("selector", "int", "a strategy that needs no look at the whole signal before it selects")
+        error = evaluate(rows).abs().sum(-1)
+        if self.valid is not None:
+            error = error.masked_fill(~self.valid[rows], -1.0)
+        index = error.topk(keep, dim=1, sorted=False).indices
+        if everybody:
+            self.chosen = index
+        return Selection(rows, index, is_key=True, step=step)
+
+    def restored(self, name: str, state: dict[str, Any], shape: Sequence[int]) -> Tensor:
+        """As every selector's; the number of chosen cells may have grown with the keep ratio."""
+        chosen = super().restored(name, state, (self.pool.rows, *state.get(name, self.chosen).shape[1:]))
+        if int(chosen.max()) >= self.pool.cells:
+            raise InputError(f"selector state {name}", f"cell {int(chosen.max())}", f"cells below {self.pool.cells}")
+        return chosen

@@ -1,0 +1,176 @@
+"""Soft mining (arXiv 2312.00075): points follow the error by Langevin Monte Carlo, their loss is corrected for it."""
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evos.config import check_range
+from evos.errors import InputError
+from evos.selection.base import Evaluate, Pool, Selection, SelectorConfig
+from evos.selection.cache import CachingSelector
+from evos.selection.edges import gradient_magnitude
+
+
+@dataclass(frozen=True)
+class SoftConfig(SelectorConfig):
+    """Options of soft mining; the defaults are those EVOS compares with."""
+
+    name: ClassVar[str] = "soft"
+
+    alpha: float = 0.6
+    """Softness in [0, 1]: the loss is divided by error^alpha; 0 trains on the biased sample, 1 corrects it fully."""
+
+    correction_warmup: float = 0.2
+    """Share of training over which the exponent rises towards 1, capped at alpha; in (0, 1] (1,000 of 5,000 steps)."""
+
+    step_size: float = 20.0
+    """Length a of the walk along the gradient of the log error, at least 0."""
+
+    noise: float = 0.02
+    """Standard deviation b of the walk's noise, in units of the whole signal's extent, at least 0."""
+
+    uniform_share: float = 0.1
+    """Share of the points drawn anew uniformly in every step, in [0, 1]."""
+
+    restart_share: float = 0.1
+    """Share of the points, those of least error, restarted at the target's edges in every step, in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("alpha", self.alpha, 0, 1)
+        check_range("correction_warmup", self.correction_warmup, 0, 1, open_low=True)
+        check_range("step_size", self.step_size, 0)
+        check_range("noise", self.noise, 0)
+        check_range("uniform_share", self.uniform_share, 0, 1)
+        check_range("restart_share", self.restart_share, 0, 1)
+        if self.keep_schedule != "constant":
+            raise InputError("keep_schedule", self.keep_schedule, "constant (the walking points are a fixed set)")
+
+
+class SoftSelector(CachingSelector[SoftConfig]):
+    """A fixed set of points that walk over the signal: x <- x + a ∇log error + b η.
+
+    They are rounded to cells and may coincide. Points that leave the signal, and those of least error, restart at cells
+    drawn in proportion to the target's edges. The loss of a point is multiplied by 1 / error^r, bounded to [0.2, mean +
+    standard deviation], where r rises to ``alpha``.
+    """
+
+    needs_coord_grad = True
+    needs_target = True
+    state = ("points", "log_error_grad", "error")
+
+    def __init__(self, config: SoftConfig, pool: Pool, *, target: Float[Tensor, "R P C"], **kwargs: Any) -> None:
+        super().__init__(config, pool, **kwargs)
+        self.count, axes = self.keep_count(1), len(pool.shape)
+        self.last_cell = torch.tensor([size - 1.0 for size in pool.shape], device=self.device)
+        self.sizes = torch.tensor(pool.shape, device=self.device)
+        self.strides = torch.tensor([torch.Size(pool.shape[d + 1 :]).numel() for d in range(axes)], device=self.device)
+        edges = gradient_magnitude(target.to(self.device), pool).clamp(min=1e-5)
+        if self.valid is not None:
+            edges = edges * self.valid
+        # float64: the cumulative sum of millions of cells.
+        self.edge_cdf = edges.double().cumsum(1) / edges.double().sum(1, keepdim=True)
+        self.points: Float[Tensor, "R K D"] = self.uniform_points(self.all_rows)
+        self.log_error_grad: Float[Tensor, "R K D"] = torch.zeros_like(self.points)
+        self.error: Float[Tensor, "R K"] = torch.zeros(pool.rows, self.count, device=self.device)
+
+    def rand(self, *shape: int) -> Float[Tensor, "..."]:
+        """Uniform numbers in [0, 1) from this selector's generator."""
+        return torch.rand(*shape, generator=self.generator, device=self.device)
+
+    def uniform_points(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B K D"]:
+        """Points at cells drawn uniformly."""
+        place = (self.rand(len(rows), self.count, len(self.strides)) * self.sizes).floor()
+        return (place / self.last_cell.clamp(min=1)).clamp(max=1)
+
+    def edge_points(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B K D"]:
+        """Points at cells drawn in proportion to the target's gradient."""
+        chance = self.rand(len(rows), self.count).double()
+        cells = torch.searchsorted(self.edge_cdf[rows], chance, right=True).clamp(max=self.pool.cells - 1)
+        return (cells[..., None] // self.strides % self.sizes) / self.last_cell.clamp(min=1)
+
+    def nearest_cells(self, points: Float[Tensor, "B K D"]) -> Int[Tensor, "B K"]:
+        """The cell that each point lies in."""
+        return ((points * self.last_cell).round().long() * self.strides).sum(-1)
+
+    def walk(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B K D"]:
+        """One Langevin step of the points of ``rows``."""
+        config = self.config
+        noise = torch.randn(len(rows), self.count, len(self.strides), generator=self.generator, device=self.device)
+        moved = self.points[rows] + config.step_size * self.log_error_grad[rows] + config.noise * noise
+        error = self.error[rows]
+        least = error.kthvalue(max(1, int(config.restart_share * self.count)), dim=1, keepdim=True).values
+        # A point whose gradient is not finite is nowhere inside either.
+        outside = ~((moved >= 0) & (moved <= 1)).all(-1)
+        restart = outside | (error <= least) if config.restart_share > 0 else outside
+        # The last points of the set are the ones drawn anew: which ones does not matter, the walk has no order.
+        drawn_anew = torch.arange(self.count, device=self.device) >= self.count - int(config.uniform_share * self.count)
+        moved = torch.where(drawn_anew[None, :, None], self.uniform_points(rows), moved)
+        restart = restart & ~drawn_anew
+        return torch.where(restart[..., None], self.edge_points(rows), moved).clamp(0, 1)
+
+    def select(
+        self, step: int, rows: Int[Tensor, " B"] | None = None, *, evaluate: Evaluate | None = None
+    ) -> Selection:
+        """The cells nearest to the walking points, weighted by the correction of the errors last seen there."""
+        rows = self.all_rows if rows is None else rows
+        points = self.walk(rows) if step > 1 else self.points[rows]
+        if self.valid is not None:  # a point on a masked cell restarts on a usable one
+            usable = self.valid[rows].gather(1, self.nearest_cells(points))
+            points = torch.where(usable[..., None], points, self.edge_points(rows))
+        self.points[rows] = points
+        return Selection(rows, self.nearest_cells(points), step=step)
+
+    def weigh(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> Selection:
+        """Importance correction 1 / error^r by the L1 error of [-1, 1] targets; r rises with the step up to alpha."""
+        exponent = min(selection.step / (self.config.correction_warmup * self.total_steps), self.config.alpha)
+        error = 2 * residual.abs().mean(-1)
+        weight = error.clamp(min=torch.finfo(torch.float16).eps).pow(-exponent)
+        # Rows are corrected by themselves: a batch equals its rows one by one.
+        bound = weight.mean(1, keepdim=True) + weight.std(1, keepdim=True, correction=0)
+        return replace(selection, weight=weight.clamp(min=0.2).minimum(bound))
+
+    def observe(
+        self,
+        selection: Selection,
+        residual: Float[Tensor, "B K C"],
+        *,
+        coord_grad: Float[Tensor, "B K D"] | None = None,
+    ) -> None:
+        """Take the slope of the log error from the loss's gradient with respect to the points' coordinates.
+
+        Without one (rays, fields that are not differentiable in space) it is the central difference of the last
+        errors seen.
+        """
+        self.cache.write(selection, residual)
+        error = residual.square().mean(-1)
+        if coord_grad is None:
+            slope = self.cached_slope(selection) / self.count
+        else:
+            # The loss is the mean of weight · (2 residual)²: dividing leaves ∇ log error / K, as in the released code.
+            weight = 1.0 if selection.weight is None else selection.weight
+            slope = coord_grad * len(selection.rows) / (4 * weight * error + 1e-12)[..., None]
+        self.log_error_grad[selection.rows] = slope.float()
+        self.error[selection.rows] = error.float()
+
+    def cached_slope(self, selection: Selection) -> Float[Tensor, "B K D"]:
+        """Central difference of the cached log error at the points, per unit of a coordinate in [-1, 1].
+
+        A neighbour that does not exist or was never seen counts as equal to the point itself.
+        """
+        assert selection.index is not None
+        log_error = self.cache.read(selection.rows).square().mean(-1).clamp(min=1e-8).log()
+        seen = self.cache.seen[selection.rows]
+        base = selection.index[..., None]
+        place = base // self.strides % self.sizes
+
+        def neighbours(shift: Int[Tensor, "B K D"]) -> Float[Tensor, "B K D"]:
+            cells = (base + shift).flatten(1)
+            cells = torch.where(seen.gather(1, cells), cells, base.expand_as(shift).flatten(1))
+            return log_error.gather(1, cells).view(shift.shape)
+
+        ahead, behind = self.strides * (place < self.sizes - 1), self.strides * (place > 0)
+        return (neighbours(ahead) - neighbours(-behind)) * self.last_cell / 4

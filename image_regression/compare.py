@@ -1,0 +1,313 @@
+"""Strategies × schedules × seeds on anybody's pictures, as in EVOS Table 1.
+
+    python image_regression/compare.py --config configs/image_regression/table1.txt --input FOLDER --out runs/table1
+
+Every run is a folder of its own, so the same command given again goes on where a comparison stopped. With several GPUs
+(``--devices cuda:0,cuda:1``, or auto) it runs one process a device. Writes table.md, table.csv and psnr_over_time.png.
+"""
+
+import csv
+import multiprocessing
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from math import gcd
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from evos.config import check_choice
+from evos.errors import InputError, exit_on_input_error
+from evos.runs import Stopper, open_run
+from image_regression.options import Options, RegressionConfig, from_values, parse
+from image_regression.run import Stopped, fit_signal
+from image_regression.signals import find_inputs, load
+from image_regression.summary import cell, markdown_table
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "full": {"selector": "full"},
+    "full_cfs": {"selector": "full", "cfs_weight": 0.65},
+    "uniform": {"selector": "uniform"},
+    "uniform_cfs": {"selector": "uniform", "cfs_weight": 0.65},
+    "egra": {"selector": "egra"},
+    "expansive": {"selector": "expansive"},
+    "soft": {"selector": "soft"},
+    "int": {"selector": "int"},
+    "int_reverse": {"selector": "int", "selector.variant": "reverse-incremental"},
+    "int_dense": {"selector": "int", "selector.variant": "dense"},
+    "int_dense2": {"selector": "int", "selector.variant": "dense2"},
+    "evos": {"selector": "evos"},
+    "evos_no_cfs": {"selector": "evos", "cfs_weight": 0.0},
+}
+"""Rows of the table: options that make a strategy."""
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant": {"selector.keep_ratio": 0.5},
+    "step": {"selector.keep_ratio": 0.2, "selector.keep_schedule": "step"},
+}
+"""Columns of the paper's table: how many points are kept."""
+
+CONSTANT_ONLY = ("full", "full_cfs", "soft")
+"""Strategies without a keep-ratio schedule."""
+
+
+@dataclass(frozen=True)
+class CompareConfig(RegressionConfig):
+    """Options of a comparison, besides those of every run in it."""
+
+    out: str = "runs/compare"
+    """Folder the comparison is written to."""
+
+    strategies: str = "full,uniform,evos_no_cfs,evos"
+    """Strategies to compare, separated by commas (see STRATEGIES in compare.py)."""
+
+    schedules: str = "constant"
+    """Keep-ratio schedules, separated by commas: constant (0.5) and step (0.2 to 0.92)."""
+
+    seeds: str = "0"
+    """Seeds, separated by commas; with several, the table gives their spread."""
+
+    at_steps: str = "1000,2000,5000"
+    """Steps at which quality is listed, separated by commas; those beyond the run are left out."""
+
+    devices: str = "auto"
+    """Devices separated by commas, one process each; auto: every GPU, or the CPU."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in words(self.strategies):
+            check_choice("strategies", name, STRATEGIES)
+        for name in words(self.schedules):
+            check_choice("schedules", name, SCHEDULES)
+        numbers("seeds", self.seeds)
+        numbers("at_steps", self.at_steps)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the comparison."""
+
+    strategy: str
+    schedule: str
+    seed: int
+    picture: str | None
+    folder: str
+    options: Options
+
+
+def words(text: str) -> list[str]:
+    """The parts of a list separated by commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(name: str, text: str) -> list[int]:
+    """A list of whole numbers separated by commas."""
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError:
+        raise InputError(name, text, "whole numbers separated by commas") from None
+
+
+def listed_steps(config: CompareConfig) -> list[int]:
+    """The steps at which quality is listed, the last step among them."""
+    return sorted({step for step in numbers("at_steps", config.at_steps) if step < config.steps} | {config.steps})
+
+
+def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
+    """Every run; seeds vary slowest, so that a stopped comparison has whole tables of the first seeds."""
+    own = {option.name for option in RegressionConfig.__dataclass_fields__.values()}
+    shared = {name: value for name, value in asdict(options.run).items() if name in own}
+    steps = listed_steps(config)
+    shared |= {
+        "eval_every": config.eval_every or gcd(*steps, max(1, config.steps // 20)),
+        "resume": not config.overwrite,
+    }
+    parts = {
+        f"{part}.{name}": value
+        for part in ("field", "transform")
+        for name, value in asdict(getattr(options, part)).items()
+    }
+    jobs = []
+    for seed in numbers("seeds", config.seeds):
+        for path in find_inputs(config.input):
+            for schedule in words(config.schedules):
+                for strategy in words(config.strategies):
+                    if schedule != "constant" and strategy in CONSTANT_ONLY:
+                        continue
+                    picture = "astronaut" if path is None else path.name.replace(".", "_")
+                    folder = Path(config.out, picture, f"{strategy}-{schedule}-{seed}")
+                    values = shared | parts | SCHEDULES[schedule] | STRATEGIES[strategy]
+                    values |= {"seed": seed, "out": str(folder), "input": None if path is None else str(path)}
+                    names = {"selector": values["selector"], "field": config.field, "transform": config.transform}
+                    made = from_values(values, names)
+                    jobs.append(Job(strategy, schedule, seed, values["input"], str(folder), made))
+    return jobs
+
+
+def run_job(job: Job, device: str, lpips_steps: tuple[int, ...]) -> dict[str, Any] | None:
+    """The metrics of one run, from its folder if it is complete; None if a signal stopped it."""
+    options = replace(job.options, run=replace(job.options.run, device=device))
+    signal = load(None if job.picture is None else Path(job.picture), options.run.size)
+    with Stopper() as stopper:
+        try:
+            return fit_signal(signal, options, Path(job.folder), stopper, lpips_steps=lpips_steps)
+        except Stopped:
+            return None
+
+
+_device: str = ""
+
+
+def _claim_device(queue: Any) -> None:
+    global _device
+    _device = queue.get()
+
+
+def _run_claimed(job: Job, lpips_steps: tuple[int, ...]) -> dict[str, Any] | None:
+    return run_job(job, _device, lpips_steps)
+
+
+def run_jobs(jobs: list[Job], devices: list[str], lpips_steps: tuple[int, ...]) -> list[dict[str, Any]]:
+    """The metrics of all jobs, in order, one process a device; SystemExit(130) if a signal stopped one."""
+    if len(devices) == 1:
+        results = []
+        for job in jobs:
+            results.append(run_job(job, devices[0], lpips_steps))
+            if results[-1] is None:
+                break
+    else:
+        context = multiprocessing.get_context("spawn")
+        queue = context.Queue()
+        for device in devices:
+            queue.put(device)
+        with ProcessPoolExecutor(len(devices), context, _claim_device, (queue,)) as pool:
+            results = list(pool.map(_run_claimed, jobs, [lpips_steps] * len(jobs)))
+    if None in results:
+        raise SystemExit(130)
+    return [result for result in results if result is not None]
+
+
+def seconds_to(psnr: float, curve: Iterable[Mapping[str, float]]) -> float | None:
+    """Training seconds at which a curve first reaches ``psnr``, interpolated; None if it never does."""
+    before = {"seconds": 0.0, "psnr": None}
+    for entry in curve:
+        if entry["psnr"] >= psnr:
+            if before["psnr"] is None:
+                return entry["seconds"]
+            share = (psnr - before["psnr"]) / (entry["psnr"] - before["psnr"])
+            return before["seconds"] + share * (entry["seconds"] - before["seconds"])
+        before = dict(entry)
+    return None
+
+
+def table_rows(config: CompareConfig, jobs: list[Job], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each strategy and schedule: means over pictures and seeds, spread of the final PSNR over seeds."""
+    done = list(zip(jobs, results, strict=True))
+    full = {(job.picture, job.seed): result for job, result in done if job.strategy == "full"}
+    rows = []
+    for schedule in words(config.schedules):
+        for strategy in words(config.strategies):
+            mine = [(job, result) for job, result in done if (job.strategy, job.schedule) == (strategy, schedule)]
+            if not mine:
+                continue
+            row: dict[str, Any] = {"strategy": strategy, "schedule": schedule}
+            row["cfs"] = "yes" if mine[0][0].options.cfs_weight > 0 else "no"
+            for step in listed_steps(config):
+                entries = [entry for _, result in mine for entry in result["curve"] if entry["step"] == step]
+                for key in ("psnr", "ssim", "lpips"):
+                    values = [entry[key] for entry in entries if entry.get(key) is not None]
+                    row[f"{key}@{step}"] = mean(values) if values else None
+            seeds = sorted({job.seed for job, _ in mine})
+            of_seed = [mean(result["psnr"] for job, result in mine if job.seed == seed) for seed in seeds]
+            row["psnr_spread"] = stdev(of_seed) if len(of_seed) > 1 else None
+            row["seconds"] = mean(result["train_seconds"] for _, result in mine)
+            row["points"] = round(mean(result["points_evaluated"] for _, result in mine))
+            shares = [reach_full(result, full.get((job.picture, job.seed))) for job, result in mine]
+            row["reached_full"] = f"{sum(share is not None for share in shares)}/{len(shares)}" if full else None
+            reached = [share for share in shares if share is not None]
+            row["time_to_full"] = mean(reached) if reached and len(reached) == len(shares) else None
+            rows.append(row)
+    return rows
+
+
+def reach_full(result: Mapping[str, Any], full: Mapping[str, Any] | None) -> float | None:
+    """Seconds to the full run's final PSNR as a share of the full run's seconds."""
+    seconds = None if full is None else seconds_to(full["psnr"], result["curve"])
+    return None if seconds is None or full is None else seconds / full["train_seconds"]
+
+
+def form_of(name: str) -> str:
+    """How a column's numbers are written."""
+    forms = {
+        "psnr": "{:.2f}",
+        "ssim": "{:.4f}",
+        "lpips": "{:.4f}",
+        "seconds": "{:.1f}",
+        "points": "{:,}",
+        "time_to_full": "{:.2f}",
+    }
+    return forms.get(name.split("@")[0].removesuffix("_spread"), "{}")
+
+
+def write_tables(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """table.md and table.csv."""
+    columns = list(rows[0])
+    note = """
+Means over pictures and seeds; psnr_spread: standard deviation over seeds; time_to_full: training seconds to the full
+run's final PSNR as a share of the full run's (a dash where not every run got there; reached_full: how many did).
+"""
+    lines = [[cell(form_of(name), row[name]) for name in columns] for row in rows]
+    (folder / "table.md").write_text(markdown_table(columns, lines) + note)
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot(folder: Path, jobs: list[Job], results: list[dict[str, Any]]) -> None:
+    """PSNR over training seconds, both averaged over pictures and seeds."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+    for key in dict.fromkeys((job.strategy, job.schedule) for job in jobs):
+        curves = [
+            result["curve"] for job, result in zip(jobs, results, strict=True) if (job.strategy, job.schedule) == key
+        ]
+        points = list(zip(*curves, strict=True))
+        seconds = [mean(entry["seconds"] for entry in column) for column in points]
+        axis.plot(seconds, [mean(entry["psnr"] for entry in column) for column in points], label=" ".join(key))
+    axis.set(xlabel="training seconds", ylabel="PSNR (dB)")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(folder / "psnr_over_time.png", dpi=120)
+    plt.close(figure)
+
+
+def all_devices(text: str) -> list[str]:
+    """The devices named, or every GPU, or the CPU."""
+    if text != "auto":
+        return words(text)
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """The program."""
+    options = parse(argv, CompareConfig)
+    config = options.run
+    assert isinstance(config, CompareConfig)
+    jobs = make_jobs(config, options)
+    # Given again, the same comparison goes on; another one in the same folder is refused.
+    resume = Path(config.out).exists() and not config.overwrite
+    free = ("devices", "device", "resume", "overwrite", "quiet", "out", "save_every")
+    run = open_run(Path(config.out), options.resolved(), resume=resume, overwrite=config.overwrite, free=free)
+    results = run_jobs(jobs, all_devices(config.devices), tuple(listed_steps(config)) if config.lpips else ())
+    write_tables(run.path, table_rows(config, jobs, results))
+    plot(run.path, jobs, results)
+    print((run.path / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The first thing to run: one photo, the full batch against EVOS, the same network and seed.
+
+    make demo
+
+Ends with a table and runs/demo/report.png.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from evos.errors import exit_on_input_error
+from evos.images import read_image
+from evos.runs import Stopper, open_run
+from image_regression.compare import seconds_to
+from image_regression.options import parse
+from image_regression.report import Curve, Panel, write_report
+from image_regression.run import Stopped, fit_signal
+from image_regression.signals import load
+from image_regression.summary import markdown_table
+
+ROWS = {"full": ["--selector", "full"], "EVOS": ["--selector", "evos"]}
+DEFAULTS = ["--config", str(Path(__file__).parents[1] / "configs" / "image_regression" / "demo.txt")]
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """The program; it takes the options of main.py."""
+
+    words = DEFAULTS + (sys.argv[1:] if argv is None else argv)
+    base = parse(words).run
+    out = open_run(Path(base.out), {"demo": list(ROWS)}, resume=False, overwrite=base.overwrite).path
+    results, panels, curves = {}, [], []
+    signal = load(Path(base.input) if base.input else None, base.size)
+    truth = signal.picture(signal.values)
+    with Stopper() as stopper:
+        for title, extra in ROWS.items():
+            options = parse([*words, *extra])
+            folder = out / title.lower()
+            try:
+                results[title] = fit_signal(
+                    signal, replace(options, run=replace(options.run, out=str(folder))), folder, stopper
+                )
+            except Stopped as stopped:
+                raise SystemExit(stopped.exit_code) from None
+            reconstruction, selection = (
+                read_image(folder / "images" / name).pixels for name in ("reconstruction.png", "selection.png")
+            )
+            panels.append(Panel(title, reconstruction, None if title == "full" else selection))
+            curves.append(Curve(title, results[title]["curve"]))
+    write_report(out / "report.png", truth, panels, curves)
+    full = results["full"]
+    rows = []
+    for title, result in results.items():
+        reached = seconds_to(full["psnr"], result["curve"])
+        rows.append(
+            [
+                title,
+                f"{result['psnr']:.2f}",
+                f"{result['ssim']:.4f}",
+                f"{result['train_seconds']:.1f}",
+                f"{result['points_evaluated']:,}",
+                "not reached"
+                if reached is None
+                else f"{reached:.1f} s ({reached / full['train_seconds']:.0%} of full's)",
+            ]
+        )
+    table = markdown_table(
+        ["", "PSNR (dB)", "SSIM", "training s", "points evaluated", "reached full's final PSNR after"], rows
+    )
+    (out / "table.md").write_text(table)
+    print(
+        f"\n{signal.name} {signal.shape}, {base.field}, {base.steps} steps, seed {base.seed}, "
+        f"{torch.get_num_threads()} threads\n"
+    )
+    print(table)
+    print(f"pictures and curves: {out / 'report.png'}")
+
+
+if __name__ == "__main__":
+    main()

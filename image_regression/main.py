@@ -1,0 +1,66 @@
+"""Fit images with a neural field trained on the points that an evolutionary selector chooses.
+
+    python image_regression/main.py --config configs/image_regression/evos.txt --input FILE_OR_FOLDER --out runs/NAME
+
+A folder fits every picture in it, each in a folder of its own, and writes summary.md and summary.csv.
+"""
+
+import sys
+from pathlib import Path
+
+from evos.errors import InputError, exit_on_input_error
+from evos.runs import Stopper
+from image_regression.options import Options, parse
+from image_regression.run import Stopped, fit_signal
+from image_regression.signals import find_inputs, load
+from image_regression.summary import write_summary
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """The program."""
+    options = parse(argv)
+    inputs = find_inputs(options.run.input)
+    out = Path(options.run.out)
+    is_folder = options.run.input is not None and Path(options.run.input).is_dir()
+    results, failures = [], []
+    with Stopper() as stopper:
+        try:
+            for path in inputs:
+                try:
+                    signal = load(path, options.run.size)
+                    results.append(fit_signal(signal, options, run_folder(out, path, is_folder), stopper))
+                except InputError as error:
+                    if not is_folder:
+                        raise
+                    # One bad picture must not lose the others.
+                    failures.append(error)
+                    print(f"error: {error}", file=sys.stderr)
+        except Stopped as stopped:
+            print(f"stopped; go on with: {resume_command(options, argv)}", file=sys.stderr)
+            raise SystemExit(stopped.exit_code) from None
+    if is_folder and results:
+        write_summary(out, results)
+        print((out / "summary.md").read_text())
+    for result in [] if is_folder else results:
+        print(
+            f"{result['name']}: {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f}, "
+            f"{result['train_seconds']:.1f} s of training, {result['points_evaluated']:,} points evaluated -> {out}"
+        )
+    if failures:
+        raise SystemExit(2)
+
+
+def run_folder(out: Path, path: Path | None, is_folder: bool) -> Path:
+    """Where a picture's run goes; the extension tells apart pictures that share a stem."""
+    return out / path.name.replace(".", "_") if is_folder and path is not None else out
+
+
+def resume_command(options: Options, argv: list[str] | None) -> str:
+    """The command that continues this run."""
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("--resume", "--overwrite")]
+    return " ".join(["python image_regression/main.py", *words, "--resume"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""The command line and config files of image regression: ConfigArgParse over the option dataclasses.
+
+Options of the three exchangeable parts carry their part's name: ``--selector evos --selector.keep_ratio 0.25``,
+``--field siren --field.omega 30``, ``--transform gamma --transform.gamma 2.2``. The command line beats the config file.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NoReturn
+
+import configargparse
+
+from evos.config import Option, build_config, check_choice, check_range, options
+from evos.errors import InputError, unknown_name
+from evos.fields import FIELDS, FieldConfig
+from evos.selection import SELECTORS, SelectorConfig
+from evos.transforms import TRANSFORMS, TransformConfig
+
+PARTS: dict[str, Mapping[str, Any]] = {
+    "selector": {name: config for name, (config, _) in SELECTORS.items()},
+    "field": FIELDS,
+    "transform": TRANSFORMS,
+}
+FREE = ("out", "resume", "overwrite", "save_every", "eval_every", "device", "quiet")
+"""Options that may differ between a run and its resumption."""
+
+
+@dataclass(frozen=True)
+class RegressionConfig:
+    """Options of one regression run."""
+
+    input: str | None = None
+    """Picture or folder of pictures to fit (png jpg tiff webp bmp; any mode; 8 and 16 bit); none: the astronaut."""
+
+    out: str = "runs/image"
+    """Folder the run is written to."""
+
+    size: int | None = None
+    """Reduce the picture first, antialiased, so that its longer side has this many pixels; none: as it is."""
+
+    selector: str = "evos"
+    """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int or evos."""
+
+    field: str = "siren"
+    """Network: siren, finer, wire, gauss, relu, pemlp, fourier or hashgrid."""
+
+    transform: str = "min_max"
+    """Transform of the target before regression: min_max, z_score, sym_power, box_cox or gamma."""
+
+    steps: int = 5000
+    """Training steps, at least 1."""
+
+    lr: float | None = None
+    """Adam's learning rate, above 0; none: the one of the field's paper."""
+
+    lr_decay: float = 1.0
+    """Learning rate at the last step as a share of that at the first, in (0, 1], reached geometrically; 1: constant."""
+
+    cfs_weight: float | None = None
+    """Weight of cross-frequency supervision, at least 0; none: 0.65 with the evos selector, 0 with any other."""
+
+    cfs_share: float = 0.3
+    """Share of the steps, from the first, with cross-frequency supervision, in [0, 1]; dense key steps all have it."""
+
+    seed: int = 0
+    """Seed of the initial weights and of every draw."""
+
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda or cuda:n."""
+
+    precision: str = "fp32"
+    """fp32, tf32 (matrix products on CUDA) or bf16 (autocast)."""
+
+    compile: bool = False
+    """Compile the field with torch.compile: slower start, faster steps."""
+
+    chunk: int = 262144
+    """Most points in one pass through the network; larger batches go in pieces with the same gradient. At least 1."""
+
+    eval_every: int | None = None
+    """Steps between evaluations of the whole picture, at least 1; none: a twentieth of the run."""
+
+    save_every: int | None = None
+    """Steps between checkpoints, at least 1; none: a tenth of the run."""
+
+    lpips: bool = True
+    """Measure LPIPS at the end (null where its weights can't be had)."""
+
+    resume: bool = False
+    """Go on from the run's checkpoint."""
+
+    overwrite: bool = False
+    """Replace an existing run of the same name."""
+
+    quiet: bool = False
+    """No progress bar."""
+
+    def __post_init__(self) -> None:
+        for part, table in PARTS.items():
+            check_choice(part, getattr(self, part), table)
+        for name in ("size", "steps", "chunk", "eval_every", "save_every"):
+            check_range(name, getattr(self, name), 1)
+        check_range("lr", self.lr, 0, open_low=True)
+        check_range("lr_decay", self.lr_decay, 0, 1, open_low=True)
+        check_range("cfs_weight", self.cfs_weight, 0)
+        check_range("cfs_share", self.cfs_share, 0, 1)
+        check_range("seed", self.seed, 0, 2**63 - 1)
+        check_choice("precision", self.precision, ("fp32", "tf32", "bf16"))
+        if self.resume and self.overwrite:
+            raise InputError("overwrite", True, "either --resume or --overwrite")
+
+
+@dataclass(frozen=True)
+class Options:
+    """A run's options with those of its parts."""
+
+    run: RegressionConfig
+    selector: SelectorConfig
+    field: FieldConfig
+    transform: TransformConfig
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option by its name on the command line."""
+        values = asdict(self.run)
+        for part in PARTS:
+            values |= {f"{part}.{name}": value for name, value in asdict(getattr(self, part)).items()}
+        return values
+
+    @property
+    def cfs_weight(self) -> float:
+        """The weight of cross-frequency supervision, with its default resolved."""
+        default = 0.65 if self.run.selector == "evos" else 0.0
+        return default if self.run.cfs_weight is None else self.run.cfs_weight
+
+    @property
+    def lr(self) -> float:
+        """The learning rate, with its default resolved."""
+        return self.field.default_lr if self.run.lr is None else self.run.lr
+
+
+class Parser(configargparse.ArgumentParser):
+    """ConfigArgParse that reports what is wrong as an InputError."""
+
+    def error(self, message: str) -> NoReturn:
+        """Every error of the command line or config file is one line."""
+        if message.startswith("Unable to open config file:"):
+            raise InputError(
+                "--config", message.split(":", 1)[1].split(". Error")[0].strip(), "a file that can be read"
+            )
+        raise InputError("command line", message, "options as in --help")
+
+
+def make_parser(parts: Mapping[str, str] | None, base: type = RegressionConfig) -> Parser:
+    """The parser; with the names of the parts it knows their options too, and ``--help``."""
+    parser = Parser(
+        prog="python image_regression/main.py",
+        description="Fit images with a neural field trained on the points that a selector chooses.",
+        epilog="Options of another strategy, field or transform: name it before --help.",
+        add_help=parts is not None,
+        allow_abbrev=False,
+        formatter_class=configargparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "-c", "--config", is_config_file=True, help="File of `name = value` lines; the command line beats it."
+    )
+    groups = [("run", "", options(base))]
+    groups += [(f"{part} {name}", f"{part}.", options(PARTS[part][name])) for part, name in (parts or {}).items()]
+    for title, prefix, entries in groups:
+        group = parser.add_argument_group(title)
+        for entry in entries:
+            add_option(group, prefix, entry)
+    return parser
+
+
+def add_option(group: Any, prefix: str, option: Option) -> None:
+    """One option; its text is parsed later, so that every front end reports the same errors."""
+    switch: dict[str, Any] = {"nargs": "?", "const": "true"} if option.kind is bool else {}
+    default = str(option.default).lower() if option.kind is bool or option.default is None else option.default
+    text = f"{option.help} (default: {default})".replace("%", "%%")
+    group.add_argument(
+        f"--{prefix}{option.name}",
+        dest=prefix + option.name,
+        default=None,
+        metavar=option.kind.__name__,
+        help=text,
+        **switch,
+    )
+
+
+def parse(argv: Sequence[str] | None = None, base: type = RegressionConfig) -> Options:
+    """The options that a command line and its config file describe.
+
+    Args:
+        argv: the command line without the program's name; None: that of this process.
+        base: the dataclass of the run's own options.
+
+    Raises:
+        InputError: unknown option (names the nearest), value of the wrong kind or out of range, unreadable file.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first, _ = make_parser(None, base).parse_known_args([arg for arg in argv if arg not in ("-h", "--help")])
+    names = {}
+    defaults = {option.name: option.default for option in options(base)}
+    for part, table in PARTS.items():
+        names[part] = getattr(first, part) or defaults[part]
+        check_choice("--" + part, names[part], table)
+    parser = make_parser(names, base)
+    found, unknown = parser.parse_known_args(argv)
+    values = {name: value for name, value in vars(found).items() if value is not None and name != "config"}
+    known = [entry for action in parser._actions for entry in action.option_strings if entry.startswith("--")]
+    for word in unknown:
+        raise (
+            unknown_name("option", word.split("=")[0], known)
+            if word.startswith("--")
+            else InputError("command line", word, "options that start with --")
+        )
+    return from_values(values, names, base)
+
+
+def from_values(values: Mapping[str, Any], names: Mapping[str, str], base: type = RegressionConfig) -> Options:
+    """Options from values by their names on the command line; ``names`` says which parts they belong to."""
+    own = {name: value for name, value in values.items() if "." not in name}
+    built = {}
+    for part, name in names.items():
+        mine = {key.split(".", 1)[1]: value for key, value in values.items() if key.startswith(part + ".")}
+        built[part] = build_config(PARTS[part][name], mine, f"--{part}.")
+    return Options(build_config(base, own, "--"), **built)
+
+
+def as_config_file(options_: Options) -> str:
+    """The options that differ from their defaults, as a config file that repeats the run."""
+    lines = []
+    for prefix, config in [("", options_.run), *((f"{part}.", getattr(options_, part)) for part in PARTS)]:
+        for entry in fields(config):
+            value = getattr(config, entry.name)
+            if value != entry.default and prefix + entry.name not in ("resume", "overwrite"):
+                lines.append(f"{prefix}{entry.name} = {str(value).lower() if isinstance(value, bool) else value}")
+    return "\n".join(lines) + "\n"

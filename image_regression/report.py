@@ -1,0 +1,70 @@
+"""The report picture: truth, and for each run its reconstruction, error and selection, with PSNR over time."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One run's pictures: its reconstruction and how often each cell was selected (0 to 1)."""
+
+    title: str
+    reconstruction: Float[Tensor, "H W C"]
+    selection: Float[Tensor, "H W 1"] | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's evaluations: entries with step, seconds and psnr."""
+
+    title: str
+    entries: list[dict[str, float]]
+
+
+def as_picture(pixels: Float[Tensor, "H W C"]) -> np.ndarray:
+    """Pixels that matplotlib can show: grey, RGB or RGBA in [0, 1]."""
+    shown = pixels.detach().cpu().clamp(0, 1).numpy()
+    return shown[..., 0] if shown.shape[-1] <= 2 else shown
+
+
+def write_report(path: Path, truth: Float[Tensor, "H W C"], panels: list[Panel], curves: list[Curve]) -> None:
+    """Write the picture; errors are shown on one scale for all runs, whose end is the largest 99th percentile."""
+    import matplotlib.pyplot as plt
+
+    errors = [(panel.reconstruction - truth).abs().mean(-1).detach().cpu().numpy() for panel in panels]
+    scale = max(float(np.percentile(error, 99)) for error in errors) or 1.0
+    rows = len(panels) + 1
+    figure, axes = plt.subplots(rows, 3, figsize=(12, 4 * rows), squeeze=False, layout="constrained")
+    axes[0, 0].imshow(as_picture(truth), cmap="gray", vmin=0, vmax=1)
+    axes[0, 0].set_title("truth")
+    for row, (panel, error) in enumerate(zip(panels, errors, strict=True), start=1):
+        final = next((c.entries[-1]["psnr"] for c in curves if c.title == panel.title and c.entries), None)
+        quality = "" if final is None else f", {final:.2f} dB"
+        axes[row, 0].imshow(as_picture(panel.reconstruction), cmap="gray", vmin=0, vmax=1)
+        axes[row, 0].set_title(f"{panel.title}{quality}")
+        shown = axes[row, 1].imshow(error, cmap="magma", vmin=0, vmax=scale)
+        axes[row, 1].set_title(f"{panel.title}: absolute error")
+        figure.colorbar(shown, ax=axes[row, 1], shrink=0.8)
+        if panel.selection is not None and float(panel.selection.max()) > 0:
+            axes[row, 2].imshow(as_picture(panel.selection), cmap="viridis")
+            axes[row, 2].set_title(f"{panel.title}: where the selector looked")
+        else:
+            axes[row, 2].text(
+                0.5, 0.5, "every point, every step", ha="center", va="center", transform=axes[row, 2].transAxes
+            )
+    for axis in axes.flat:
+        axis.axis("off")
+    for column, key, label in ((1, "seconds", "training seconds"), (2, "step", "step")):
+        axes[0, column].axis("on")
+        for curve in curves:
+            xs = [entry[key] for entry in curve.entries]
+            axes[0, column].plot(xs, [entry["psnr"] for entry in curve.entries], marker=".", label=curve.title)
+        axes[0, column].set(xlabel=label, ylabel="PSNR (dB)", title=f"PSNR over {label}")
+        axes[0, column].grid(alpha=0.3)
+        axes[0, column].legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

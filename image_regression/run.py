@@ -1,0 +1,175 @@
+"""One run: a folder, the training loop with its clock, evaluations, checkpoints and pictures, and its metrics."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from evos.images import write_image
+from evos.metrics import image_metrics
+from evos.runs import (
+    Clock,
+    EventLog,
+    Progress,
+    Run,
+    Stopper,
+    environment,
+    load_checkpoint,
+    non_finite,
+    open_run,
+    peak_memory_bytes,
+    read_json,
+    resolve_device,
+    rng_state,
+    save_checkpoint,
+    seed_everything,
+    set_rng_state,
+    write_json,
+)
+from image_regression.options import FREE, Options, as_config_file
+from image_regression.report import Curve, Panel, write_report
+from image_regression.signals import Signal
+from image_regression.trainer import Fit
+
+CHECK_EVERY = 100
+"""Steps between looks at whether the loss is still finite: each makes the host wait for the device."""
+
+
+class Stopped(Exception):
+    """A signal ended the run after a finished step and a saved checkpoint."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(exit_code)
+        self.exit_code = exit_code
+
+
+def fit_signal(
+    signal: Signal, options: Options, path: Path, stopper: Stopper, *, lpips_steps: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Fit a signal into the run folder ``path``; returns what its metrics.json holds.
+
+    ``lpips_steps``: evaluations that measure LPIPS too.
+
+    Raises:
+        InputError: the folder is taken, the checkpoint doesn't fit, the disk is full, the loss is not finite.
+        Stopped: a signal came; the checkpoint is written.
+    """
+    settings = options.run
+    run = open_run(path, options.resolved(), resume=settings.resume, overwrite=settings.overwrite, free=FREE)
+    if settings.resume and run.metrics_path.exists():
+        return read_json(run.metrics_path)
+    (run.path / "config.txt").write_text("# Repeats this run: --config FILE\n" + as_config_file(options))
+    device = resolve_device(settings.device)
+    seed_everything(settings.seed)
+    fit = Fit(signal, options, device)
+    clock, curve, done = Clock(device), [], 0
+    if run.resuming:
+        state = load_checkpoint(run.checkpoint_path, device=device)
+        done, curve = state["step"], state["curve"]
+        fit.load_state_dict(state["fit"])
+        clock.load_state_dict(state["clock"])
+        set_rng_state(state["rng"])
+
+    eval_every = settings.eval_every or max(1, settings.steps // 20)
+    save_every = settings.save_every or max(1, settings.steps // 10)
+    events = EventLog(run.path, purge_step=done + 1 if done else None)
+    progress = Progress(settings.steps, signal.name, start=done, quiet=settings.quiet)
+
+    def save(step: int) -> None:
+        state = {"step": step, "curve": curve, "fit": fit.state_dict(), "clock": clock.state_dict(), "rng": rng_state()}
+        save_checkpoint(run.checkpoint_path, state)
+
+    with progress:
+        for step in range(done + 1, settings.steps + 1):
+            clock.start()
+            loss = fit.step(step)
+            last = step == settings.steps
+            evaluate = last or step % eval_every == 0
+            store = last or step % save_every == 0 or stopper.requested
+            if evaluate or store or step % CHECK_EVERY == 0:
+                clock.pause()
+                if fit.bad_step():
+                    non_finite(math.nan, fit.bad_step())
+            if evaluate:
+                entry = {"step": step, "seconds": clock.seconds, "points": fit.work.evaluated}
+                quality = image_metrics(*pictures(fit), with_lpips=step in lpips_steps)
+                curve.append(entry | quality)
+                events.scalars(step, {"loss": float(loss)} | {k: v for k, v in quality.items() if v is not None})
+                log_pictures(events, fit, step)
+            if store:
+                save(step)
+            progress.update(step, **({"psnr": curve[-1]["psnr"]} if curve else {}))
+            if stopper.requested and not last:
+                events.close()
+                raise Stopped(stopper.exit_code)
+    events.close()
+    metrics = summarise(fit, run, clock, curve)
+    write_pictures(fit, run, curve)
+    write_json(run.metrics_path, metrics)
+    return metrics
+
+
+def pictures(fit: Fit) -> tuple[Float[Tensor, "H W C"], Float[Tensor, "H W C"]]:
+    """The reconstruction and the truth."""
+    return fit.signal.picture(fit.predict()), fit.signal.picture(fit.values)
+
+
+def summarise(fit: Fit, run: Run, clock: Clock, curve: list[dict[str, float]]) -> dict[str, Any]:
+    """What metrics.json holds."""
+    options = fit.options
+    quality = image_metrics(*pictures(fit), with_lpips=options.run.lpips)
+    return {
+        "name": fit.signal.name,
+        "shape": [*fit.signal.shape, fit.signal.values.shape[-1]],
+        "psnr": quality["psnr"],
+        "ssim": quality["ssim"],
+        "lpips": quality.get("lpips"),
+        "steps": options.run.steps,
+        "train_seconds": clock.seconds,
+        "points_evaluated": fit.work.evaluated,
+        "points_trained": fit.work.trained,
+        "parameters": sum(p.numel() for p in fit.field.parameters()),
+        "peak_memory_bytes": peak_memory_bytes(fit.device),
+        "curve": curve,
+        "options": options.resolved() | {"cfs_weight": options.cfs_weight, "lr": options.lr},
+        "seed": options.run.seed,
+        "device": str(fit.device),
+        "versions": environment(),
+    }
+
+
+def selection_map(fit: Fit) -> Float[Tensor, "H W 1"]:
+    """How often each cell was selected, the most frequent 1."""
+    visits = fit.visits.float()
+    return fit.signal.picture((visits / visits.max().clamp(min=1))[:, None])
+
+
+def error_map(prediction: Float[Tensor, "H W C"], truth: Float[Tensor, "H W C"]) -> Float[Tensor, "H W 1"]:
+    """Absolute error averaged over channels, times 10 so that it can be seen."""
+    return ((prediction - truth).abs().mean(-1, keepdim=True) * 10).clamp(0, 1)
+
+
+def log_pictures(events: EventLog, fit: Fit, step: int) -> None:
+    """Reconstruction, error and selection for TensorBoard."""
+    prediction, truth = pictures(fit)
+    events.image(step, "reconstruction", prediction.clamp(0, 1)[..., :3])
+    events.image(step, "error_x10", error_map(prediction, truth))
+    events.image(step, "selection", selection_map(fit))
+
+
+def write_pictures(fit: Fit, run: Run, curve: list[dict[str, float]]) -> None:
+    """The reconstruction in the depth of its source, the maps, and the report."""
+    prediction, truth = pictures(fit)
+    write_image(run.images / "reconstruction.png", prediction, bits=fit.signal.bits)
+    write_image(run.images / "error_x10.png", error_map(prediction, truth))
+    write_image(run.images / "selection.png", selection_map(fit))
+    title = fit.options.run.selector
+    write_report(
+        run.path / "report.png",
+        truth,
+        [Panel(title, prediction, selection_map(fit))],
+        [Curve(title, curve)],
+    )

@@ -1,0 +1,94 @@
+"""Schedules against tables built another way, closed forms and the paper's counts."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evos.schedules import (
+    KEEP_SCHEDULES,
+    default_key_intervals,
+    is_key_step,
+    keep_ratio,
+    key_interval,
+    mutation_share,
+    teaching_interval,
+)
+
+PAPER_STEPS = 5000
+
+
+def test_the_paper_has_72_key_steps_in_5000():
+    keys = [s for s in range(1, 5001) if is_key_step("linear", s, 5000, *default_key_intervals(5000))]
+    assert keys == [s for s in range(1, 5001) if s % int(100 - 50 / 5000 * s) == 1]
+    assert len(keys) == 72 and keys[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "intervals"), [(5000, (100, 50)), (100_000, (100, 50)), (300, (10, 5)), (10, (2, 2))]
+)
+def test_default_intervals_shrink_with_short_runs_only(steps, intervals):
+    assert default_key_intervals(steps) == intervals
+
+
+def test_fixed_and_unit_intervals_make_the_key_steps_they_say():
+    assert [s for s in range(1, 12) if is_key_step("fixed", s, 11, 5.0, 2.0)] == [1, 6, 11]
+    assert all(is_key_step("fixed", s, 11, 1.0, 1.0) for s in range(1, 12))
+    assert key_interval("linear", 11, 11, 5.0, 2.0) == 2
+
+
+def test_the_step_schedule_climbs_from_20_to_92_percent_in_ten_equal_stages():
+    table = [round(0.2 + 0.08 * stage, 2) for stage in range(10) for _ in range(500)]
+    assert [round(keep_ratio("step", s, 5000, 0.2), 9) for s in range(1, 5001)] == table
+    assert (table[0], table[-1]) == (0.2, 0.92)
+
+
+@given(start=st.floats(0.2, 1), total=st.integers(1, 9999), data=st.data())
+def test_smooth_keep_schedules_follow_their_closed_forms(start, total, data):
+    step = data.draw(st.integers(1, total))
+    t = (step - 1) / total
+    rise = math.sin(math.pi * t / 2) ** 2  # = (1 - cos πt) / 2
+    expected = {
+        "constant": start,
+        "linear": start * (1 - t) + t,
+        "cosine": start * (1 - rise) + rise,
+        "reverse-cosine": start * (1 - rise) + 0.2 * rise,
+    }
+    for schedule, value in expected.items():
+        assert keep_ratio(schedule, step, total, start) == pytest.approx(value, abs=1e-12)
+
+
+@given(start=st.floats(0.001, 1), total=st.integers(1, 9999), data=st.data())
+def test_every_keep_ratio_lies_in_its_range_and_begins_at_its_start(start, total, data):
+    step = data.draw(st.integers(1, total))
+    for schedule in KEEP_SCHEDULES:
+        assert 0 < keep_ratio(schedule, step, total, start) <= 1
+        assert keep_ratio(schedule, 1, total, start) == pytest.approx(start)
+
+
+@given(start=st.floats(0.01, 1), end=st.floats(0.01, 1), step=st.integers(1, PAPER_STEPS))
+def test_mutation_schedules_follow_their_closed_forms(start, end, step):
+    t = step / PAPER_STEPS
+    assert mutation_share("constant", step, PAPER_STEPS, start, end) == start
+    assert mutation_share("linear", step, PAPER_STEPS, start, end) == pytest.approx((1 - t) * start + t * end)
+    geometric = math.exp((1 - t) * math.log(start) + t * math.log(end))
+    assert mutation_share("exp", step, PAPER_STEPS, start, end) == pytest.approx(geometric)
+
+
+TEACHING = {
+    "dense": [1] * 5000,
+    "dense2": [2] * 5000,
+    "incremental": [1] * 1250 + [10] * 750 + [20] * 750 + [30] * 750 + [40] * 750 + [50] * 750,
+    "reverse-incremental": [i for i in (90, 80, 70, 60, 50, 40, 30, 20, 10, 1) for _ in range(500)],
+}
+
+
+@pytest.mark.parametrize("variant", TEACHING)
+def test_teaching_intervals_follow_the_table_of_the_paper(variant):
+    assert [teaching_interval(variant, s, PAPER_STEPS) for s in range(1, PAPER_STEPS + 1)] == TEACHING[variant]
+
+
+@given(variant=st.sampled_from(sorted(TEACHING)), total=st.integers(1, 50), data=st.data())
+def test_teaching_intervals_are_positive_in_runs_of_any_length(variant, total, data):
+    assert teaching_interval(variant, data.draw(st.integers(1, total)), total) >= 1
