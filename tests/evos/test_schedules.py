@@ -44,6 +44,13 @@ def test_the_step_schedule_climbs_from_20_to_92_percent_in_ten_equal_stages():
     assert (table[0], table[-1]) == (0.2, 0.92)
 
 
+@given(total=st.integers(10, 9999), data=st.data())
+def test_the_stages_of_the_step_schedule_begin_exactly_at_the_tenths(total, data):
+    stage = data.draw(st.integers(0, 9))
+    first = -(-stage * total // 10) + 1  # the first step that has the tenths behind it
+    assert keep_ratio("step", first, total, 0.2) == pytest.approx(0.2 + 0.08 * ((first - 1) * 10 // total))
+
+
 @given(start=st.floats(0.2, 1), total=st.integers(1, 9999), data=st.data())
 def test_smooth_keep_schedules_follow_their_closed_forms(start, total, data):
     step = data.draw(st.integers(1, total))

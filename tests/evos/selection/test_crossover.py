@@ -63,7 +63,7 @@ def test_only_counted_cells_enter_the_share_of_the_parents(device):
     low = torch.tensor([[8.0, 7, 6, 5, 0, 0, 0, 0, 100]], device=device)
     high = torch.tensor([[0.0, 0, 0, 0, 8, 7, 6, 5, 100]], device=device)
     counted = torch.tensor([[True] * 8 + [False]], device=device)
-    order = cross_select(low.masked_fill(~counted, -1), 3 * high.masked_fill(~counted, -1), 4, counted)
+    order = cross_select(low.masked_fill(~counted, -1), (3 * high).masked_fill(~counted, -1), 4, counted)
     assert set(order[0, :4].tolist()) == {0, 4, 5, 6}  # p = 1 / (1 + 3)
     assert masked_mean(low, counted).item() == 26 / 8
     assert masked_mean(low, torch.zeros_like(counted)).item() == 0

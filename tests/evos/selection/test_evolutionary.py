@@ -150,7 +150,7 @@ def test_bad_options_are_refused_by_name():
     for name, value in bad.items():
         with pytest.raises(InputError, match=f"^{name}: got"):
             EvosConfig(**{name: value})
-    with pytest.raises(InputError, match="^mutation_share: got 0"):
+    with pytest.raises(InputError, match=r"^mutation_share: got 0"):
         EvosConfig(mutation_schedule="exp", mutation_share=0.0)
 
 

@@ -46,7 +46,7 @@ def test_points_gather_where_the_error_is(device, with_gradient):
 
 def test_weights_follow_one_over_the_error_to_a_rising_power_within_bounds(train):
     training = train(SoftConfig(keep_ratio=0.5, alpha=0.6, correction_warmup=0.5), steps=20)
-    residual = 3 * noise(2, 21, 3).sub(0.5).to(training.device).pow(3)
+    residual = 400 * noise(2, 21, 3).sub(0.5).to(training.device).pow(3)
     for step in (1, 3, 6, 7, 20):
         selection = Selection(training.selector.all_rows, noise(2, 42).argsort(1)[:, :21], step=step)
         weights = training.selector.weigh(selection, residual).weight
