@@ -9,7 +9,7 @@ KNOWN_EXTRAS := regress nerf meta nas dev all
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo demo-nerf test lint format clean
 
 # One stamp per extra says that the environment holds it for exactly these files, in this folder, with these packages
 # (an editable install knows the packages that were there). Contents, not times: a fresh clone has fresh times.
@@ -20,7 +20,7 @@ STAMPS := $(patsubst %,$(VENV)/.evos-$(KEY)-%,core $(WANTED))
 SUBMAKE := $(MAKE) --no-print-directory
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables: VENV=$(VENV) PYTHON=$(PYTHON) EXTRAS=$(EXTRAS) (of $(KNOWN_EXTRAS)) PYTEST_ARGS=..."
 
 install: $(STAMPS) ## make the environment VENV with EXTRAS, if it is not there already
@@ -40,6 +40,10 @@ $(STAMPS) &:
 demo: ## train one image with EVOS and with every pixel, and compare them in runs/demo
 	@$(SUBMAKE) install EXTRAS=regress
 	"$(VENV)/bin/python" image_regression/demo.py --out runs/demo --overwrite
+
+demo-nerf: ## train nerfacto and evos-nerfacto on a ray-traced scene, and compare them in runs/demo-nerf
+	@$(SUBMAKE) install EXTRAS=regress,nerf
+	"$(VENV)/bin/python" -m evos_nerf.demo --out runs/demo-nerf --overwrite
 
 lint: ## check style and types
 	@$(SUBMAKE) install EXTRAS=regress,dev

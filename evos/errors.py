@@ -21,6 +21,10 @@ class InputError(ValueError):
         text = f"{argument}: got {got!r}" if not isinstance(got, str) or not got else f"{argument}: got {got}"
         super().__init__(" ".join(f"{text}; allowed: {allowed}".split()))
 
+    def __reduce__(self) -> tuple[type["InputError"], tuple[str, object, str]]:
+        # An exception is pickled by its args, the text: it would not come back from another process.
+        return type(self), (self.argument, self.got, self.allowed)
+
 
 def unknown_name(argument: str, got: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not in a table, with the nearest right one."""

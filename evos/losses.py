@@ -15,12 +15,12 @@ def value_loss(
 
 
 def cross_frequency_loss(
-    cached: Float[Tensor, "B P C"], selection: Selection, residual: Float[Tensor, "B K C"], pool: Pool
+    cached: Float[Tensor, "B P #C"], selection: Selection, residual: Float[Tensor, "B K C"], pool: Pool
 ) -> Float[Tensor, ""]:
     """Mean squared Laplacian, at the selected points, of the residual map in which they are live (EVOS, section 3.4).
 
     Args:
-        cached: residuals of the last full evaluation, in [0, 1] units, without gradient.
+        cached: residuals of the last full evaluation, in [0, 1] units, without gradient; before it, one channel of 0.
         residual: residuals of this step's points, with gradient.
 
     On a key step (all points selected) the cache plays no part. Differs from the released code, which clamps the

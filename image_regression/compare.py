@@ -6,10 +6,11 @@ Every run is a folder of its own, so the same command given again goes on where 
 (``--devices cuda:0,cuda:1``, or auto) it runs one process a device. Writes table.md, table.csv and psnr_over_time.png.
 """
 
-import csv
 import multiprocessing
+import sys
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from math import gcd
 from pathlib import Path
@@ -20,11 +21,14 @@ import torch
 
 from evos.config import check_choice
 from evos.errors import InputError, exit_on_input_error
-from evos.runs import Stopper, open_run
+from evos.runs import Stopper, open_run, resolve_device
+from evos.runs.files import replace_file
+from evos.selection import EvosConfig
 from image_regression.options import Options, RegressionConfig, from_values, parse
+from image_regression.report import save_figure
 from image_regression.run import Stopped, fit_signal
-from image_regression.signals import find_inputs, load
-from image_regression.summary import cell, markdown_table
+from image_regression.signals import find_inputs, folder_name, load
+from image_regression.summary import cell, markdown_table, write_csv
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "full": {"selector": "full"},
@@ -136,57 +140,75 @@ def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
                 for strategy in words(config.strategies):
                     if schedule != "constant" and strategy in CONSTANT_ONLY:
                         continue
-                    picture = "astronaut" if path is None else path.name.replace(".", "_")
+                    picture = "astronaut" if path is None else folder_name(path)
                     folder = Path(config.out, picture, f"{strategy}-{schedule}-{seed}")
                     values = shared | parts | SCHEDULES[schedule] | STRATEGIES[strategy]
                     values |= {"seed": seed, "out": str(folder), "input": None if path is None else str(path)}
                     names = {"selector": values["selector"], "field": config.field, "transform": config.transform}
                     made = from_values(values, names)
                     jobs.append(Job(strategy, schedule, seed, values["input"], str(folder), made))
+    if not jobs:
+        names = f"{config.strategies} with {config.schedules}, seeds {config.seeds}"
+        raise InputError("--strategies", names, "at least one run; full and soft have no schedule but constant")
     return jobs
 
 
-def run_job(job: Job, device: str, lpips_steps: tuple[int, ...]) -> dict[str, Any] | None:
-    """The metrics of one run, from its folder if it is complete; None if a signal stopped it."""
+def run_job(job: Job, device: str, stopper: Stopper, lpips_steps: tuple[int, ...]) -> dict[str, Any]:
+    """The metrics of one run, from its folder if it is complete; raises Stopped if a signal came."""
+    if stopper.requested:
+        raise Stopped(stopper.exit_code)
     options = replace(job.options, run=replace(job.options.run, device=device))
     signal = load(None if job.picture is None else Path(job.picture), options.run.size)
-    with Stopper() as stopper:
-        try:
-            return fit_signal(signal, options, Path(job.folder), stopper, lpips_steps=lpips_steps)
-        except Stopped:
-            return None
+    return fit_signal(signal, options, Path(job.folder), stopper, lpips_steps=lpips_steps)
 
 
-_device: str = ""
+class Worker:
+    """A process of its own for one device; a signal stops its present job and all that would follow."""
+
+    device: str
+    stopper: Stopper
+
+    @classmethod
+    def start(cls, queue: Any) -> None:
+        """Claim a device, once in a process."""
+        cls.stopper = Stopper().__enter__()
+        cls.device = queue.get()
+
+    @classmethod
+    def run(cls, job: Job, lpips_steps: tuple[int, ...]) -> dict[str, Any]:
+        """One job on that device."""
+        return run_job(job, cls.device, cls.stopper, lpips_steps)
 
 
-def _claim_device(queue: Any) -> None:
-    global _device
-    _device = queue.get()
-
-
-def _run_claimed(job: Job, lpips_steps: tuple[int, ...]) -> dict[str, Any] | None:
-    return run_job(job, _device, lpips_steps)
-
-
-def run_jobs(jobs: list[Job], devices: list[str], lpips_steps: tuple[int, ...]) -> list[dict[str, Any]]:
-    """The metrics of all jobs, in order, one process a device; SystemExit(130) if a signal stopped one."""
+def run_jobs(
+    jobs: list[Job], devices: list[str], stopper: Stopper, lpips_steps: tuple[int, ...]
+) -> list[dict[str, Any]]:
+    """The metrics of all jobs, in order, one process a device; raises Stopped if a signal came."""
     if len(devices) == 1:
-        results = []
-        for job in jobs:
-            results.append(run_job(job, devices[0], lpips_steps))
-            if results[-1] is None:
-                break
-    else:
-        context = multiprocessing.get_context("spawn")
-        queue = context.Queue()
-        for device in devices:
-            queue.put(device)
-        with ProcessPoolExecutor(len(devices), context, _claim_device, (queue,)) as pool:
-            results = list(pool.map(_run_claimed, jobs, [lpips_steps] * len(jobs)))
-    if None in results:
-        raise SystemExit(130)
-    return [result for result in results if result is not None]
+        return [run_job(job, devices[0], stopper, lpips_steps) for job in jobs]
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    for device in devices:
+        queue.put(device)
+    with ProcessPoolExecutor(len(devices), context, Worker.start, (queue,)) as pool:
+        futures = [pool.submit(Worker.run, job, lpips_steps) for job in jobs]
+        try:
+            waiting = set(futures)
+            while waiting and not stopper.requested:
+                done, waiting = wait(waiting, timeout=0.5)
+                for future in done:
+                    future.result()  # an error ends the comparison now, not when the last job is done
+            if waiting:
+                # A terminal's Ctrl-C reaches the workers by itself, a SIGTERM to this process alone does not.
+                for process in multiprocessing.active_children():
+                    process.terminate()
+            return [future.result() for future in futures]
+        except BrokenProcessPool:  # a worker that was still starting
+            if stopper.requested:
+                raise Stopped(stopper.exit_code) from None
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def seconds_to(psnr: float, curve: Iterable[Mapping[str, float]]) -> float | None:
@@ -259,11 +281,8 @@ Means over pictures and seeds; psnr_spread: standard deviation over seeds; time_
 run's final PSNR as a share of the full run's (a dash where not every run got there; reached_full: how many did).
 """
     lines = [[cell(form_of(name), row[name]) for name in columns] for row in rows]
-    (folder / "table.md").write_text(markdown_table(columns, lines) + note)
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    replace_file(folder / "table.md", (markdown_table(columns, lines) + note).encode())
+    write_csv(folder / "table.csv", columns, rows)
 
 
 def plot(folder: Path, jobs: list[Job], results: list[dict[str, Any]]) -> None:
@@ -271,24 +290,27 @@ def plot(folder: Path, jobs: list[Job], results: list[dict[str, Any]]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+    colours = {name: f"C{place}" for place, name in enumerate(dict.fromkeys(job.strategy for job in jobs))}
+    lines = dict(zip(SCHEDULES, ("-", "--"), strict=True))
     for key in dict.fromkeys((job.strategy, job.schedule) for job in jobs):
         curves = [
             result["curve"] for job, result in zip(jobs, results, strict=True) if (job.strategy, job.schedule) == key
         ]
         points = list(zip(*curves, strict=True))
         seconds = [mean(entry["seconds"] for entry in column) for column in points]
-        axis.plot(seconds, [mean(entry["psnr"] for entry in column) for column in points], label=" ".join(key))
+        psnrs = [mean(entry["psnr"] for entry in column) for column in points]
+        axis.plot(seconds, psnrs, lines[key[1]], color=colours[key[0]], label=" ".join(key))
     axis.set(xlabel="training seconds", ylabel="PSNR (dB)")
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(folder / "psnr_over_time.png", dpi=120)
+    save_figure(figure, folder / "psnr_over_time.png")
     plt.close(figure)
 
 
 def all_devices(text: str) -> list[str]:
     """The devices named, or every GPU, or the CPU."""
     if text != "auto":
-        return words(text)
+        return [str(resolve_device(name)) for name in words(text)] or ["cpu"]
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
 
 
@@ -298,12 +320,20 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(argv, CompareConfig)
     config = options.run
     assert isinstance(config, CompareConfig)
-    jobs = make_jobs(config, options)
+    if config.selector != RegressionConfig.selector or options.selector != EvosConfig():
+        raise InputError("--selector", config.selector, "--strategies and --schedules in a comparison")
+    jobs, devices = make_jobs(config, options), all_devices(config.devices)
     # Given again, the same comparison goes on; another one in the same folder is refused.
     resume = Path(config.out).exists() and not config.overwrite
     free = ("devices", "device", "resume", "overwrite", "quiet", "out", "save_every")
     run = open_run(Path(config.out), options.resolved(), resume=resume, overwrite=config.overwrite, free=free)
-    results = run_jobs(jobs, all_devices(config.devices), tuple(listed_steps(config)) if config.lpips else ())
+    lpips_steps = tuple(listed_steps(config)) if config.lpips else ()
+    with Stopper() as stopper:
+        try:
+            results = run_jobs(jobs, devices, stopper, lpips_steps)
+        except Stopped as stopped:
+            print("stopped; the same command goes on", file=sys.stderr)
+            raise SystemExit(stopped.exit_code) from None
     write_tables(run.path, table_rows(config, jobs, results))
     plot(run.path, jobs, results)
     print((run.path / "table.md").read_text())

@@ -5,14 +5,15 @@
 A folder fits every picture in it, each in a folder of its own, and writes summary.md and summary.csv.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
 from evos.errors import InputError, exit_on_input_error
-from evos.runs import Stopper
+from evos.runs import Stopper, resolve_device
 from image_regression.options import Options, parse
 from image_regression.run import Stopped, fit_signal
-from image_regression.signals import find_inputs, load
+from image_regression.signals import find_inputs, folder_name, load
 from image_regression.summary import write_summary
 
 
@@ -20,6 +21,7 @@ from image_regression.summary import write_summary
 def main(argv: list[str] | None = None) -> None:
     """The program."""
     options = parse(argv)
+    resolve_device(options.run.device)  # refused once, not for every picture
     inputs = find_inputs(options.run.input)
     out = Path(options.run.out)
     is_folder = options.run.input is not None and Path(options.run.input).is_dir()
@@ -29,7 +31,8 @@ def main(argv: list[str] | None = None) -> None:
             for path in inputs:
                 try:
                     signal = load(path, options.run.size)
-                    results.append(fit_signal(signal, options, run_folder(out, path, is_folder), stopper))
+                    folder = out / folder_name(path) if is_folder and path else out
+                    results.append(fit_signal(signal, options, folder, stopper))
                 except InputError as error:
                     if not is_folder:
                         raise
@@ -51,15 +54,12 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(2)
 
 
-def run_folder(out: Path, path: Path | None, is_folder: bool) -> Path:
-    """Where a picture's run goes; the extension tells apart pictures that share a stem."""
-    return out / path.name.replace(".", "_") if is_folder and path is not None else out
-
-
 def resume_command(options: Options, argv: list[str] | None) -> str:
-    """The command that continues this run."""
-    words = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("--resume", "--overwrite")]
-    return " ".join(["python image_regression/main.py", *words, "--resume"])
+    """The command that continues this run, from any folder and shell."""
+    words = sys.argv[1:] if argv is None else argv
+    # The last word on an option counts, over a config file too.
+    again = ["--resume", *(["--overwrite", "false"] if options.run.overwrite else [])]
+    return shlex.join([sys.executable, __file__, *words, *again])
 
 
 if __name__ == "__main__":

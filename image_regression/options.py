@@ -4,6 +4,7 @@ Options of the three exchangeable parts carry their part's name: ``--selector ev
 ``--field siren --field.omega 30``, ``--transform gamma --transform.gamma 2.2``. The command line beats the config file.
 """
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -64,7 +65,7 @@ class RegressionConfig:
     """Share of the steps, from the first, with cross-frequency supervision, in [0, 1]; dense key steps all have it."""
 
     seed: int = 0
-    """Seed of the initial weights and of every draw."""
+    """Seed of the initial weights and of every draw, in [0, 2^32)."""
 
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda or cuda:n."""
@@ -105,7 +106,7 @@ class RegressionConfig:
         check_range("lr_decay", self.lr_decay, 0, 1, open_low=True)
         check_range("cfs_weight", self.cfs_weight, 0)
         check_range("cfs_share", self.cfs_share, 0, 1)
-        check_range("seed", self.seed, 0, 2**63 - 1)
+        check_range("seed", self.seed, 0, 2**32 - 1)
         check_choice("precision", self.precision, ("fp32", "tf32", "bf16"))
         if self.resume and self.overwrite:
             raise InputError("overwrite", True, "either --resume or --overwrite")
@@ -139,15 +140,33 @@ class Options:
         return self.field.default_lr if self.run.lr is None else self.run.lr
 
 
+class ConfigFile(configargparse.DefaultConfigFileParser):
+    """Lines `name = value`, every error of which is an InputError."""
+
+    def parse(self, stream: Any) -> dict[str, str]:
+        """The values by name."""
+        try:
+            values = super().parse(stream)
+        except UnicodeDecodeError:
+            raise InputError("--config", f"{stream.name} (no text)", "a text file of `name = value` lines") from None
+        except configargparse.ConfigFileParserException as error:
+            place = str(error).partition(" in ")[2]  # it counts lines from 0
+            raise InputError("--config", place, "lines of the form `name = value`") from None
+        for name, value in values.items():
+            if isinstance(value, list):
+                raise InputError(f"--{name}", f"the list {value}", "a single value")
+        return values
+
+
 class Parser(configargparse.ArgumentParser):
     """ConfigArgParse that reports what is wrong as an InputError."""
 
     def error(self, message: str) -> NoReturn:
         """Every error of the command line or config file is one line."""
-        if message.startswith("Unable to open config file:"):
-            raise InputError(
-                "--config", message.split(":", 1)[1].split(". Error")[0].strip(), "a file that can be read"
-            )
+        if found := re.fullmatch("Unable to open config file: (.*?)[.] Error: .*", message, re.DOTALL):
+            raise InputError("--config", found[1], "a file that can be read")
+        if found := re.fullmatch("argument (?:-c/)?(.*): expected one argument", message):
+            raise InputError(found[1], "no value", f"a value; {found[1]}=VALUE where it begins with a dash")
         raise InputError("command line", message, "options as in --help")
 
 
@@ -159,6 +178,7 @@ def make_parser(parts: Mapping[str, str] | None, base: type = RegressionConfig) 
         epilog="Options of another strategy, field or transform: name it before --help.",
         add_help=parts is not None,
         allow_abbrev=False,
+        config_file_parser_class=ConfigFile,
         formatter_class=configargparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -235,5 +255,7 @@ def as_config_file(options_: Options) -> str:
         for entry in fields(config):
             value = getattr(config, entry.name)
             if value != entry.default and prefix + entry.name not in ("resume", "overwrite"):
-                lines.append(f"{prefix}{entry.name} = {str(value).lower() if isinstance(value, bool) else value}")
+                # Quoted where the parser would take a part of it for a comment.
+                text = f'"{value}"' if re.search("[\\s#;'\"]", str(value)) else str(value)
+                lines.append(f"{prefix}{entry.name} = {text.lower() if isinstance(value, bool) else text}")
     return "\n".join(lines) + "\n"

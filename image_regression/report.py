@@ -1,11 +1,15 @@
 """The report picture: truth, and for each run its reconstruction, error and selection, with PSNR over time."""
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
+
+from evos.runs.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,13 @@ def as_picture(pixels: Float[Tensor, "H W C"]) -> np.ndarray:
     """Pixels that matplotlib can show: grey, RGB or RGBA in [0, 1]."""
     shown = pixels.detach().cpu().clamp(0, 1).numpy()
     return shown[..., 0] if shown.shape[-1] <= 2 else shown
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure as PNG, whole or not at all."""
+    buffer = BytesIO()
+    figure.savefig(buffer, dpi=100)
+    replace_file(path, buffer.getvalue())
 
 
 def write_report(path: Path, truth: Float[Tensor, "H W C"], panels: list[Panel], curves: list[Curve]) -> None:
@@ -66,5 +77,5 @@ def write_report(path: Path, truth: Float[Tensor, "H W C"], panels: list[Panel],
         axes[0, column].set(xlabel=label, ylabel="PSNR (dB)", title=f"PSNR over {label}")
         axes[0, column].grid(alpha=0.3)
         axes[0, column].legend()
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
     plt.close(figure)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from evos.runs import (
     set_rng_state,
     write_json,
 )
+from evos.runs.files import replace_file
 from image_regression.options import FREE, Options, as_config_file
 from image_regression.report import Curve, Panel, write_report
 from image_regression.signals import Signal
@@ -58,18 +60,19 @@ def fit_signal(
         Stopped: a signal came; the checkpoint is written.
     """
     settings = options.run
+    device = resolve_device(settings.device)
+    seed_everything(settings.seed)
+    fit = Fit(signal, options, device)  # before the folder: what is refused here leaves nothing behind
     run = open_run(path, options.resolved(), resume=settings.resume, overwrite=settings.overwrite, free=FREE)
     if settings.resume and run.metrics_path.exists():
         return read_json(run.metrics_path)
-    (run.path / "config.txt").write_text("# Repeats this run: --config FILE\n" + as_config_file(options))
-    device = resolve_device(settings.device)
-    seed_everything(settings.seed)
-    fit = Fit(signal, options, device)
+    text = "# Repeats this run: --config FILE --out ANOTHER_FOLDER\n" + as_config_file(options)
+    replace_file(run.path / "config.txt", text.encode())
     clock, curve, done = Clock(device), [], 0
     if run.resuming:
         state = load_checkpoint(run.checkpoint_path, device=device)
+        fit.load_state_dict(state.get("fit", {}))
         done, curve = state["step"], state["curve"]
-        fit.load_state_dict(state["fit"])
         clock.load_state_dict(state["clock"])
         set_rng_state(state["rng"])
 
@@ -82,7 +85,7 @@ def fit_signal(
         state = {"step": step, "curve": curve, "fit": fit.state_dict(), "clock": clock.state_dict(), "rng": rng_state()}
         save_checkpoint(run.checkpoint_path, state)
 
-    with progress:
+    with closing(events), progress:
         for step in range(done + 1, settings.steps + 1):
             clock.start()
             loss = fit.step(step)
@@ -91,8 +94,8 @@ def fit_signal(
             store = last or step % save_every == 0 or stopper.requested
             if evaluate or store or step % CHECK_EVERY == 0:
                 clock.pause()
-                if fit.bad_step():
-                    non_finite(math.nan, fit.bad_step())
+                if bad := fit.bad_step(step):
+                    non_finite(math.nan, bad)
             if evaluate:
                 entry = {"step": step, "seconds": clock.seconds, "points": fit.work.evaluated}
                 quality = image_metrics(*pictures(fit), with_lpips=step in lpips_steps)
@@ -103,9 +106,7 @@ def fit_signal(
                 save(step)
             progress.update(step, **({"psnr": curve[-1]["psnr"]} if curve else {}))
             if stopper.requested and not last:
-                events.close()
                 raise Stopped(stopper.exit_code)
-    events.close()
     metrics = summarise(fit, run, clock, curve)
     write_pictures(fit, run, curve)
     write_json(run.metrics_path, metrics)
@@ -155,15 +156,16 @@ def error_map(prediction: Float[Tensor, "H W C"], truth: Float[Tensor, "H W C"])
 def log_pictures(events: EventLog, fit: Fit, step: int) -> None:
     """Reconstruction, error and selection for TensorBoard."""
     prediction, truth = pictures(fit)
-    events.image(step, "reconstruction", prediction.clamp(0, 1)[..., :3])
+    colours = 3 if prediction.shape[-1] >= 3 else 1  # without alpha
+    events.image(step, "reconstruction", prediction[..., :colours])
     events.image(step, "error_x10", error_map(prediction, truth))
     events.image(step, "selection", selection_map(fit))
 
 
 def write_pictures(fit: Fit, run: Run, curve: list[dict[str, float]]) -> None:
-    """The reconstruction in the depth of its source, the maps, and the report."""
+    """The reconstruction in the depth of its source (16 bits for floats), the maps, and the report."""
     prediction, truth = pictures(fit)
-    write_image(run.images / "reconstruction.png", prediction, bits=fit.signal.bits)
+    write_image(run.images / "reconstruction.png", prediction, bits=min(16, fit.signal.bits))
     write_image(run.images / "error_x10.png", error_map(prediction, truth))
     write_image(run.images / "selection.png", selection_map(fit))
     title = fit.options.run.selector

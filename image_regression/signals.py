@@ -43,6 +43,11 @@ def find_inputs(path: str | None) -> list[Path | None]:
     return [None] if path is None else list(list_images(Path(path)))
 
 
+def folder_name(path: Path) -> str:
+    """A picture's name for its run's folder, its own among all pictures of a folder: cat.png and cat.jpg differ."""
+    return f"{path.stem}_{path.suffix[1:]}"
+
+
 def load(path: Path | None, size: int | None) -> Signal:
     """The signal in a file; None: the embedded photo. Raises InputError for what can't be read."""
     if path is None:

@@ -1,9 +1,12 @@
 """Tables of several runs."""
 
 import csv
+import io
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from evos.runs.files import replace_file
 
 COLUMNS = {
     "name": "{}",
@@ -33,8 +36,14 @@ def write_summary(folder: Path, results: list[dict[str, Any]]) -> None:
     for key, form in list(COLUMNS.items())[1:]:
         values = [result[key] for result in results if result.get(key) is not None]
         means.append(cell(form, round(mean(values)) if key == "points_evaluated" else mean(values)) if values else "-")
-    (folder / "summary.md").write_text(markdown_table(list(COLUMNS), [*rows, means]))
-    with (folder / "summary.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(results)
+    replace_file(folder / "summary.md", markdown_table(list(COLUMNS), [*rows, means]).encode())
+    write_csv(folder / "summary.csv", list(COLUMNS), results)
+
+
+def write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    """Write the columns of a table's rows, at full precision; nothing where there is no value."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(path, text.getvalue().encode())

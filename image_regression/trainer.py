@@ -37,13 +37,17 @@ class Fit:
         self.values = signal.values.to(device)
         self.transform = fit_transform(options.transform, self.values)
         self.target = self.transform.forward(self.values)
+        self.mean = float(signal.values.double().mean())  # what a checkpoint knows its picture by
         self.coords = coords.grid(signal.shape, device)
         self.pool = Pool(1, signal.shape)
 
         channels = signal.values.shape[-1]
         self.field = build_field(options.field, len(signal.shape), channels, seed=run.seed, device=device)
         self.network = compiled(self.field) if run.compile else self.field
-        self.optimizer = torch.optim.Adam(self.field.parameters(), lr=options.lr, fused=True)
+        parameters = list(self.field.parameters())
+        # The fused kernel has no complex numbers, which WIRE's weights are.
+        fused = not any(parameter.is_complex() for parameter in parameters)
+        self.optimizer = torch.optim.Adam(parameters, lr=options.lr, fused=fused)
         self.selector = build_selector(
             options.selector,
             self.pool,
@@ -174,9 +178,14 @@ class Fit:
         """PSNR of the whole signal in dB."""
         return float(psnr(self.signal.picture(self.predict()), self.signal.picture(self.values)))
 
-    def bad_step(self) -> int:
-        """The first step whose loss was not finite, 0 where there was none; waits for the device."""
-        return int(self.first_bad)
+    def bad_step(self, step: int) -> int:
+        """The first of the steps up to ``step`` that gave a loss or weights that are not finite, 0 without one.
+
+        Waits for the device. Weights count because the loss of a step tells nothing of the weights it leaves, and these
+        are what a checkpoint keeps.
+        """
+        finite = all(bool(parameter.isfinite().all()) for parameter in self.field.parameters())
+        return int(self.first_bad) or (0 if finite else step)
 
     # ---- state -----------------------------------------------------------------------------------------------
 
@@ -189,12 +198,16 @@ class Fit:
             "transform": self.transform.state_dict(),
             "residual": self.cache.residual,
             "visits": self.visits,
+            "mean": self.mean,
             "work": [self.work.evaluated, self.work.trained],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what ``state_dict`` returned; raises InputError where it doesn't fit the options."""
         try:
+            same_shape = state["visits"].shape == self.visits.shape
+            if not (same_shape and math.isclose(state["mean"], self.mean, abs_tol=1e-6)):
+                raise ValueError("one of another picture")
             self.field.load_state_dict(state["field"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.selector.load_state_dict(state["selector"])
@@ -202,7 +215,8 @@ class Fit:
             self.visits = state["visits"].to(self.device, copy=True)
             self.work = Work(*state["work"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
-            raise InputError("checkpoint", str(error).splitlines()[0], "a checkpoint of the same options") from None
+            reason = f"one without {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            raise InputError("checkpoint", reason, "one of the same picture and options") from None
 
 
 def compiled(field: torch.nn.Module) -> Any:

@@ -1,0 +1,195 @@
+"""Comparisons: strategies x schedules x seeds on a folder of pictures."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+from statistics import mean, stdev
+from time import monotonic, sleep
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from image_regression.compare import CompareConfig, listed_steps, main, make_jobs, reach_full, seconds_to
+from image_regression.options import parse
+
+STEPS = ["--steps", "12", "--at_steps", "4,8,100"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, height in (("a.png", 10), ("b.webp", 12)):
+        values = np.random.default_rng(height).integers(0, 256, (height, 8, 3), np.uint8)
+        PIL.Image.fromarray(values).save(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory, pictures) -> tuple[Path, list[str]]:
+    """The folder of a comparison and the command that made it."""
+    out = tmp_path_factory.mktemp("compare") / "out"
+    argv = ["--quiet", "--field.hidden_features", "16", "--lpips", "false", "--device", "cpu", "--lr", "1e-2", *STEPS]
+    argv += ["--input", str(pictures), "--out", str(out), "--devices", "cpu"]
+    argv += ["--strategies", "full,evos", "--schedules", "constant,step", "--seeds", "0,1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("image_regression.run.write_report", lambda *args: None)
+        main(argv)
+    return out, argv
+
+
+def metrics_of(out: Path, run: str, picture: str = "*") -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(out.glob(f"{picture}/{run}/metrics.json"))]
+
+
+def table(out: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with (out / "table.csv").open() as file:
+        return {(row["strategy"], row["schedule"]): row for row in csv.DictReader(file)}
+
+
+def test_every_strategy_schedule_and_seed_is_run_on_every_picture(comparison):
+    out, _ = comparison
+    runs = {str(path.parent.relative_to(out)) for path in out.glob("*/*/metrics.json")}
+    names = ("full-constant", "evos-constant", "evos-step")
+    assert runs == {f"{picture}/{name}-{seed}" for picture in ("a_png", "b_webp") for name in names for seed in (0, 1)}
+    assert sorted(path.name for path in out.iterdir() if path.is_file()) == [
+        "config.json",
+        "psnr_over_time.png",
+        "table.csv",
+        "table.md",
+    ]
+
+
+def test_the_table_holds_the_means_of_the_runs(comparison):
+    out, _ = comparison
+    rows = table(out)
+    assert list(rows) == [("full", "constant"), ("evos", "constant"), ("evos", "step")]
+    for (strategy, schedule), row in rows.items():
+        runs = metrics_of(out, f"{strategy}-{schedule}-*")
+        assert len(runs) == 4
+        for step in (4, 8, 12):  # 100 is beyond the run, whose last step is always listed
+            for key in ("psnr", "ssim"):
+                values = [entry[key] for run in runs for entry in run["curve"] if entry["step"] == step]
+                assert len(values) == 4 and float(row[f"{key}@{step}"]) == pytest.approx(mean(values))
+        assert "psnr@100" not in row and row["lpips@12"] == ""
+        seeds = [mean(run["psnr"] for run in metrics_of(out, f"{strategy}-{schedule}-{seed}")) for seed in (0, 1)]
+        assert float(row["psnr_spread"]) == pytest.approx(stdev(seeds))
+        assert float(row["seconds"]) == pytest.approx(mean(run["train_seconds"] for run in runs))
+        assert int(row["points"]) == round(mean(run["points_evaluated"] for run in runs))
+        assert row["cfs"] == ("yes" if strategy == "evos" else "no")
+        full = metrics_of(out, "full-constant-*")
+        shares = [reach_full(run, reference) for run, reference in zip(runs, full, strict=True)]
+        assert row["reached_full"] == f"{sum(share is not None for share in shares)}/4"
+    assert rows["full", "constant"]["reached_full"] == "4/4"
+    assert int(rows["full", "constant"]["points"]) == 12 * (80 + 96) / 2
+
+
+def test_the_markdown_table_holds_the_same_rows(comparison):
+    out, _ = comparison
+    lines = [
+        line.strip("| ").split(" | ") for line in (out / "table.md").read_text().splitlines() if line.startswith("|")
+    ]
+    assert [tuple(line[:2]) for line in lines[2:]] == list(table(out))
+    column = lines[0].index("psnr@12")
+    assert [line[column] for line in lines[2:]] == [f"{float(row['psnr@12']):.2f}" for row in table(out).values()]
+
+
+def test_a_comparison_goes_on_where_it_stopped(comparison):
+    out, argv = comparison
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/metrics.json")}
+    rows = table(out)
+    gone = out / "b_webp" / "evos-step-1" / "metrics.json"
+    gone.unlink()
+    main(argv)
+    again = {path: path.stat().st_mtime_ns for path in out.glob("*/*/metrics.json")}
+    assert [path for path in before if again[path] != before[path]] == [gone]
+    assert table(out) == rows
+
+
+def test_another_comparison_in_the_same_folder_is_refused(comparison, refused):
+    out, argv = comparison
+    before = (out / "table.csv").read_bytes()
+    message = refused(*argv, "--seeds", "0,1,2", program=main)
+    assert "--seeds" in message and (out / "table.csv").read_bytes() == before
+
+
+def test_the_photo_is_compared_where_no_picture_is_named(tmp_path, tiny):
+    main([*tiny, *STEPS, "--devices", "cpu", "--strategies", "uniform", "--out", str(tmp_path / "out")])
+    (run,) = metrics_of(tmp_path / "out", "uniform-constant-0")
+    assert run["name"] == "astronaut" and run["shape"] == [16, 16, 3]
+    # Without the full run there is nothing to reach.
+    assert table(tmp_path / "out")["uniform", "constant"]["reached_full"] == ""
+
+
+def test_jobs_have_the_options_of_their_strategy_and_schedule():
+    argv = ["--strategies", "full_cfs,soft,int_dense2,evos_no_cfs", "--schedules", "constant,step", "--lr", "0.5"]
+    options = parse([*argv, "--field", "finer", "--field.hidden_features", "8", "--seeds", "3,4"], CompareConfig)
+    assert isinstance(options.run, CompareConfig)
+    jobs = {(job.strategy, job.schedule, job.seed): job.options for job in make_jobs(options.run, options)}
+    assert {key[:2] for key in jobs if key[0] in ("full_cfs", "soft")} == {
+        ("full_cfs", "constant"),
+        ("soft", "constant"),
+    }
+    assert [key[2] for key in jobs] == [3] * 6 + [4] * 6
+    assert jobs["full_cfs", "constant", 3].cfs_weight == 0.65 and jobs["evos_no_cfs", "step", 4].cfs_weight == 0
+    assert jobs["int_dense2", "step", 3].selector.variant == "dense2"
+    step = jobs["evos_no_cfs", "step", 3].selector
+    assert (step.keep_ratio, step.keep_schedule) == (0.2, "step")
+    assert all((made.lr, made.run.field, made.field.hidden_features) == (0.5, "finer", 8) for made in jobs.values())
+    assert jobs["soft", "constant", 4].run.seed == 4
+
+
+@pytest.mark.parametrize(
+    ("at", "steps", "expected"),
+    [("1000,2000,5000", 5000, [1000, 2000, 5000]), ("1000,2000", 1500, [1000, 1500]), ("", 7, [7]), ("5,5", 7, [5, 7])],
+)
+def test_the_last_step_is_always_listed(at, steps, expected):
+    options = parse(["--at_steps", at, "--steps", str(steps)], CompareConfig)
+    assert isinstance(options.run, CompareConfig)
+    assert listed_steps(options.run) == expected
+    every = make_jobs(options.run, options)[0].options.run.eval_every
+    assert every and all(step % every == 0 for step in expected)
+
+
+def test_the_time_to_a_quality_is_interpolated():
+    curve = [{"seconds": 10.0 * i, "psnr": 20.0 + i * i} for i in range(1, 4)]  # 21, 24, 29
+    assert seconds_to(24, curve) == 20
+    assert seconds_to(26, curve) == pytest.approx(20 + 10 * 2 / 5)
+    assert seconds_to(15, curve) == 10  # before its first evaluation nothing is known
+    assert seconds_to(30, curve) is None and seconds_to(30, []) is None
+    dips = [{"seconds": 1.0, "psnr": 20.0}, {"seconds": 2.0, "psnr": 18.0}, {"seconds": 3.0, "psnr": 22.0}]
+    assert seconds_to(21, dips) == pytest.approx(2 + 3 / 4)
+    full = {"psnr": 26.0, "train_seconds": 48.0}
+    assert reach_full({"curve": curve}, full) == pytest.approx(0.5) and reach_full({"curve": curve}, None) is None
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_several_devices_share_the_runs_stop_together_and_go_on(tmp_path, tiny, pictures, start):
+    out = tmp_path / "out"
+    options = [*tiny, "--input", str(pictures), "--out", str(out), "--devices", "cpu,cpu", "--seeds", "0,1"]
+    options += ["--strategies", "full,uniform", "--steps", "300", "--save_every", "1"]
+    program = start(*options, program="compare")
+    end = monotonic() + 120
+    while not list(out.glob("*/*/checkpoint.pt")):
+        assert monotonic() < end, program.stderr
+        sleep(0.01)
+    program.kill(signal.SIGTERM)
+    assert program.wait() == 143, program.stderr
+    assert program.stderr == "stopped; the same command goes on\n"
+    assert len(list(out.glob("*/*/metrics.json"))) < 8 and not (out / "table.csv").exists()
+    program = start(*options, program="compare")
+    assert program.wait() == 0, program.stderr
+    for key, row in table(out).items():
+        runs = metrics_of(out, "-".join(key) + "-*")
+        assert len(runs) == 4 and float(row["psnr@300"]) == pytest.approx(mean(run["psnr"] for run in runs))
+    assert "Traceback" not in program.stderr and os.listdir(out / "a_png")
+
+
+def test_options_of_one_selector_are_refused_in_a_comparison(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--out", str(tmp_path / "out"), "--selector.keep_ratio", "0.1"])
+    assert "--strategies" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
