@@ -1,0 +1,99 @@
+"""Files that are either the old content or the whole new one, never a part; JSON on top of them."""
+
+import json
+import math
+import os
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evos.errors import InputError
+
+HEADER = {"format": "evos", "version": 1}
+"""What marks a file as ours: in `config.json` and in checkpoints."""
+
+
+def temporary_path(path: Path) -> Path:
+    """Where `path` is written first: always the same name, so that what a kill leaves goes with the next write."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def replace_file(path: str | Path, content: bytes | memoryview) -> None:
+    """Write `content` to `path` so that a kill or a power cut at any moment leaves the old file or the whole new one.
+
+    Raises:
+        InputError: the folder is missing, not writable or full; the old file is untouched, no temporary file remains.
+    """
+    path = Path(path)
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(str(path), error.strerror or str(error), "a writable folder with free space") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write `value` as JSON, atomically, indented by 2; see `jsonable` for what it may hold.
+
+    Raises:
+        InputError: as `replace_file`.
+        TypeError: something in `value` has no JSON form.
+    """
+    text = json.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
+    replace_file(path, f"{text}\n".encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(str(path), error.strerror or str(error), "a readable JSON file") from error
+    except ValueError as error:
+        raise InputError(str(path), str(error), "a JSON file") from error
+
+
+def jsonable(value: Any) -> Any:
+    """`value` in JSON's own types.
+
+    Tensors and arrays become lists, dataclasses dicts, paths, devices and dtypes text, inf and nan null.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: jsonable(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return jsonable(value.tolist())
+    if isinstance(value, Path | torch.device | torch.dtype):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # Windows can't open a folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,86 @@
+"""The machine: which device to use, what a result was measured on, how much memory it took."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import evos
+from evos.errors import InputError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`: ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:n``.
+
+    Raises:
+        InputError: any other name, or a CUDA device that this machine lacks.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError("--device", name, "auto, cpu, cuda or cuda:n")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError("--device", name, f"auto or cpu; CUDA devices here: {count}")
+    return device
+
+
+def environment(device: str | torch.device = "auto") -> dict[str, Any]:
+    """What a result was obtained with: versions, platform, processor, device, git commit, date; fit for `write_json`.
+
+    `commit` is None outside a git checkout of evos; `dirty` says whether files differ from it.
+    """
+    resolved = resolve_device(str(device))
+    commit, dirty = _git_commit(Path(evos.__file__).parents[1])
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "evos": evos.__version__,
+        "platform": platform.platform(),
+        "processor": _processor_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(resolved) if resolved.type == "cuda" else "cpu",
+        "commit": commit,
+        "dirty": dirty,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def peak_memory_bytes(device: str | torch.device) -> int:
+    """Most memory in use so far, in bytes: torch's allocations on a CUDA device, the whole process on the CPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows, where the rest of this module works
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _processor_name() -> str:
+    try:
+        models = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+    except OSError:
+        models = []
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _git_commit(root: Path) -> tuple[str | None, bool | None]:
+    if not (root / ".git").exists():  # an installed evos inside somebody else's checkout isn't that commit
+        return None, None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    # Without optional locks: a measurement must not get in the way of a commit made beside it.
+    environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=environ)
+    except (OSError, subprocess.SubprocessError):
+        return None, None
+    text = answer.stdout.strip()
+    return text.removesuffix("-dirty"), text.endswith("-dirty")
