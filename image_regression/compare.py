@@ -199,16 +199,21 @@ def run_jobs(
                 for future in done:
                     future.result()  # an error ends the comparison now, not when the last job is done
             if waiting:
-                # A terminal's Ctrl-C reaches the workers by itself, a SIGTERM to this process alone does not.
-                for process in multiprocessing.active_children():
-                    process.terminate()
+                stop_workers()
             return [future.result() for future in futures]
         except BrokenProcessPool:  # a worker that was still starting
             if stopper.requested:
                 raise Stopped(stopper.exit_code) from None
             raise
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            stop_workers()
+            pool.shutdown(cancel_futures=True)
+
+
+def stop_workers() -> None:
+    """Have the workers end their job after its present step: a SIGTERM to this process alone does not reach them."""
+    for process in multiprocessing.active_children():
+        process.terminate()
 
 
 def seconds_to(psnr: float, curve: Iterable[Mapping[str, float]]) -> float | None:
