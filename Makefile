@@ -5,6 +5,7 @@ PYTHON ?= python3.11
 EXTRAS ?= regress
 PYTEST_ARGS ?=
 KNOWN_EXTRAS := regress nerf meta nas dev all
+DEV_EXTRAS := regress,nerf,dev
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -31,7 +32,7 @@ $(STAMPS) &:
 		echo "error: EXTRAS: got $(EXTRAS); allowed: $(KNOWN_EXTRAS), joined by commas" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "error: PYTHON: got $(PYTHON), which does not run here; allowed: Python 3.11 or later" >&2; exit 2; }
-	@echo "installing evos[$(EXTRAS)] into $(VENV) (the first time: several minutes, about 6 GB)"
+	@echo "installing evos[$(EXTRAS)] into $(VENV) (the first time: several minutes, about 7 GB)"
 	@"$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv "$(VENV)"
 	@"$(VENV)/bin/python" -m pip install $(if $(CI),--quiet) --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
 	@find "$(VENV)" -maxdepth 1 -name '.evos-*' ! -name '.evos-$(KEY)-*' -delete
@@ -46,7 +47,7 @@ demo-nerf: ## train nerfacto and evos-nerfacto on a ray-traced scene, and compar
 	"$(VENV)/bin/python" -m evos_nerf.demo --out runs/demo-nerf --overwrite
 
 lint: ## check style and types
-	@$(SUBMAKE) install EXTRAS=regress,dev
+	@$(SUBMAKE) install EXTRAS=$(DEV_EXTRAS)
 	"$(VENV)/bin/ruff" check
 	"$(VENV)/bin/ruff" format --check
 	"$(VENV)/bin/pyright" --pythonpath "$(VENV)/bin/python"
@@ -55,7 +56,7 @@ test: lint ## lint, then run the tests; PYTEST_ARGS="-m 'not slow'" and the like
 	"$(VENV)/bin/python" -m pytest $(PYTEST_ARGS)
 
 format: ## rewrite the files in the project's style
-	@$(SUBMAKE) install EXTRAS=regress,dev
+	@$(SUBMAKE) install EXTRAS=$(DEV_EXTRAS)
 	"$(VENV)/bin/ruff" check --fix
 	"$(VENV)/bin/ruff" format
 

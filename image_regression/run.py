@@ -98,17 +98,19 @@ def fit_signal(
                     non_finite(math.nan, bad)
             if evaluate:
                 entry = {"step": step, "seconds": clock.seconds, "points": fit.work.evaluated}
-                quality = image_metrics(*pictures(fit), with_lpips=step in lpips_steps)
+                prediction, truth = pictures(fit)
+                quality = image_metrics(prediction, truth, with_lpips=step in lpips_steps)
                 curve.append(entry | quality)
                 events.scalars(step, {"loss": float(loss)} | {k: v for k, v in quality.items() if v is not None})
-                log_pictures(events, fit, step)
+                log_pictures(events, fit, step, prediction, truth)
             if store:
                 save(step)
             progress.update(step, **({"psnr": curve[-1]["psnr"]} if curve else {}))
             if stopper.requested and not last:
                 raise Stopped(stopper.exit_code)
-    metrics = summarise(fit, run, clock, curve)
-    write_pictures(fit, run, curve)
+    prediction, truth = pictures(fit)
+    metrics = summarise(fit, clock, curve, image_metrics(prediction, truth, with_lpips=settings.lpips))
+    write_pictures(fit, run, curve, prediction, truth)
     write_json(run.metrics_path, metrics)
     return metrics
 
@@ -118,10 +120,11 @@ def pictures(fit: Fit) -> tuple[Float[Tensor, "H W C"], Float[Tensor, "H W C"]]:
     return fit.signal.picture(fit.predict()), fit.signal.picture(fit.values)
 
 
-def summarise(fit: Fit, run: Run, clock: Clock, curve: list[dict[str, float]]) -> dict[str, Any]:
+def summarise(
+    fit: Fit, clock: Clock, curve: list[dict[str, float]], quality: dict[str, float | None]
+) -> dict[str, Any]:
     """What metrics.json holds."""
     options = fit.options
-    quality = image_metrics(*pictures(fit), with_lpips=options.run.lpips)
     return {
         "name": fit.signal.name,
         "shape": [*fit.signal.shape, fit.signal.values.shape[-1]],
@@ -153,18 +156,24 @@ def error_map(prediction: Float[Tensor, "H W C"], truth: Float[Tensor, "H W C"])
     return ((prediction - truth).abs().mean(-1, keepdim=True) * 10).clamp(0, 1)
 
 
-def log_pictures(events: EventLog, fit: Fit, step: int) -> None:
+def log_pictures(
+    events: EventLog, fit: Fit, step: int, prediction: Float[Tensor, "H W C"], truth: Float[Tensor, "H W C"]
+) -> None:
     """Reconstruction, error and selection for TensorBoard."""
-    prediction, truth = pictures(fit)
     colours = 3 if prediction.shape[-1] >= 3 else 1  # without alpha
     events.image(step, "reconstruction", prediction[..., :colours])
     events.image(step, "error_x10", error_map(prediction, truth))
     events.image(step, "selection", selection_map(fit))
 
 
-def write_pictures(fit: Fit, run: Run, curve: list[dict[str, float]]) -> None:
+def write_pictures(
+    fit: Fit,
+    run: Run,
+    curve: list[dict[str, float]],
+    prediction: Float[Tensor, "H W C"],
+    truth: Float[Tensor, "H W C"],
+) -> None:
     """The reconstruction in the depth of its source (16 bits for floats), the maps, and the report."""
-    prediction, truth = pictures(fit)
     write_image(run.images / "reconstruction.png", prediction, bits=min(16, fit.signal.bits))
     write_image(run.images / "error_x10.png", error_map(prediction, truth))
     write_image(run.images / "selection.png", selection_map(fit))
