@@ -1,0 +1,50 @@
+"""What nerfstudio 1.1.5 needs to run on torch >= 2.6 and without network; ``install`` is called when the plugin loads.
+
+It works for every method, not only for EVOS': plain nerfacto trains, resumes and evaluates as well.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torchmetrics.image.lpip as lpip
+from torch import Tensor
+from torchmetrics import Metric
+
+from evos.metrics import LPIPS_SMALLEST
+from evos.metrics import _lpips_network as lpips_network
+
+
+def install() -> None:
+    """Allow nerfstudio's own checkpoints to be read safely, and stand in for LPIPS where its weights can't be had."""
+    # Schedulers compute learning rates with NumPy: checkpoints hold its scalars, which are plain values.
+    kinds = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)]
+    scalar: Any = np.float64(0).__reduce__()[0]  # its module differs between NumPy 1 and 2
+    torch.serialization.add_safe_globals([scalar, np.dtype, *kinds])
+    lpip.LearnedPerceptualImagePatchSimilarity = OptionalLpips
+
+
+class OptionalLpips(lpip.LearnedPerceptualImagePatchSimilarity):
+    """LPIPS, or NaN where it can't be computed: no weights (one warning, one attempt a process), or a side below 32 px.
+
+    Models build torchmetrics' class when they start, which downloads AlexNet; without network that ends every method.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.has_weights = lpips_network() is not None
+        if self.has_weights:
+            super().__init__(*args, **kwargs)
+        else:
+            Metric.__init__(self)
+
+    def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
+        if not self.has_weights or min(img1.shape[-2:]) < LPIPS_SMALLEST:
+            return img1.new_tensor(math.nan)
+        return super().forward(img1, img2)
+
+
+def without_missing_lpips(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics without an LPIPS that is NaN, by whatever name (``lpips``, ``fine_lpips``, ``lpips_std``)."""
+    return {name: value for name, value in metrics.items() if "lpips" not in name or not math.isnan(float(value))}

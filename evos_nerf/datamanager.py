@@ -1,0 +1,84 @@
+"""The data manager: all training images on the device, in the order of their index, and a sampler that knows the step.
+
+nerfacto's own draws its pixels in worker processes, where errors cannot arrive; the others cache images in random
+order. This one serves every ray-based method.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Generic, get_args
+
+from nerfstudio.cameras.rays import RayBundle
+from nerfstudio.data.datamanagers.base_datamanager import TDataset, VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.datasets.base_dataset import InputDataset
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from nerfstudio.model_components.ray_generators import RayGenerator
+from nerfstudio.utils.misc import get_orig_class
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+from evos.errors import InputError
+from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig
+
+
+@dataclass
+class EvosDataManagerConfig(VanillaDataManagerConfig):
+    """nerfstudio's options, with the EVOS pixel sampler."""
+
+    _target: type = field(default_factory=lambda: EvosDataManager)
+    """The class to instantiate."""
+
+    pixel_sampler: EvosPixelSamplerConfig = field(default_factory=EvosPixelSamplerConfig)
+    """The sampler of training pixels; evaluation samples uniformly."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patch_size != 1:
+            raise InputError("patch_size", self.patch_size, "1 (EVOS selects pixel by pixel)")
+        if self.train_num_images_to_sample_from != -1:
+            got = self.train_num_images_to_sample_from
+            raise InputError("train_num_images_to_sample_from", got, "-1 (EVOS ranks all training images together)")
+
+
+class EvosDataManager(VanillaDataManager[TDataset], Generic[TDataset]):
+    """Keeps every training image where the model is; ``EvosDataManager[DepthDataset]`` for another data set."""
+
+    config: EvosDataManagerConfig
+    train_pixel_sampler: EvosPixelSampler
+
+    @cached_property
+    def dataset_type(self) -> type[TDataset]:
+        """The data set in the brackets; plain images without."""
+        alias = get_orig_class(self)
+        return get_args(alias)[0] if alias is not None else InputDataset  # type: ignore
+
+    def setup_train(self) -> None:
+        """Load every training image. Of different sizes they are lists, which the sampler lays out in one tensor."""
+        CONSOLE.print("Setting up training dataset...")
+        with ThreadPoolExecutor() as pool:
+            items = list(pool.map(self.train_dataset.__getitem__, range(len(self.train_dataset))))
+        self.train_batch = {key: to_device(value, self.device) for key, value in self.config.collate_fn(items).items()}
+        self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)  # type: ignore
+        self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device))
+
+    def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
+        """The rays of ``step``, chosen by the sampler, and their pixels."""
+        self.train_count += 1
+        self.last_batch = self.train_pixel_sampler.sample(self.train_batch, step)
+        return self.train_ray_generator(self.last_batch["indices"]), self.last_batch
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """None; but the trainer is known from here on, and with it the length of training."""
+        if training_callback_attributes.trainer is not None:
+            self.train_pixel_sampler.plan(training_callback_attributes.trainer.config.max_num_iterations)
+        return []
+
+
+def to_device(value: Any, device: Any) -> Any:
+    """Tensors, alone or in a list, on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    return [to_device(v, device) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,237 @@
+"""The first thing to run with nerfstudio: a scene of our own, nerfacto against evos-nerfacto at equal rays.
+
+    make demo-nerf
+
+Everything goes through the programs a user has: ns-train, ns-eval. Ends with a table and runs/demo-nerf/report.png.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from evos.config import check_range
+from evos.errors import InputError, exit_on_input_error
+from evos.runs.files import replace_file, write_json
+from evos.runs.folder import open_run
+from evos.runs.progress import Progress
+from evos_nerf.scene import SceneConfig, read_options, write_scene
+
+METHODS = {"nerfacto": "nerfacto", "EVOS": "evos-nerfacto"}
+"""Title in the table: method of ns-train. nerfacto comes first; the others are compared with it."""
+
+# nerfacto made small enough for two CPU cores. Its scene contraction stays on: in a bare box two of seven trial runs,
+# both plain nerfacto's, collapsed to one saturated colour (11 and 13 dB), and to be better than those means nothing.
+MODEL = {
+    "num-levels": 8,
+    "log2-hashmap-size": 15,
+    "max-res": 512,
+    "num-proposal-samples-per-ray": (48, 32),
+    "num-nerf-samples-per-ray": 24,
+    "implementation": "torch",
+    "background-color": "white",
+    "use-appearance-embedding": False,
+    "camera-optimizer.mode": "off",
+}
+QUICK = {"steps": 20, "views": 4, "size": 32}
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Options of the demo."""
+
+    out: str = "runs/demo-nerf"
+    """Folder the scene, the runs, the table and the picture are written to."""
+
+    steps: int = 600
+    """Training steps of each method, at least 4."""
+
+    rays: int = 512
+    """Rays of a step, at least 1."""
+
+    views: int = 40
+    """Training views, at least 1."""
+
+    size: int = 100
+    """Side of the views in pixels, 8 to 2048."""
+
+    seed: int = 0
+    """Seed of the scene and of both runs, at least 0."""
+
+    quick: bool = False
+    """See that everything works, in 20 steps on 4 views of 32 pixels; the numbers mean nothing."""
+
+    overwrite: bool = False
+    """Replace the demo that is in the folder."""
+
+    def __post_init__(self) -> None:
+        check_range("steps", self.steps, 4)
+        check_range("rays", self.rays, 1)
+        check_range("seed", self.seed, 0, 2**32 - 1)
+        SceneConfig(views=self.views, size=self.size)
+
+
+@exit_on_input_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program."""
+    config = read_options(DemoConfig, argv, "Train nerfacto and evos-nerfacto on the embedded scene and compare them.")
+    if config.quick:
+        config = replace(config, **QUICK)
+    out = open_run(config.out, {"demo-nerf": asdict(config)}, resume=False, overwrite=config.overwrite).path
+    for name in ("scene", *METHODS.values()):  # open_run has made sure that they are a demo's
+        shutil.rmtree(out / name, ignore_errors=True)
+    scene = write_scene(SceneConfig(str(out / "scene"), config.views, config.size, config.seed))
+    results = {title: run_method(method, config, scene, out) for title, method in METHODS.items()}
+    table = markdown_table(results)
+    replace_file(out / "table.md", table.encode())
+    write_json(out / "metrics.json", {title: result["metrics"] for title, result in results.items()})
+    write_report(out / "report.png", results, scene)
+    budget = f"{config.views} views {config.size} x {config.size}, {config.steps} steps of {config.rays} rays"
+    print(f"\n{budget}, {torch.get_num_threads()} threads; one run each, seed {config.seed}\n\n{table}")
+    print(f"pictures: {out / 'report.png'}")
+
+
+def run_method(method: str, config: DemoConfig, scene: Path, out: Path) -> dict[str, Any]:
+    """Train and evaluate one method: its numbers, the middle test view's truth and render, the selector's maps."""
+    folder, renders = out / method / "run", out / method / "renders"
+    with Progress(config.steps, method) as progress:
+        call("ns-train", training_options(method, config, scene, out), out / method / "train.log", progress)
+    with Progress(1, f"{method}: test views") as progress:
+        words = ["--load-config", folder / "config.yml", "--output-path", folder / "eval.json"]
+        call("ns-eval", [*words, "--render-output-path", renders], out / method / "eval.log", progress)
+        progress.update(1)
+    found = json.loads((folder / "eval.json").read_text())["results"]
+    metrics = {name: found[name] for name in ("psnr", "ssim", "lpips") if name in found}
+    seconds, maps = read_events(folder)
+    views = sorted(renders.glob("eval_img_*.png"))
+    truth, render = np.split(read_picture(views[len(views) // 2]), 2, axis=1)
+    return {
+        "metrics": {**metrics, "seconds": seconds, "rays": config.steps * config.rays},
+        **{"truth": truth, "render": render, "maps": maps},
+    }
+
+
+def training_options(method: str, config: DemoConfig, scene: Path, out: Path) -> list[Any]:
+    """The words after ns-train; those of the two methods differ in the name alone."""
+    options: dict[str, Any] = {
+        "output-dir": out.parent,
+        "experiment-name": out.name,
+        "timestamp": "run",
+        "vis": "tensorboard",
+        "data": scene,
+        "max-num-iterations": config.steps,
+        "machine.seed": config.seed,
+        "steps-per-save": config.steps,
+        "steps-per-eval-batch": 0,
+        "steps-per-eval-image": config.steps - 1,  # the last step: where the selector's maps are drawn
+        "logging.local-writer.max-log-size": 0,
+        "pipeline.datamanager.train-num-rays-per-batch": config.rays,
+        **{f"pipeline.model.{name}": value for name, value in MODEL.items()},
+    }
+    if not torch.cuda.is_available():
+        options["machine.device-type"] = "cpu"
+    words: list[Any] = [method]
+    for name, value in options.items():
+        words += [f"--{name}", *(value if isinstance(value, tuple) else (value,))]
+    return [*words, "blender-data"]
+
+
+def call(program: str, words: Sequence[Any], log: Path, progress: Progress) -> None:
+    """Run one of nerfstudio's programs with its output in a file, showing the steps that it reports."""
+    path = Path(sys.executable).with_name(program)
+    if not path.exists():
+        raise InputError(program, "none beside python", "an environment with the nerf extra (make install EXTRAS=nerf)")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            [str(word) for word in (path, *words)],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line)
+            if step := re.match(r"(\d+) \(\d+\.\d+%\)", line):
+                progress.update(int(step[1]) + 1)
+    if process.returncode:
+        lines = log.read_text().splitlines()[-15:]
+        raise SystemExit("\n".join([*lines, f"error: {program} ended with status {process.returncode}; see {log}"]))
+
+
+def read_events(folder: Path) -> tuple[float, dict[str, np.ndarray]]:
+    """Seconds of training by the clock, and the last pictures of the selector (`drawn`, `error`) where it left any."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), {"scalars": 0, "images": 1}).Reload()
+    clock = [entry.wall_time for entry in events.Scalars("Train Iter (time)")]
+    # The last step, with the evaluation of a picture in it, and the first, with what is only done once, are left out.
+    seconds = (clock[-2] - clock[0]) / (len(clock) - 2) * len(clock)
+    prefix = "Eval Images/evos_"
+    pictures = {tag.removeprefix(prefix): tag for tag in events.Tags()["images"] if tag.startswith(prefix)}
+    return seconds, {
+        name: np.asarray(PIL.Image.open(BytesIO(events.Images(tag)[-1].encoded_image_string)))
+        for name, tag in pictures.items()
+    }
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """A picture as floats in [0, 1] before white, of shape (H, W, 3)."""
+    pixels = np.asarray(PIL.Image.open(path).convert("RGBA"), dtype=np.float64) / 255
+    return pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]
+
+
+def markdown_table(results: dict[str, dict[str, Any]]) -> str:
+    """PSNR and SSIM of the test views, seconds of training and rays of every method."""
+    rows = [["", "PSNR (dB)", "SSIM", "training s", "rays"], ["---"] * 5]
+    for title, result in results.items():
+        numbers = result["metrics"]
+        row = [f"{numbers['psnr']:.2f}", f"{numbers['ssim']:.4f}", f"{numbers['seconds']:.1f}", f"{numbers['rays']:,}"]
+        rows.append([title, *row])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def write_report(path: Path, results: dict[str, dict[str, Any]], scene: Path) -> None:
+    """The truth, both renders and their errors on one scale, and where the selector looked on a training view."""
+    import matplotlib.pyplot as plt
+
+    errors = {title: np.abs(result["render"] - result["truth"]).mean(-1) for title, result in results.items()}
+    scale = max(float(np.percentile(error, 99)) for error in errors.values())
+    above = [("truth, a test view", next(iter(results.values()))["truth"])]
+    below = [("a training view", read_picture(scene / "train" / "r_0.png"))]
+    for title, result in results.items():
+        above.append((f"{title}: {result['metrics']['psnr']:.2f} dB over all test views", result["render"]))
+        below.append((f"{title}: absolute error", errors[title]))
+        for row, name, caption in [
+            (above, "drawn", "its rays on the training view"),
+            (below, "error", "errors it knows of"),
+        ]:
+            if name in result["maps"]:
+                row.append((f"{title}: {caption}", result["maps"][name]))
+    figure, axes = plt.subplots(2, len(above), figsize=(3.6 * len(above), 7.6), squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (title, pixels) in [*zip(axes[0], above, strict=True), *zip(axes[1], below, strict=False)]:
+        axis.imshow(pixels, cmap="magma", vmin=0, vmax=scale, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

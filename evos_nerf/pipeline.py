@@ -1,0 +1,184 @@
+"""The pipeline: host pipelines that hand the errors a model was trained on to the pixel sampler, and save its state.
+
+The errors are taken where the model computes its loss, at ``model.rgb_loss(truth, prediction)``: so they hold whatever
+background the model blended in, at random or not, and the weights that a strategy gives its rays can enter there.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.models.base_model import ModelConfig
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline
+from nerfstudio.pipelines.dynamic_batch import DynamicBatchPipeline
+from nerfstudio.utils import comms
+from nerfstudio.utils.external import TCNN_EXISTS
+from nerfstudio.utils.misc import step_check
+from torch import Tensor, nn
+
+from evos.errors import InputError
+from evos.runs.seeding import rng_state, set_rng_state
+from evos_nerf.compat import without_missing_lpips
+from evos_nerf.pixel_sampler import EvosPixelSampler
+
+UNSAVED = ("_step", "_steps_since_update", "depth_sigma")
+"""State that nerfstudio's modules keep in plain attributes and leave out of checkpoints: the proposal sampler's step,
+and its count of steps since its networks last learned; the decaying uncertainty of the depth loss."""
+
+if TYPE_CHECKING:
+    Host = VanillaPipeline
+else:
+    Host = object
+
+
+def choose_implementation(model: ModelConfig, device: str | torch.device) -> None:
+    """Set a model to its torch implementation where tiny-cuda-nn cannot run; to be done before it is built."""
+    if hasattr(model, "implementation") and (torch.device(device).type != "cuda" or not TCNN_EXISTS):
+        model.implementation = "torch"  # type: ignore
+
+
+class EvosFeedback(Host):
+    """What EVOS adds to a host pipeline: feedback, a picture of it, and a checkpoint that resumes exactly."""
+
+    def __init__(self, config: Any, device: str, *args: Any, **kwargs: Any) -> None:
+        choose_implementation(config.model, device)
+        super().__init__(config, device, *args, **kwargs)
+        self._residual: Tensor | None = None
+        self._gathered: list[Any] | None = None
+        self._generators: dict[str, Any] | None = None
+        if isinstance(loss := getattr(self.model, "rgb_loss", None), nn.Module):
+            loss.register_forward_pre_hook(self._meet_loss)
+
+    @property
+    def sampler(self) -> EvosPixelSampler | None:
+        """The training sampler, where it is one that learns from errors and training data are loaded."""
+        sampler = getattr(self.datamanager, "train_pixel_sampler", None)
+        return sampler if isinstance(sampler, EvosPixelSampler) else None
+
+    # ---- feedback ----------------------------------------------------------------------------------------------
+
+    def _meet_loss(self, loss: nn.Module, arguments: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Note the residual that the loss is about to see, and weigh it: with a network of several levels, the last."""
+        sampler = self.sampler
+        if not self.training or sampler is None or not sampler.is_feedback_wanted:
+            return None
+        truth, prediction = arguments
+        self._residual = (prediction - truth).detach()
+        weight = sampler.weigh(self._residual)
+        if weight is None:
+            return None
+        factor = weight if isinstance(loss, nn.L1Loss) else weight.sqrt()
+        return truth, truth + factor[:, None] * (prediction - truth)
+
+    def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """The host's training step; then the sampler learns the errors of its rays."""
+        if self._generators is not None:
+            # Not when they were loaded: writers and viewer have drawn numbers since.
+            set_rng_state(self._generators)
+            self._generators = None
+        self._residual = None
+        outputs, losses, metrics = super().get_train_loss_dict(step)
+        sampler = self.sampler
+        if sampler is not None and sampler.is_feedback_wanted:
+            residual = self._residual
+            if residual is None:  # a model with a loss of its own
+                residual = (outputs["rgb"] - self.datamanager.last_batch["image"][..., :3]).detach()  # type: ignore
+            sampler.observe(residual)
+            metrics |= sampler.metrics()
+        return outputs, losses, metrics
+
+    # ---- evaluation --------------------------------------------------------------------------------------------
+
+    def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The host's, and maps of the first training view: what was drawn, and the error that the sampler knows of."""
+        metrics, images = super().get_eval_image_metrics_and_images(step)
+        if self.sampler is not None:
+            images |= self.sampler.maps(0)
+        return without_missing_lpips(metrics), images
+
+    def get_average_eval_image_metrics(
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, float]:
+        """The host's, without an LPIPS that can't be computed."""
+        return without_missing_lpips(super().get_average_eval_image_metrics(step, output_path, get_std))
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> list[TrainingCallback]:
+        """The host's; with several processes also one that gathers their states just before a checkpoint is saved."""
+        callbacks = super().get_training_callbacks(training_callback_attributes)
+        trainer = training_callback_attributes.trainer
+        if comms.get_world_size() == 1 or trainer is None:
+            return callbacks
+        last = trainer._start_step + trainer.config.max_num_iterations - 1
+
+        def gather(step: int) -> None:
+            # Only the first process saves, so all must have met before.
+            if step == last or step_check(step, trainer.config.steps_per_save):
+                self.gather_states()
+
+        return [*callbacks, TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], func=gather)]
+
+    def gather_states(self) -> None:
+        """Bring the states of all processes to the first; all must call it."""
+        self._gathered = [None] * comms.get_world_size() if comms.is_main_process() else None
+        dist.gather_object(self._own_state(), self._gathered)
+
+    def _own_state(self) -> dict[str, Any]:
+        sampler = self.sampler
+        plain = {
+            f"{name}.{key}": vars(module)[key]
+            for name, module in self.model.named_modules()
+            for key in UNSAVED
+            if key in vars(module)
+        }
+        return {
+            "sampler": sampler and sampler.state_dict(),
+            "generators": self._generators or rng_state(),
+            "model": plain,
+        }
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Sampler, generators and what nerfstudio leaves out, of every process."""
+        return {"version": 1, "processes": self._gathered or [self._own_state()]}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on exactly where this process stood; a process that there was not begins afresh. Evaluation needs none."""
+        if not self.training:
+            return
+        if state.get("version") != 1:
+            raise InputError("checkpoint", f"version {state.get('version')} of the EVOS state", "version 1")
+        if comms.get_rank() >= len(state["processes"]):
+            return
+        own = state["processes"][comms.get_rank()]
+        if self.sampler is not None:
+            self.sampler.load_state_dict(own["sampler"])
+        self._generators = own["generators"]
+        for name, value in own["model"].items():
+            module, _, key = name.rpartition(".")
+            setattr(self.model.get_submodule(module), key, value)
+
+    def load_state_dict(self, state_dict: Any, strict: bool | None = None) -> None:
+        """The host's, which loads what fits and leaves the rest at random; here that ends in an InputError."""
+        saved = {key.removeprefix("_model.").removeprefix("module.") for key in state_dict}
+        missing = [key for key in self.model.state_dict() if key not in saved and not key.startswith("lpips.")]
+        if missing:
+            allowed = "one of this model, its size and implementation (torch or tcnn) included"
+            raise InputError("checkpoint", f"one without {missing[0]}", allowed)
+        super().load_state_dict(state_dict, strict)
+
+
+class EvosPipeline(EvosFeedback, VanillaPipeline):
+    """``VanillaPipeline`` with feedback."""
+
+
+class EvosDynamicBatchPipeline(EvosFeedback, DynamicBatchPipeline):
+    """``DynamicBatchPipeline`` (instant-ngp: a fixed number of samples, not of rays) with feedback."""
+
+
+PIPELINES = {VanillaPipeline: EvosPipeline, DynamicBatchPipeline: EvosDynamicBatchPipeline}
+"""The EVOS kind of each host pipeline."""

@@ -1,0 +1,360 @@
+"""EVOS' selectors as a nerfstudio pixel sampler: each step ``num_rays_per_batch`` tiles, a random pixel in each.
+
+The pipeline hands back the errors of the rays that were trained on (``EvosPipeline``), so nothing is rendered twice.
+Evaluation calls ``sample`` without a step, which is nerfstudio's own uniform sampling.
+"""
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from einops import reduce
+from jaxtyping import Float
+from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
+from nerfstudio.utils import colormaps
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor
+
+from evos.config import check_choice, check_range
+from evos.errors import InputError
+from evos.selection import (
+    SELECTORS,
+    EgraConfig,
+    EvosConfig,
+    EvosSelector,
+    ExpansiveConfig,
+    Pool,
+    Selection,
+    Selector,
+    SelectorConfig,
+    SoftConfig,
+    UniformConfig,
+    build_selector,
+)
+from evos_nerf.tiles import REFINE_AT, TileGrid, build_grid, tile_sides
+
+# The defaults for radiance fields; images have the paper's.
+KEY_INTERVAL = 50.0
+KEEP_RATIO = 0.25
+MUTATION_SHARE = 0.5
+CACHE_MOMENTUM = 0.5
+WARMUP_STEPS = 50
+
+STRATEGIES = ("evos", "uniform", "soft", "egra", "expansive")
+"""The strategies that can choose rays. The others have to look at every pixel in every step, or every so many."""
+
+
+def evos_for_rays() -> EvosConfig:
+    """EVOS' defaults for radiance fields: errors come from the rays trained on, and a tile's is a running mean."""
+    return EvosConfig(
+        keep_ratio=KEEP_RATIO,
+        mutation_share=MUTATION_SHARE,
+        key_schedule="fixed",
+        key_interval=KEY_INTERVAL,
+        key_interval_end=KEY_INTERVAL,
+        evaluation="streaming",
+        cache_momentum=CACHE_MOMENTUM,
+    )
+
+
+@dataclass
+class EvosPixelSamplerConfig(PixelSamplerConfig):
+    """Options of the pixel sampler; those of each strategy are its own."""
+
+    _target: type = field(default_factory=lambda: EvosPixelSampler)
+    """The class to instantiate."""
+
+    selector: Literal["evos", "uniform", "soft", "egra", "expansive"] = "evos"
+    """Strategy that chooses the tiles of training rays."""
+
+    evos: EvosConfig = field(default_factory=evos_for_rays)
+    """Options of evos. Evaluation must be streaming, and the rays of a step are the budget."""
+
+    uniform: UniformConfig = field(default_factory=UniformConfig)
+    """Options of uniform; the rays of a step are drawn from keep_ratio of the tiles."""
+
+    soft: SoftConfig = field(default_factory=SoftConfig)
+    """Options of soft mining. The walking points are the rays, so keep_ratio has no effect."""
+
+    egra: EgraConfig = field(default_factory=EgraConfig)
+    """Options of EGRA; the rays of a step are drawn from keep_ratio of the tiles."""
+
+    expansive: ExpansiveConfig = field(default_factory=ExpansiveConfig)
+    """Options of expansive supervision; the rays of a step are drawn from keep_ratio of the tiles."""
+
+    warmup_steps: int = WARMUP_STEPS
+    """Steps of uniform rays, whose errors count, before evos selects; at least 0."""
+
+    visits: float = 4.0
+    """How often a tile must be seen, on average, between two rankings; above 0. It sets the side of the tiles."""
+
+    max_tiles: int = 1 << 18
+    """Most tiles of all images together (about 30 bytes and some sorting each), at least 1; one an image is the least.
+    """
+
+    tile_side: int | None = None
+    """Side of the tiles in pixels throughout, at least 1; none: from visits, and halved as training goes on."""
+
+    def __post_init__(self) -> None:
+        if self.selector in SELECTORS and self.selector not in STRATEGIES:
+            raise InputError("selector", self.selector, f"{', '.join(STRATEGIES)} (this one renders every pixel)")
+        check_choice("selector", self.selector, STRATEGIES)
+        if self.evos.evaluation != "streaming":
+            raise InputError("evos.evaluation", self.evos.evaluation, "streaming (dense would render every pixel)")
+        if self.evos.budget is not None:
+            raise InputError("evos.budget", self.evos.budget, "none: it is the number of rays of a step")
+        check_range("warmup_steps", self.warmup_steps, 0)
+        check_range("visits", self.visits, 0, open_low=True)
+        check_range("max_tiles", self.max_tiles, 1)
+        check_range("tile_side", self.tile_side, 1)
+
+
+class EvosPixelSampler(PixelSampler):
+    """Draws the rays of a training step from the tiles that a selector chooses, and passes it their errors."""
+
+    config: EvosPixelSamplerConfig
+
+    def __init__(self, config: EvosPixelSamplerConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        # Of the global generator, which nerfstudio seeds with seed + rank; now, so that a resumed run leaves it alone.
+        self.seed = int(torch.randint(2**31, ()))
+        self.falls_back = bool(config.is_equirectangular) or config.fisheye_crop_radius is not None
+        if self.falls_back:
+            CONSOLE.print("[bold yellow]Warning: equirectangular or fisheye cameras: rays are drawn by nerfstudio.")
+        self.total_steps = 30_000
+        self.grid: TileGrid | None = None
+        self.selector: Selector[Any] | None = None
+        self.last_selection: Selection | None = None
+        self._saved: dict[str, Any] | None = None
+        self._seconds, self._steps = 0.0, 0
+
+    # ---- what the data manager and the pipeline call -----------------------------------------------------------
+
+    def plan(self, total_steps: int) -> None:
+        """Set the length of training, for the schedules; a resumed run keeps the one that it began with."""
+        if self._saved is None and self.grid is None:
+            self.total_steps = total_steps
+
+    @property
+    def is_feedback_wanted(self) -> bool:
+        """Whether the rays of the last step were chosen by the selector, so that their errors are of use."""
+        return self.last_selection is not None
+
+    @torch.no_grad()
+    def sample(self, image_batch: dict[str, Any], step: int | None = None) -> dict[str, Any]:
+        """The pixels to train on at ``step`` (counted from 0), as nerfstudio's sampler returns them.
+
+        ``image_batch`` holds all training images in the order of their index. Without a step: uniform pixels.
+        """
+        if step is None or self.falls_back:
+            return super().sample(image_batch)
+        began = time.perf_counter()
+        if self.grid is None:
+            self._start(image_batch)
+        self._refine(step)
+        assert self.grid is not None and self.selector is not None
+        self.last_selection = self._select(step + 1)
+        assert self.last_selection.index is not None
+        cells = self.last_selection.index[0]
+        points = self.grid.draw(cells, self.selector.generator)
+        place = self.grid.flat(points)
+        batch = {key: values[place] for key, values in self.pixels.items()} | {"indices": points}
+        if self.config.keep_full_image:
+            batch["full_image"] = image_batch["image"]
+        self.drawn[cells] += 1
+        self._seconds += time.perf_counter() - began
+        self._steps += 1
+        return batch
+
+    def weigh(self, residual: Float[Tensor, "K C"]) -> Float[Tensor, " K"] | None:
+        """The weights in the loss of the rays last drawn, given their signed errors (None = all alike)."""
+        assert self.selector is not None and self.last_selection is not None
+        self.last_selection = self.selector.weigh(self.last_selection, residual[None])
+        return None if self.last_selection.weight is None else self.last_selection.weight[0]
+
+    def observe(self, residual: Float[Tensor, "K C"]) -> None:
+        """Take note of the signed errors (prediction - target) of the rays last drawn."""
+        began = time.perf_counter()
+        assert self.selector is not None and self.last_selection is not None
+        self.selector.observe(self.last_selection, residual[None])
+        self._seconds += time.perf_counter() - began
+
+    # ---- selection ---------------------------------------------------------------------------------------------
+
+    def _select(self, step: int) -> Selection:
+        selector, rays = self.selector, self.num_rays_per_batch
+        assert selector is not None
+        # Past the planned end, as after a resume with more steps, the schedules stay where they ended.
+        selector.total_steps = max(selector.total_steps, step)
+        if isinstance(selector, EvosSelector):
+            if step <= self.config.warmup_steps:
+                return self._uniform(step)
+            if selector.config.budget != rays:
+                selector.config = replace(selector.config, budget=rays)
+            return selector.select(step)
+        selection = selector.select(step)
+        assert selection.index is not None
+        if self.config.selector == "soft" and selection.index.shape[1] != rays:
+            raise InputError("selector", "soft", "a number of rays that stays, and at most one for each tile")
+        return spread(selection, rays, selector.generator)
+
+    def _uniform(self, step: int) -> Selection:
+        assert self.selector is not None
+        chance = torch.rand(self.num_rays_per_batch, generator=self.selector.generator, device=self.selector.device)
+        place = (chance.double() * len(self.usable)).long().clamp(max=len(self.usable) - 1)
+        return Selection(self.selector.all_rows, self.usable[place][None], step=step)
+
+    # ---- grids of tiles ----------------------------------------------------------------------------------------
+
+    def _start(self, image_batch: dict[str, Any]) -> None:
+        """Lay out the pixels and the first grid, and go on from a saved state if there is one."""
+        images = image_batch["image"]
+        device = images[0].device
+        in_order = torch.arange(len(images), device=image_batch["image_idx"].device)
+        if not torch.equal(image_batch["image_idx"], in_order):
+            raise InputError("image_batch", "some of the training images", "all of them in order: use EvosDataManager")
+        self.sizes = [(len(image), image.shape[1]) for image in images]
+        self.pixels = {
+            key: value.flatten(0, 2) if isinstance(value, Tensor) else torch.cat([v.flatten(0, 1) for v in value])
+            for key, value in image_batch.items()
+            if key != "image_idx" and value is not None
+        }
+        masked = "mask" in self.pixels and not self.config.ignore_mask
+        self.mask = self.pixels["mask"].to(device).squeeze(-1).bool() if masked else None
+        saved = self._saved
+        if saved is not None:
+            self.total_steps = saved["total_steps"]
+        fixed, interval = self.config.tile_side, self.config.evos.key_interval or KEY_INTERVAL
+        self.sides = tile_sides(
+            self.sizes,
+            self.num_rays_per_batch,
+            self.total_steps,
+            interval=interval,
+            visits=self.config.visits,
+            max_tiles=self.config.max_tiles,
+        )
+        # Only the error map of evos can be handed on to another grid: walking points and anchors belong to theirs.
+        if fixed is not None or self.config.selector != "evos":
+            self.sides = (fixed or self.sides[0],) * len(self.sides)
+        self._build(self.sides[0] if saved is None else saved["side"], device)
+        if saved is not None:
+            assert self.selector is not None
+            self.selector.load_state_dict(unpacked(saved["selector"]))
+            self._saved = None
+
+    def _build(self, side: int, device: torch.device) -> None:
+        """Make the grid of ``side`` and a fresh selector over it."""
+        self.grid = build_grid(self.sizes, side, device, self.mask)
+        usable = self.grid.usable
+        every = torch.arange(torch.Size(self.grid.shape).numel(), device=device)
+        self.usable = every if usable is None else every[usable]
+        self.drawn = torch.zeros(len(every), device=device)
+        pool = Pool(1, self.grid.shape, tile=side, mask=None if usable is None else usable[None])
+        config: SelectorConfig = getattr(self.config, self.config.selector)
+        if isinstance(config, EvosConfig):
+            config = replace(config, budget=self.num_rays_per_batch)
+        elif isinstance(config, SoftConfig):
+            config = replace(config, keep_ratio=min(1.0, self.num_rays_per_batch / len(self.usable)))
+        # Three channels: an alpha channel is no colour.
+        target = self.grid.means(self.pixels["image"][:, :3])[None] if SELECTORS[config.name][1].needs_target else None
+        self.selector = build_selector(
+            config, pool, total_steps=self.total_steps, device=device, seed=self.seed, target=target
+        )
+
+    def _refine(self, step: int) -> None:
+        """Go on to the grid of this stage of training; each tile inherits the estimate of the one that it lies in."""
+        side = self.sides[sum(step >= share * self.total_steps for share in REFINE_AT) - 1]
+        assert self.grid is not None and self.selector is not None
+        if side == self.grid.side:
+            return
+        coarse, old = self.grid, self.selector
+        self._build(side, old.device)
+        assert isinstance(old, EvosSelector) and isinstance(self.selector, EvosSelector)
+        parents = self.grid.parents(coarse)
+        for name, values in vars(old.cache).items():
+            if isinstance(values, Tensor):
+                setattr(self.selector.cache, name, values[:, parents])
+        self.selector.generator = old.generator
+        self.selector.rank(step + 1, self.selector.all_rows)
+
+    # ---- what it did -------------------------------------------------------------------------------------------
+
+    def metrics(self) -> dict[str, float]:
+        """Shares of rays by kind in the last step, and milliseconds a step spent here (the mean so far).
+
+        On a GPU these are the host's milliseconds: what the sampler enqueues runs beside the host.
+        """
+        found = {"sampler_ms": 1000 * self._seconds / max(1, self._steps)}
+        selector, selection = self.selector, self.last_selection
+        if isinstance(selector, EvosSelector) and selection is not None:
+            fit, mutants = selector.counts(selection.step)
+            survivors = 0.0 if selection.step <= self.config.warmup_steps else fit / (fit + mutants)
+            found |= {"survivor_share": survivors, "mutant_share": 1 - survivors}
+        return found
+
+    def maps(self, image: int) -> dict[str, Float[Tensor, "H W 3"]]:
+        """Of one training image: how often each tile was drawn since its grid began, and the cached error, both
+        coloured from the least to the most of all images."""
+        if self.grid is None or self.selector is None:
+            return {}
+        found = {"evos_drawn": self.drawn}
+        cache = getattr(self.selector, "cache", None)
+        if cache is not None and cache.residual is not None:
+            square = reduce(cache.residual[0].square(), "p c -> p", "mean") if cache.power is None else cache.power[0]
+            found["evos_error"] = square.sqrt()
+        return {
+            name: colormaps.apply_colormap(self.grid.picture(values / values.max().clamp(min=1e-9), image)[..., None])
+            for name, values in found.items()
+        }
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """The selector's state by image index and tile, error estimates in half precision; None before the first step.
+
+        The run goes on from what it saved, rounded as it is: so does a run that resumes, and both are the same.
+        """
+        if self.grid is None or self.selector is None:
+            return self._saved
+        state = packed(self.selector.state_dict())
+        self.selector.load_state_dict(unpacked(state))
+        return {"version": 1, "side": self.grid.side, "total_steps": self.total_steps, "selector": state}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Go on from a saved state, at the next step. InputError for another version or strategy."""
+        if state is None:
+            return
+        if state.get("version") != 1:
+            raise InputError("pixel sampler state", f"version {state.get('version')}", "version 1")
+        if state["selector"]["name"] != self.config.selector:
+            raise InputError("selector", self.config.selector, f"{state['selector']['name']}, as in the checkpoint")
+        self._saved, self.grid, self.selector, self.last_selection = state, None, None, None
+
+
+def spread(selection: Selection, count: int, generator: torch.Generator) -> Selection:
+    """``count`` of the selected cells, the same part of each stretch of the selection (anchors, others): one from each
+    of ``count`` equal stretches. All of them, in order, where ``count`` is their number."""
+    index = selection.index
+    assert index is not None
+    if index.shape[1] == count:
+        return selection
+    chance = torch.rand(count, generator=generator, device=index.device)
+    place = (torch.arange(count, device=index.device) + chance).double() * index.shape[1] / count
+    return replace(selection, index=index[:, place.long().clamp(max=index.shape[1] - 1)])
+
+
+def packed(state: dict[str, Any]) -> dict[str, Any]:
+    """A selector's state with its float maps of all cells in half precision."""
+    cells = state["seen"].shape if "seen" in state else None
+
+    def is_map(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.is_floating_point() and value.shape[:2] == cells
+
+    return {name: value.half() if is_map(value) else value for name, value in state.items()}
+
+
+def unpacked(state: dict[str, Any]) -> dict[str, Any]:
+    """The state that ``packed`` packed, in single precision."""
+    half = torch.float16
+    return {n: v.float() if isinstance(v, Tensor) and v.dtype == half else v for n, v in state.items()}

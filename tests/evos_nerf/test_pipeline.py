@@ -1,0 +1,263 @@
+"""The pipeline: the errors it hands back, the pictures it shows, the checkpoints it resumes from."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from torch import nn
+
+pytest.importorskip("nerfstudio")
+
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCallbackLocation
+
+from evos.errors import InputError
+from evos.selection import EvosConfig
+
+pytestmark = [pytest.mark.nerf, pytest.mark.filterwarnings("ignore")]
+
+STREAMING = {"evaluation": "streaming", "key_schedule": "fixed", "key_interval": 2.0, "key_interval_end": 2.0}
+
+
+@pytest.fixture
+def pipeline(method):
+    """A pipeline before its first step: ``pipeline(name, **options of the pixel sampler)``."""
+
+    def make(name="evos-nerfacto", background=None, **options):
+        config = method(name, **options)
+        if background is not None:
+            config.pipeline.model.background_color = background
+        torch.manual_seed(0)
+        return config.pipeline.setup(device="cpu", test_mode="val")
+
+    return make
+
+
+def observed(pipeline, monkeypatch):
+    """A list that gets every residual the sampler is told."""
+    found = []
+    original = pipeline.sampler.observe
+    monkeypatch.setattr(pipeline.sampler, "observe", lambda residual: (found.append(residual), original(residual)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [("evos-nerfacto", "rgb_loss"), ("evos-depth-nerfacto", "rgb_loss"), ("evos-vanilla-nerf", "rgb_loss_fine")],
+)
+def test_the_sampler_learns_the_errors_that_the_loss_saw(name, loss, pipeline, monkeypatch):
+    one = pipeline(name)
+    found = observed(one, monkeypatch)
+    for step in range(4):
+        _, losses, metrics = one.get_train_loss_dict(step)
+        assert losses[loss].item() == pytest.approx(found[-1].square().mean().item(), rel=1e-5)
+        assert not found[-1].requires_grad and math.isfinite(metrics["sampler_ms"])
+    assert metrics["survivor_share"] == 0.5  # after two steps of warm-up
+
+
+def test_with_a_fixed_background_the_error_is_that_of_the_picture(pipeline, monkeypatch):
+    one = pipeline(background="white")
+    found = observed(one, monkeypatch)
+    outputs, _, _ = one.get_train_loss_dict(0)
+    truth = one.datamanager.last_batch["image"]
+    assert torch.allclose(found[0], (outputs["rgb"] - truth).detach(), atol=1e-6)
+
+
+def test_a_random_background_is_in_the_error(pipeline, monkeypatch):
+    one = pipeline(background="random")
+    found = observed(one, monkeypatch)
+    outputs, _, _ = one.get_train_loss_dict(0)
+    assert not torch.allclose(found[0], (outputs["rgb"] - one.datamanager.last_batch["image"]).detach(), atol=1e-3)
+
+
+def test_a_model_with_a_loss_of_its_own_gets_the_plain_error(pipeline, monkeypatch):
+    one = pipeline(background="white")
+    one.model.rgb_loss = nn.MSELoss()  # not the one that was listened to
+    found = observed(one, monkeypatch)
+    outputs, _, _ = one.get_train_loss_dict(0)
+    assert torch.equal(found[0], (outputs["rgb"] - one.datamanager.last_batch["image"]).detach())
+
+
+@pytest.mark.parametrize("kind", [nn.MSELoss, nn.L1Loss])
+def test_weights_enter_the_loss_and_not_the_error(kind, pipeline, monkeypatch):
+    one = pipeline(warmup_steps=0, evos=EvosConfig(keep_ratio=0.25, importance_cap=4.0, **STREAMING))
+    power = 2 if kind is nn.MSELoss else 1
+    one.model.rgb_loss = kind()
+    one.model.rgb_loss.register_forward_pre_hook(one._meet_loss)
+    found = observed(one, monkeypatch)
+    _, losses, _ = one.get_train_loss_dict(3)
+    weight = one.sampler.last_selection.weight[0]
+    assert weight.min() < 1 < weight.max()
+    expected = (weight[:, None] * found[0].abs() ** power).mean().item()
+    assert losses["rgb_loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_leave_the_gradient_that_of_a_weighted_loss(pipeline):
+    one = pipeline(warmup_steps=0)
+    weight = torch.tensor([0.25, 1.0, 4.0])
+    one.get_train_loss_dict(0)
+    one.sampler.weigh = lambda residual: weight
+    truth, prediction = torch.rand(3, 3, dtype=torch.float64), torch.rand(3, 3, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(one.model.rgb_loss(truth, prediction), prediction)
+    assert torch.allclose(gradient, weight[:, None] * 2 * (prediction - truth) / 9)
+
+
+@pytest.mark.parametrize("selector", ["uniform", "soft", "egra", "expansive"])
+def test_every_strategy_trains(selector, pipeline):
+    one = pipeline(selector=selector)
+    losses = [sum(one.get_train_loss_dict(step)[1].values()) for step in range(4)]
+    assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_evaluation_teaches_the_sampler_nothing(pipeline):
+    one = pipeline()
+    one.get_train_loss_dict(0)
+    before = one.sampler.last_selection, one.sampler.selector.cache.residual.clone()
+    one.get_eval_loss_dict(0)
+    metrics, images = one.get_eval_image_metrics_and_images(0)
+    assert one.sampler.last_selection is before[0] and torch.equal(one.sampler.selector.cache.residual, before[1])
+    assert not any("lpips" in name for name in metrics) and images["evos_error"].shape == (16, 16, 3)
+
+
+def test_the_maps_are_in_tensorboard(method, train):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = method("evos-nerfacto")
+    config.steps_per_eval_image = 2
+    events = EventAccumulator(str(train(config, 3).base_dir)).Reload().Tags()
+    assert {"Eval Images/evos_drawn", "Eval Images/evos_error"} <= set(events["images"])
+    kinds = ("sampler_ms", "survivor_share", "mutant_share")
+    assert {f"Train Metrics Dict/{name}" for name in kinds} <= set(events["scalars"])
+
+
+def flattened(value, name=""):
+    """The leaves of nested dicts and sequences, by path."""
+    if isinstance(value, dict | list | tuple):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, part in pairs for k, v in flattened(part, f"{name}/{key}").items()}
+    return {name: value}
+
+
+def same(one, other):
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize("selector", ["evos", "soft"])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(selector, method, train):
+    # More than the 10 steps after which the proposal networks learn in some steps only; finer tiles from step 12 on.
+    def config(name):
+        made = method("evos-nerfacto", selector=selector, evos=EvosConfig(**STREAMING), tile_side=None, visits=0.15)
+        made.timestamp, made.steps_per_save, made.save_only_latest_checkpoint = name, 1, False
+        made.steps_per_eval_batch = made.steps_per_eval_image = 3
+        return made
+
+    whole = train(config("whole"), 24)
+    part = config("part")
+    part.load_dir, part.load_step = whole.checkpoint_dir, 11
+    resumed = train(part, 12)
+    names = [trainer.checkpoint_dir / "step-000000023.ckpt" for trainer in (whole, resumed)]
+    one, other = (flattened(torch.load(name)) for name in names)
+    side = "/pipeline/_extra_state/processes/0/sampler/side"
+    before = flattened(torch.load(whole.checkpoint_dir / "step-000000011.ckpt"))
+    assert (before[side], one[side]) == ((2, 1) if selector == "evos" else (2, 2))
+    assert one.keys() == other.keys() and len(one) > 100
+    # Not Python's own generator: beartype, in this suite, draws from it when it checks a dict.
+    different = [key for key in one if not same(one[key], other[key])]
+    assert [key for key in different if "/generators/python/" not in key] == []
+
+
+def test_the_same_seed_gives_the_same_psnr_twice(method, train):
+    values = []
+    for name in ("one", "two"):
+        config = method("evos-nerfacto")
+        config.timestamp = name
+        values.append(train(config, 6).pipeline.get_average_eval_image_metrics()["psnr"])
+    assert values[0] == values[1]
+
+
+def test_a_checkpoint_of_another_model_is_refused(method, train):
+    first = train(method("evos-nerfacto"), 1)
+    config = method("evos-vanilla-nerf")
+    config.load_dir = first.checkpoint_dir
+    with pytest.raises(InputError, match="checkpoint: got one without field"):
+        train(config, 1)
+
+
+def test_a_state_of_another_version_is_refused_in_training_only(pipeline):
+    one = pipeline()
+    one.get_train_loss_dict(0)
+    state = one.get_extra_state()
+    torch.rand(3)
+    one.set_extra_state(state)
+    assert one.get_extra_state()["processes"][0]["generators"] is state["processes"][0]["generators"]
+    with pytest.raises(InputError, match="version 1"):
+        one.set_extra_state({**state, "version": 2})
+    one.eval()
+    one.set_extra_state({**state, "version": 2})
+
+
+# ---- two processes
+
+
+def one_of_two_processes(rank: int, folder: Path) -> None:
+    """Train three steps, gather before the save, save in the first process, restore in both, compare what follows."""
+    config = yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", world_size=2, rank=rank)
+
+    def fresh(seed):
+        torch.manual_seed(seed)
+        return config.pipeline.setup(device="cpu", test_mode="val")
+
+    one = fresh(100 + rank)
+    trainer = SimpleNamespace(config=config, _start_step=0)
+    (*_, gather) = one.get_training_callbacks(TrainingCallbackAttributes(None, None, one, trainer))
+    for step in range(3):
+        one.get_train_loss_dict(step)
+        gather.run_callback_at_location(step, TrainingCallbackLocation.AFTER_TRAIN_ITERATION)
+    if rank == 0:
+        torch.save(one.state_dict(), folder / "pipeline.pt")
+    dist.barrier()
+
+    def goes_on(pipeline):
+        drawn = []
+        for step in range(3, 6):
+            pipeline.get_train_loss_dict(step)
+            drawn.append(pipeline.datamanager.last_batch["indices"])
+        return torch.cat(drawn), torch.rand(3)  # of the global generator, which is every process' own, too
+
+    one = goes_on(one)
+    other = fresh(7)
+    other.load_pipeline(torch.load(folder / "pipeline.pt"), step=2)
+    torch.save({"one": one, "other": goes_on(other)}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.dist
+def test_every_process_gets_its_own_state_back(method, tmp_path):
+    config = method("evos-nerfacto")
+    config.max_num_iterations, config.steps_per_save = 3, 100
+    (tmp_path / "config.yml").write_text(yaml.dump(config))
+    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]
+    root = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes = [subprocess.Popen(command, env=os.environ | root, **pipes) for command in commands]
+    try:
+        output = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], output
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for mine in (first, second):
+        assert torch.equal(mine["one"][0], mine["other"][0]) and torch.equal(mine["one"][1], mine["other"][1])
+    assert not torch.equal(first["one"][0], second["one"][0])
+
+
+if __name__ == "__main__":
+    one_of_two_processes(int(sys.argv[1]), Path(sys.argv[2]))

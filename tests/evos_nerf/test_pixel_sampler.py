@@ -1,0 +1,281 @@
+"""The pixel sampler alone: which pixels it draws, what it learns, what it saves."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+pytest.importorskip("nerfstudio")
+
+from evos.errors import InputError
+from evos.selection import EvosConfig, SoftConfig
+from evos_nerf.pixel_sampler import STRATEGIES, EvosPixelSamplerConfig, evos_for_rays, packed, spread, unpacked
+
+pytestmark = pytest.mark.nerf
+
+STREAMING = {"evaluation": "streaming", "key_schedule": "fixed"}
+
+
+def images(count=4, height=12, width=8, **more):
+    """Images whose every value tells its place."""
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    stack = torch.stack([torch.stack((torch.full_like(y, i), y, x), -1) for i in range(count)]) / 100
+    return {"image": stack, "image_idx": torch.arange(count), **more}
+
+
+def sampler(rays=24, seed=0, **options):
+    torch.manual_seed(seed)
+    return EvosPixelSamplerConfig(**{"warmup_steps": 0, "tile_side": 4, **options}).setup(num_rays_per_batch=rays)
+
+
+def learn(one, batch, steps, error=lambda batch: batch["image"], start=0):
+    """Train for some steps on errors that are a function of the pixel batch; the last batch."""
+    for step in range(start, start + steps):
+        pixels = one.sample(batch, step)
+        one.observe(error(pixels))
+    return pixels
+
+
+@pytest.mark.parametrize("selector", STRATEGIES)
+def test_a_batch_holds_the_pixels_at_its_indices(selector):
+    batch = images(depth_image=torch.rand(4, 12, 8, 1))
+    pixels = learn(sampler(selector=selector), batch, 5)
+    image, y, x = pixels["indices"].unbind(1)
+    assert len(image) == 24
+    assert torch.equal(pixels["image"], batch["image"][image, y, x])
+    assert torch.equal(pixels["depth_image"], batch["depth_image"][image, y, x])
+
+
+@pytest.mark.parametrize("selector", STRATEGIES)
+def test_images_of_different_sizes_come_as_lists(selector):
+    mixed = [images(1, height, width)["image"][0] for height, width in ((12, 8), (9, 15), (5, 20))]
+    pixels = learn(sampler(selector=selector, rays=14), {"image": mixed, "image_idx": torch.arange(3)}, 8)
+    for (image, y, x), colour in zip(pixels["indices"].tolist(), pixels["image"], strict=True):
+        assert torch.equal(colour, mixed[image][y, x])
+
+
+@pytest.mark.parametrize("selector", STRATEGIES)
+def test_masked_pixels_are_never_drawn(selector):
+    mask = torch.rand(4, 12, 8, 1) < 0.4
+    mask[0] = False
+    one, drawn = sampler(selector=selector, rays=16, tile_side=3), []
+    for step in range(60):
+        drawn.append(one.sample(images(mask=mask), step)["indices"])
+        one.observe(torch.rand(16, 3))
+    image, y, x = torch.cat(drawn).unbind(1)
+    assert mask[image, y, x].all()
+    ignoring = sampler(selector=selector, rays=16, ignore_mask=True)
+    image, y, x = torch.cat([ignoring.sample(images(mask=mask), step)["indices"] for step in range(20)]).unbind(1)
+    assert not mask[image, y, x].all()
+
+
+def uniform_reference():
+    return EvosConfig(keep_ratio=1.0, mutation_share=1.0, key_interval=5.0, key_interval_end=5.0, **STREAMING)
+
+
+@pytest.mark.parametrize("options", [{"evos": uniform_reference()}, {"warmup_steps": 10**6}, {"selector": "uniform"}])
+def test_everybody_a_mutant_is_uniform_over_pixels(options):
+    one, drawn = sampler(tile_side=5, rays=256, **options), []  # 5 divides neither 12 nor 8
+    if "selector" in options:
+        one = sampler(tile_side=1, rays=256, **options)
+    for step in range(150):
+        drawn.append(one.sample(images(), step)["indices"])
+        one.observe(torch.rand(256, 3))
+    image, y, x = torch.cat(drawn).unbind(1)
+    counts = torch.bincount((image * 12 + y) * 8 + x, minlength=4 * 96)
+    # Draws without replacement within a step vary less than multinomial ones: the test is one-sided anyway.
+    assert chisquare(counts).pvalue > 0.001
+
+
+def test_survivors_go_where_the_error_is():
+    evos = EvosConfig(keep_ratio=0.25, mutation_share=0.5, key_interval=5.0, key_interval_end=5.0, **STREAMING)
+    one, batch = sampler(rays=64, evos=evos), images()
+
+    def error(pixels):  # one image in four is wrong
+        return (pixels["indices"][:, :1] == 2).float().expand(-1, 3)
+
+    learn(one, batch, 40, error)
+    found = torch.cat([learn(one, batch, 1, error, start)["indices"][:, 0] for start in range(40, 80)])
+    share = (found == 2).float().mean()
+    # Half the rays are survivors, of an eighth of the tiles; mutants: 3 of the other 21 tiles lie in image 2.
+    assert one.metrics()["survivor_share"] == pytest.approx(0.5)
+    assert share == pytest.approx(0.5 + 0.5 * 3 / 21, abs=0.03)
+
+
+def test_warm_up_is_uniform_and_its_errors_count():
+    one = sampler(rays=64, warmup_steps=10)
+    learn(one, images(), 10)
+    assert one.metrics()["survivor_share"] == 0
+    assert one.selector.cache.seen.all()
+    learn(one, images(), 1, start=10)
+    assert one.metrics()["survivor_share"] == 0.5
+
+
+def test_a_finer_grid_inherits_the_errors_of_the_coarser_one():
+    evos = replace(evos_for_rays(), key_interval=10.0, key_interval_end=10.0)
+    one = sampler(rays=64, tile_side=None, visits=1.0, evos=evos)
+    one.plan(400)
+    batch = images(8, 64, 64)
+    learn(one, batch, 99, error=lambda pixels: pixels["indices"][:, :1].float().expand(-1, 3))
+    coarse, seen, residual = one.grid, one.selector.cache.seen, one.selector.cache.residual
+    assert one.sides == (8, 4, 2) and coarse.side == 8
+    one.sample(batch, 100)
+    assert one.grid.side == 4
+    parents = one.grid.parents(coarse)
+    assert torch.equal(one.selector.cache.residual, residual[:, parents])
+    assert torch.equal(one.selector.cache.seen, seen[:, parents])
+    # Ranked at once: the survivors are tiles of the image with the largest error.
+    assert seen.all()
+    assert (one.selector.order[0, :20] // (one.grid.shape[1] * one.grid.shape[2]) == 7).all()
+    learn(one, batch, 1, start=200)
+    assert one.grid.side == 2
+
+
+def test_the_rays_of_a_step_may_change():
+    one = sampler(rays=16)
+    learn(one, images(), 3)
+    one.set_num_rays_per_batch(40)
+    assert len(learn(one, images(), 3, start=3)["indices"]) == 40
+
+
+def test_soft_mining_has_a_point_for_each_ray():
+    one = sampler(selector="soft", rays=7, soft=SoftConfig(keep_ratio=0.9))
+    learn(one, images(), 4)
+    assert one.last_selection.index.shape == (1, 7) and one.selector.count == 7
+    weight = one.weigh(torch.rand(7, 3))
+    assert weight.shape == (7,) and (weight > 0).all()
+    one.set_num_rays_per_batch(8)
+    with pytest.raises(InputError, match="soft"):
+        one.sample(images(), 5)
+    with pytest.raises(InputError, match="soft"):
+        sampler(selector="soft", rays=25).sample(images(), 0)
+
+
+@pytest.mark.parametrize(("kept", "count"), [(40, 10), (40, 13), (5, 12), (8, 8)])
+def test_rays_are_spread_over_the_selected(kept, count):
+    from evos.selection import Selection
+
+    selection = Selection(torch.tensor([0]), torch.arange(kept)[None])
+    chosen = spread(selection, count, torch.Generator().manual_seed(0)).index[0]
+    # The i-th lies in the i-th of `count` equal stretches.
+    assert ((chosen + 1) * count > torch.arange(count) * kept).all()
+    assert (chosen * count < (torch.arange(count) + 1) * kept).all()
+
+
+@pytest.mark.parametrize("selector", STRATEGIES)
+def test_the_same_seed_draws_the_same_whatever_else_is_drawn(selector):
+    one, other = sampler(selector=selector), sampler(selector=selector)
+    for step in range(12):
+        first = one.sample(images(), step)
+        torch.rand(step + 1)
+        second = other.sample(images(), step)
+        assert torch.equal(first["indices"], second["indices"])
+        one.observe(first["image"])
+        other.observe(second["image"])
+    third = sampler(selector=selector, seed=1).sample(images(), 0)
+    assert not torch.equal(third["indices"], sampler(selector=selector).sample(images(), 0)["indices"])
+
+
+@pytest.mark.parametrize("selector", STRATEGIES)
+def test_who_resumes_and_who_goes_on_draw_the_same(selector, tmp_path):
+    one, batch = sampler(selector=selector), images()
+    learn(one, batch, 60)
+    torch.save(one.state_dict(), tmp_path / "state.pt")
+    other = sampler(selector=selector, seed=9)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for step in range(60, 120):
+        ours, theirs = learn(one, batch, 1, start=step), learn(other, batch, 1, start=step)
+        assert torch.equal(ours["indices"], theirs["indices"])
+
+
+def test_errors_are_saved_in_half_precision():
+    one = sampler(rays=64)
+    learn(one, images(), 30, error=lambda pixels: torch.rand(64, 3))
+    before = one.selector.cache.residual.clone()
+    state = one.state_dict()
+    assert state["selector"]["residual"].dtype == state["selector"]["power"].dtype == torch.float16
+    assert torch.equal(one.selector.cache.residual, before.half().float())
+    assert unpacked(packed({"seen": torch.ones(1, 2), "points": torch.ones(2)}))["points"].dtype == torch.float32
+
+
+def test_a_resumed_run_keeps_the_length_it_was_planned_for():
+    one = sampler()
+    one.plan(100)
+    learn(one, images(), 5)
+    other = sampler()
+    other.load_state_dict(one.state_dict())
+    other.plan(50)
+    assert other.state_dict()["total_steps"] == 100  # saved again before its first step
+    learn(other, images(), 1, start=5)
+    assert other.total_steps == 100 and other.selector.total_steps == 100
+    learn(other, images(), 1, start=250)
+    assert other.selector.total_steps == 251
+
+
+def test_a_state_of_another_version_or_strategy_is_refused():
+    one = sampler()
+    learn(one, images(), 1)
+    with pytest.raises(InputError, match="version 1"):
+        sampler().load_state_dict({**one.state_dict(), "version": 2})
+    with pytest.raises(InputError, match="evos, as in the checkpoint"):
+        sampler(selector="egra").load_state_dict(one.state_dict())
+    other = sampler()
+    other.load_state_dict(one.state_dict())
+    with pytest.raises(InputError, match="selector state"):
+        other.sample(images(5), 1)
+
+
+def test_evaluation_is_nerfstudios_uniform_sampling():
+    from nerfstudio.data.pixel_samplers import PixelSamplerConfig
+
+    torch.manual_seed(1)
+    theirs = PixelSamplerConfig().setup(num_rays_per_batch=24).sample(images())
+    one = sampler()
+    torch.manual_seed(1)
+    assert torch.equal(one.sample(images())["indices"], theirs["indices"])
+    assert not one.is_feedback_wanted
+
+
+@pytest.mark.parametrize("camera", [{"is_equirectangular": True}, {"fisheye_crop_radius": 3.0}])
+def test_panoramas_and_fisheyes_fall_back_with_one_warning(camera, capsys):
+    one = EvosPixelSamplerConfig().setup(num_rays_per_batch=24, **camera)
+    for step in range(3):
+        assert one.sample(images(), step)["indices"].shape == (24, 3)
+    assert capsys.readouterr().out.count("Warning: equirectangular or fisheye") == 1
+    assert not one.is_feedback_wanted and one.state_dict() is None and one.maps(0) == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"selector": "full"}, "selector: got full; allowed: evos"),
+        ({"selector": "int"}, "selector: got int; allowed: evos"),
+        ({"selector": "evo"}, "selector: got evo; allowed: did you mean evos"),
+        ({"evos": EvosConfig()}, "evos.evaluation: got dense; allowed: streaming"),
+        ({"evos": EvosConfig(evaluation="streaming", budget=3)}, "evos.budget"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"visits": 0.0}, "visits"),
+        ({"max_tiles": 0}, "max_tiles"),
+        ({"tile_side": 0}, "tile_side"),
+    ],
+)
+def test_wrong_options_are_refused(options, names):
+    with pytest.raises(InputError, match=names):
+        EvosPixelSamplerConfig(**options)
+
+
+def test_some_of_the_images_or_another_order_are_refused():
+    with pytest.raises(InputError, match="EvosDataManager"):
+        sampler().sample({**images(), "image_idx": torch.tensor([1, 0, 2, 3])}, 0)
+
+
+def test_maps_show_what_was_drawn_and_what_is_known():
+    one = sampler(rays=64)
+    learn(one, images(), 40, error=lambda pixels: (pixels["indices"][:, :1] == 1).float().expand(-1, 3))
+    maps = one.maps(1)
+    assert set(maps) == {"evos_drawn", "evos_error"}
+    assert maps["evos_error"].shape == (12, 8, 3)
+    assert torch.equal(maps["evos_error"][0, 0], maps["evos_error"][-1, -1])  # the same error everywhere
+    assert not torch.equal(maps["evos_error"], one.maps(0)["evos_error"])
+    assert one.drawn.sum() <= 40 * 64 and one.metrics()["sampler_ms"] > 0

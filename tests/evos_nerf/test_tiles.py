@@ -1,0 +1,129 @@
+"""Tiles over training images: what they hold, which pixels are drawn from them, how fine they are."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from evos_nerf.tiles import build_grid, smallest_side, tile_count, tile_sides
+
+MIXED = [(7, 5), (12, 9), (4, 16)]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def flat_counts(grid, cells, pixels, times=400):
+    drawn = torch.cat([grid.flat(grid.draw(cells, generator(seed))) for seed in range(times)])
+    return torch.bincount(drawn, minlength=pixels)
+
+
+def cells_of_every_image(grid):
+    cells = torch.arange(math.prod(grid.shape))
+    return cells if grid.usable is None else cells[grid.usable]
+
+
+def test_a_uniform_tile_makes_a_uniform_pixel_also_where_tiles_do_not_fit():
+    grid = build_grid([(7, 10), (7, 10)], 3, "cpu")
+    assert grid.shape == (2, 3, 4) and grid.usable is None
+    counts = flat_counts(grid, cells_of_every_image(grid), 140, times=2000)
+    assert chisquare(counts).pvalue > 0.001
+
+
+def test_a_pixel_lies_in_the_tile_that_it_was_drawn_from():
+    grid = build_grid([(8, 12), (8, 12)], 4, "cpu")
+    cells = torch.arange(math.prod(grid.shape)).repeat(50)
+    points = grid.draw(cells, generator())
+    assert torch.equal(points[:, 0], cells // 6)
+    assert torch.equal(points[:, 1] // 4, cells // 3 % 2)
+    assert torch.equal(points[:, 2] // 4, cells % 3)
+    assert torch.equal(grid.cells_of(points), cells)
+
+
+def test_images_of_different_sizes_have_tiles_of_their_own():
+    grid = build_grid(MIXED, 4, "cpu")
+    assert grid.shape == (3, 3, 4)
+    assert grid.tiles.tolist() == [[2, 2], [3, 3], [1, 4]]
+    usable = [[[r < rows and c < columns for c in range(4)] for r in range(3)] for rows, columns in grid.tiles.tolist()]
+    assert grid.usable.view(3, 3, 4).tolist() == usable
+    points = grid.draw(cells_of_every_image(grid).repeat(200), generator())
+    assert (points[:, 1:] < torch.tensor(MIXED)[points[:, 0]]).all()
+    begin = [0, 35, 35 + 108]
+    image, y, x = points[7].tolist()
+    assert grid.flat(points)[7] == begin[image] + y * MIXED[image][1] + x
+
+
+def test_masked_pixels_are_never_drawn_and_the_others_of_a_tile_are_equally_likely():
+    sizes = [(8, 8), (6, 10)]
+    mask = torch.rand(124, generator=generator(1)) < 0.3
+    mask[:32] = False  # both upper tiles of the first image without a pixel
+    grid = build_grid(sizes, 4, "cpu", mask)
+    assert grid.usable[:2].tolist() == [False, False]
+    counts = flat_counts(grid, cells_of_every_image(grid), 124, times=600)
+    assert counts[~mask].sum() == 0 and (counts[mask] > 0).all()
+    for cell in cells_of_every_image(grid).tolist():
+        first, count = grid.members.first[cell], grid.members.count[cell]
+        assert chisquare(counts[grid.members.pixel[first : first + count]]).pvalue > 1e-4
+
+
+def test_a_single_unmasked_pixel_is_enough():
+    mask = torch.zeros(64, dtype=torch.bool)
+    mask[43] = True
+    grid = build_grid([(8, 8)], 4, "cpu", mask)
+    assert grid.usable.tolist() == [False, False, True, False]
+    assert grid.draw(torch.tensor([2] * 20), generator()).tolist() == [[0, 5, 3]] * 20
+
+
+@pytest.mark.parametrize("sides", [(4, 2), (5, 3), (3, 7)])
+def test_a_tile_inherits_from_the_one_its_centre_lies_in(sides):
+    coarse, fine = (build_grid(MIXED, side, "cpu") for side in sides)
+    parents = fine.parents(coarse)
+    for image in range(3):
+        rows, columns = fine.tiles[image].tolist()
+        for r in range(rows):
+            for c in range(columns):
+                up = [
+                    math.floor((i + 0.5) / n * m)
+                    for i, n, m in zip((r, c), (rows, columns), coarse.tiles[image].tolist(), strict=True)
+                ]
+                parent = (image * coarse.shape[1] + up[0]) * coarse.shape[2] + up[1]
+                assert parents[(image * fine.shape[1] + r) * fine.shape[2] + c] == parent
+    assert coarse.usable is None or coarse.usable[parents[cells_of_every_image(fine)]].all()
+
+
+def test_means_are_those_of_a_slow_loop():
+    grid = build_grid([(8, 4), (4, 8)], 4, "cpu")
+    pixels = torch.rand(64, 3)
+    means = grid.means(pixels).view(2, 2, 2, 3)
+    pictures = [pixels[:32].view(8, 4, 3), pixels[32:].view(4, 8, 3)]
+    for image, r, c in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 0, 1)):
+        tile = pictures[image][4 * r : 4 * r + 4, 4 * c : 4 * c + 4]
+        assert torch.allclose(means[image, r, c], tile.mean((0, 1)), atol=1e-6)
+    assert (means[0, :, 1] == 0).all() and (means[1, 1] == 0).all()
+
+
+def test_a_picture_shows_every_pixel_the_value_of_its_tile():
+    grid = build_grid(MIXED, 3, "cpu")
+    values = torch.arange(float(math.prod(grid.shape)))
+    for image, (height, width) in enumerate(MIXED):
+        every = torch.cartesian_prod(torch.tensor([image]), torch.arange(height), torch.arange(width))
+        assert torch.equal(grid.picture(values, image).flatten(), values[grid.cells_of(every)])
+
+
+@pytest.mark.parametrize("tiles", [1, 3, 10, 40, 151, 1000])
+def test_the_smallest_side_is_the_first_that_fits(tiles):
+    fitting = [side for side in range(1, 17) if tile_count(MIXED, side) <= tiles]
+    assert smallest_side(MIXED, tiles) == (fitting[0] if fitting else 16)
+
+
+def test_tiles_are_seen_as_often_as_asked_and_halve_while_they_can():
+    sizes = [(200, 200)] * 100
+    sides = tile_sides(sizes, 512, 3000, interval=50, visits=4, max_tiles=1 << 18)
+    assert sides[0] == 25 and tile_count(sizes, 25) <= 512 * 50 / 4 < tile_count(sizes, 24)
+    assert sides[1:] == (13, 7)
+    assert tile_count(sizes, 13) <= 512 * 750 / 4 and tile_count(sizes, 7) <= 512 * 1500 / 4
+    assert tile_sides(sizes, 512, 200, interval=50, visits=4, max_tiles=1 << 18) == (25, 25, 25)
+    assert tile_sides(sizes, 512, 10**6, interval=50, visits=4, max_tiles=5000) == (29, 29, 29)
+    assert tile_sides([(4, 4)], 512, 10**6, interval=50, visits=4, max_tiles=5000) == (1, 1, 1)
