@@ -1,6 +1,6 @@
 """Memory of a large picture: peak of a whole run at 2048², EVOS and full batch, for several chunk sizes.
 
-python benchmarks/large_photo.py [--size 2048] [--steps 2] [--chunks 16384 262144]
+python benchmarks/large_photo.py [--size 2048] [--steps 2] [--chunks 16384 262144] [--selectors evos full]
 
 Each run is a process of its own (peak memory is the process's); the photo is scikit-image's, enlarged.
 """
@@ -35,12 +35,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--chunks", type=int, nargs="+", default=[16384, 262144])
+    parser.add_argument("--selectors", nargs="+", default=["evos", "full"])
     args = parser.parse_args()
     numbers = {}
     with tempfile.TemporaryDirectory() as folder:
         photo = Path(folder, "photo.png")
         enlarged(args.size, photo)
-        for selector in ("evos", "full"):
+        for selector in args.selectors:
             for chunk in args.chunks:
                 out = Path(folder, f"{selector}-{chunk}")
                 command = [

@@ -6,6 +6,7 @@ Evaluation calls ``sample`` without a step, which is nerfstudio's own uniform sa
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -90,8 +91,7 @@ class EvosPixelSamplerConfig(PixelSamplerConfig):
     """How often a tile must be seen, on average, between two rankings; above 0. It sets the side of the tiles."""
 
     max_tiles: int = 1 << 18
-    """Most tiles of all images together (about 30 bytes and some sorting each), at least 1; one an image is the least.
-    """
+    """Most tiles of all images together (30 bytes and some sorting each), at least 1; never below one an image."""
 
     tile_side: int | None = None
     """Side of the tiles in pixels throughout, at least 1; none: from visits, and halved as training goes on."""
@@ -120,8 +120,6 @@ class EvosPixelSampler(PixelSampler):
         # Of the global generator, which nerfstudio seeds with seed + rank; now, so that a resumed run leaves it alone.
         self.seed = int(torch.randint(2**31, ()))
         self.falls_back = bool(config.is_equirectangular) or config.fisheye_crop_radius is not None
-        if self.falls_back:
-            CONSOLE.print("[bold yellow]Warning: equirectangular or fisheye cameras: rays are drawn by nerfstudio.")
         self.total_steps = 30_000
         self.grid: TileGrid | None = None
         self.selector: Selector[Any] | None = None
@@ -147,7 +145,10 @@ class EvosPixelSampler(PixelSampler):
 
         ``image_batch`` holds all training images in the order of their index. Without a step: uniform pixels.
         """
-        if step is None or self.falls_back:
+        if step is None:
+            return super().sample(image_batch)
+        if self.falls_back:
+            warn_of_fallback()
             return super().sample(image_batch)
         began = time.perf_counter()
         if self.grid is None:
@@ -225,18 +226,19 @@ class EvosPixelSampler(PixelSampler):
         saved = self._saved
         if saved is not None:
             self.total_steps = saved["total_steps"]
-        fixed, interval = self.config.tile_side, self.config.evos.key_interval or KEY_INTERVAL
         self.sides = tile_sides(
             self.sizes,
             self.num_rays_per_batch,
             self.total_steps,
-            interval=interval,
+            interval=self.config.evos.key_interval or KEY_INTERVAL,
             visits=self.config.visits,
             max_tiles=self.config.max_tiles,
         )
+        if self.config.tile_side is not None:
+            self.sides = (self.config.tile_side,) * len(self.sides)
         # Only the error map of evos can be handed on to another grid: walking points and anchors belong to theirs.
-        if fixed is not None or self.config.selector != "evos":
-            self.sides = (fixed or self.sides[0],) * len(self.sides)
+        if self.config.selector != "evos":
+            self.sides = (self.sides[0] if saved is None else saved["side"],) * len(self.sides)
         self._build(self.sides[0] if saved is None else saved["side"], device)
         if saved is not None:
             assert self.selector is not None
@@ -294,14 +296,16 @@ class EvosPixelSampler(PixelSampler):
         return found
 
     def maps(self, image: int) -> dict[str, Float[Tensor, "H W 3"]]:
-        """Of one training image: how often each tile was drawn since its grid began, and the cached error, both
-        coloured from the least to the most of all images."""
+        """Of one training image: in how many steps each tile was drawn since its grid began, and the cached error.
+
+        Coloured from zero to the most of all images.
+        """
         if self.grid is None or self.selector is None:
             return {}
         found = {"evos_drawn": self.drawn}
-        cache = getattr(self.selector, "cache", None)
-        if cache is not None and cache.residual is not None:
-            square = reduce(cache.residual[0].square(), "p c -> p", "mean") if cache.power is None else cache.power[0]
+        known = getattr(self.selector, "cache", None)
+        if known is not None and known.residual is not None:
+            square = reduce(known.residual[0].square(), "p c -> p", "mean") if known.power is None else known.power[0]
             found["evos_error"] = square.sqrt()
         return {
             name: colormaps.apply_colormap(self.grid.picture(values / values.max().clamp(min=1e-9), image)[..., None])
@@ -330,6 +334,12 @@ class EvosPixelSampler(PixelSampler):
         if state["selector"]["name"] != self.config.selector:
             raise InputError("selector", self.config.selector, f"{state['selector']['name']}, as in the checkpoint")
         self._saved, self.grid, self.selector, self.last_selection = state, None, None, None
+
+
+@cache
+def warn_of_fallback() -> None:
+    """Say once that EVOS doesn't choose the rays."""
+    CONSOLE.print("[bold yellow]Warning: equirectangular or fisheye cameras: nerfstudio's own sampler draws the rays.")
 
 
 def spread(selection: Selection, count: int, generator: torch.Generator) -> Selection:

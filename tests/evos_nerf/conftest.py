@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-nerfstudio = pytest.importorskip("nerfstudio")
 
-
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_lpips_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test downloads AlexNet, whatever network there is."""
+    """No download of AlexNet, whatever network there is."""
     monkeypatch.setattr("evos_nerf.compat.lpips_network", lambda: None)
 
 
@@ -57,7 +55,7 @@ SMALL = {
 
 
 @pytest.fixture
-def method(blender_scene: Path, depth_scene: Path, tmp_path: Path) -> Callable[..., Any]:
+def method(blender_scene: Path, depth_scene: Path, tmp_path: Path, no_lpips_weights: None) -> Callable[..., Any]:
     """The config of a method, made small, on the tiny scene: ``method(name, **options of the pixel sampler)``."""
     from nerfstudio.configs.method_configs import all_methods
     from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig

@@ -71,7 +71,7 @@ def test_an_lpips_that_is_nan_is_left_out_and_nothing_else():
     assert set(compat.without_missing_lpips(metrics)) == {"psnr", "cc_lpips"}
 
 
-def test_plain_nerfacto_starts_and_evaluates_without_network():
+def test_plain_nerfacto_starts_and_evaluates_without_network(no_lpips_weights):
     from nerfstudio.data.scene_box import SceneBox
     from nerfstudio.models.nerfacto import NerfactoModelConfig
 

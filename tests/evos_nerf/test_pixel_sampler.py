@@ -10,7 +10,15 @@ pytest.importorskip("nerfstudio")
 
 from evos.errors import InputError
 from evos.selection import EvosConfig, SoftConfig
-from evos_nerf.pixel_sampler import STRATEGIES, EvosPixelSamplerConfig, evos_for_rays, packed, spread, unpacked
+from evos_nerf.pixel_sampler import (
+    STRATEGIES,
+    EvosPixelSamplerConfig,
+    evos_for_rays,
+    packed,
+    spread,
+    unpacked,
+    warn_of_fallback,
+)
 
 pytestmark = pytest.mark.nerf
 
@@ -189,6 +197,16 @@ def test_who_resumes_and_who_goes_on_draw_the_same(selector, tmp_path):
         assert torch.equal(ours["indices"], theirs["indices"])
 
 
+@pytest.mark.parametrize("selector", ["evos", "expansive"])
+def test_a_run_may_resume_with_more_rays_and_other_tiles(selector):
+    one = sampler(selector=selector)
+    learn(one, images(), 3)
+    other = sampler(selector=selector, rays=50, tile_side=2)
+    other.load_state_dict(one.state_dict())
+    assert len(learn(other, images(), 2, start=3)["indices"]) == 50
+    assert other.grid.side == (2 if selector == "evos" else 4)
+
+
 def test_errors_are_saved_in_half_precision():
     one = sampler(rays=64)
     learn(one, images(), 30, error=lambda pixels: torch.rand(64, 3))
@@ -239,6 +257,8 @@ def test_evaluation_is_nerfstudios_uniform_sampling():
 
 @pytest.mark.parametrize("camera", [{"is_equirectangular": True}, {"fisheye_crop_radius": 3.0}])
 def test_panoramas_and_fisheyes_fall_back_with_one_warning(camera, capsys):
+    warn_of_fallback.cache_clear()
+    EvosPixelSamplerConfig().setup(num_rays_per_batch=24, **camera).sample(images())  # as for evaluation
     one = EvosPixelSamplerConfig().setup(num_rays_per_batch=24, **camera)
     for step in range(3):
         assert one.sample(images(), step)["indices"].shape == (24, 3)
