@@ -58,7 +58,7 @@ def lpips(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"]) -> float
     a Perceptual Metric" (CVPR 2018).
     """
     _check_shapes(pred, target)
-    if min(pred.shape[:2]) < LPIPS_SMALLEST or (network := _lpips_network()) is None:
+    if min(pred.shape[:2]) < LPIPS_SMALLEST or (network := lpips_network()) is None:
         return None
     network.to(pred.device).reset()
     return network(_colour(pred), _colour(target)).item()
@@ -73,7 +73,8 @@ def image_metrics(
 
 
 @cache
-def _lpips_network() -> LearnedPerceptualImagePatchSimilarity | None:
+def lpips_network() -> LearnedPerceptualImagePatchSimilarity | None:
+    """LPIPS with its AlexNet; None, with one warning and one attempt a process, where the weights can't be had."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets none and would wait for ever on a silent network
     try:

@@ -13,8 +13,7 @@ import torchmetrics.image.lpip as lpip
 from torch import Tensor
 from torchmetrics import Metric
 
-from evos.metrics import LPIPS_SMALLEST
-from evos.metrics import _lpips_network as lpips_network
+from evos.metrics import LPIPS_SMALLEST, lpips_network
 
 
 def install() -> None:

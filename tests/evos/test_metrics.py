@@ -25,9 +25,9 @@ def pair(height: int, width: int, channels: int) -> tuple[torch.Tensor, torch.Te
 
 @pytest.fixture(autouse=True)
 def forget_the_network():
-    metrics._lpips_network.cache_clear()
+    metrics.lpips_network.cache_clear()
     yield
-    metrics._lpips_network.cache_clear()
+    metrics.lpips_network.cache_clear()
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def test_code_in_a_checkpoint_is_still_refused(tmp_path):
 
 
 def test_missing_weights_are_asked_for_once_and_warned_of_once(torchmetrics_lpips, monkeypatch):
-    from evos.metrics import _lpips_network
+    from evos.metrics import lpips_network
 
     asked = []
 
@@ -55,11 +55,11 @@ def test_missing_weights_are_asked_for_once_and_warned_of_once(torchmetrics_lpip
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", no_network)
     monkeypatch.setattr("torchvision._internally_replaced_utils.load_state_dict_from_url", no_network)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
-    monkeypatch.setattr(compat, "lpips_network", _lpips_network)
-    _lpips_network.cache_clear()
+    monkeypatch.setattr(compat, "lpips_network", lpips_network)
+    lpips_network.cache_clear()
     with pytest.warns(UserWarning, match="LPIPS is left out") as warned:
         metrics = [torchmetrics_lpips.LearnedPerceptualImagePatchSimilarity(normalize=True) for _ in range(3)]
-    _lpips_network.cache_clear()
+    lpips_network.cache_clear()
     assert len(asked) == 1 and sum("LPIPS" in str(w.message) for w in warned) == 1
     image = torch.rand(1, 3, 64, 64)
     assert all(math.isnan(float(metric(image, image))) for metric in metrics)
