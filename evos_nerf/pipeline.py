@@ -17,6 +17,7 @@ from nerfstudio.utils import comms
 from nerfstudio.utils.external import TCNN_EXISTS
 from nerfstudio.utils.misc import step_check
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from evos.errors import InputError
 from evos.runs.seeding import rng_state, set_rng_state
@@ -42,9 +43,22 @@ def choose_implementation(model: ModelConfig, device: str | torch.device) -> Non
 class EvosFeedback(Host):
     """What EVOS adds to a host pipeline: feedback, a picture of it, and a checkpoint that resumes exactly."""
 
-    def __init__(self, config: Any, device: str, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        config: Any,
+        device: str,
+        test_mode: Any = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        grad_scaler: Any = None,
+    ) -> None:
         choose_implementation(config.model, device)
-        super().__init__(config, device, *args, **kwargs)
+        # As if alone: the host would wrap the model for CUDA devices only. The data are whole in every process anyway.
+        super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)
+        self.world_size = world_size
+        if world_size > 1:
+            devices = [local_rank] if torch.device(device).type == "cuda" else None
+            self._model: Any = DistributedDataParallel(self._model, device_ids=devices, find_unused_parameters=True)
         self._residual: Tensor | None = None
         self._gathered: list[Any] | None = None
         self._generators: dict[str, Any] | None = None

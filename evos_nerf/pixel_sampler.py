@@ -10,7 +10,6 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
-from einops import reduce
 from jaxtyping import Float
 from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from nerfstudio.utils import colormaps
@@ -33,14 +32,13 @@ from evos.selection import (
     UniformConfig,
     build_selector,
 )
-from evos_nerf.tiles import REFINE_AT, TileGrid, build_grid, tile_sides
+from evos_nerf.tiles import TileGrid, build_grid, tile_side
 
 # The defaults for radiance fields; images have the paper's.
-KEY_INTERVAL = 50.0
-KEEP_RATIO = 0.25
-MUTATION_SHARE = 0.5
-CACHE_MOMENTUM = 0.5
-WARMUP_STEPS = 50
+KEY_INTERVAL = 16.0
+CACHE_MOMENTUM = 0.7
+CACHE_POOLING = 2.0
+WARMUP_STEPS = 16
 
 STRATEGIES = ("evos", "uniform", "soft", "egra", "expansive")
 """The strategies that can choose rays. The others have to look at every pixel in every step, or every so many."""
@@ -49,13 +47,13 @@ STRATEGIES = ("evos", "uniform", "soft", "egra", "expansive")
 def evos_for_rays() -> EvosConfig:
     """EVOS' defaults for radiance fields: errors come from the rays trained on, and a tile's is a running mean."""
     return EvosConfig(
-        keep_ratio=KEEP_RATIO,
-        mutation_share=MUTATION_SHARE,
+        adapt=True,
         key_schedule="fixed",
         key_interval=KEY_INTERVAL,
         key_interval_end=KEY_INTERVAL,
         evaluation="streaming",
         cache_momentum=CACHE_MOMENTUM,
+        cache_pooling=CACHE_POOLING,
     )
 
 
@@ -88,13 +86,13 @@ class EvosPixelSamplerConfig(PixelSamplerConfig):
     """Steps of uniform rays, whose errors count, before evos selects; at least 0."""
 
     visits: float = 4.0
-    """How often a tile must be seen, on average, between two rankings; above 0. It sets the side of the tiles."""
+    """How often a tile is seen, on average, in the whole of training; above 0. It sets the side of the tiles."""
 
     max_tiles: int = 1 << 18
-    """Most tiles of all images together (30 bytes and some sorting each), at least 1; never below one an image."""
+    """Most tiles of all images together (50 bytes and some sorting each), at least 1; never below one an image."""
 
     tile_side: int | None = None
-    """Side of the tiles in pixels throughout, at least 1; none: from visits, and halved as training goes on."""
+    """Side of the tiles in pixels, at least 1; none: from visits."""
 
     def __post_init__(self) -> None:
         if self.selector in SELECTORS and self.selector not in STRATEGIES:
@@ -153,7 +151,6 @@ class EvosPixelSampler(PixelSampler):
         began = time.perf_counter()
         if self.grid is None:
             self._start(image_batch)
-        self._refine(step)
         assert self.grid is not None and self.selector is not None
         self.last_selection = self._select(step + 1)
         assert self.last_selection.index is not None
@@ -226,27 +223,21 @@ class EvosPixelSampler(PixelSampler):
         saved = self._saved
         if saved is not None:
             self.total_steps = saved["total_steps"]
-        self.sides = tile_sides(
+        side = self.config.tile_side or tile_side(
             self.sizes,
             self.num_rays_per_batch,
             self.total_steps,
-            interval=self.config.evos.key_interval or KEY_INTERVAL,
             visits=self.config.visits,
             max_tiles=self.config.max_tiles,
         )
-        if self.config.tile_side is not None:
-            self.sides = (self.config.tile_side,) * len(self.sides)
-        # Only the error map of evos can be handed on to another grid: walking points and anchors belong to theirs.
-        if self.config.selector != "evos":
-            self.sides = (self.sides[0] if saved is None else saved["side"],) * len(self.sides)
-        self._build(self.sides[0] if saved is None else saved["side"], device)
+        self._build(side if saved is None else saved["side"], device)
         if saved is not None:
             assert self.selector is not None
             self.selector.load_state_dict(unpacked(saved["selector"]))
             self._saved = None
 
     def _build(self, side: int, device: torch.device) -> None:
-        """Make the grid of ``side`` and a fresh selector over it."""
+        """Make the grid of ``side`` and the selector over it."""
         self.grid = build_grid(self.sizes, side, device, self.mask)
         usable = self.grid.usable
         every = torch.arange(torch.Size(self.grid.shape).numel(), device=device)
@@ -264,25 +255,9 @@ class EvosPixelSampler(PixelSampler):
             config, pool, total_steps=self.total_steps, device=device, seed=self.seed, target=target
         )
 
-    def _refine(self, step: int) -> None:
-        """Go on to the grid of this stage of training; each tile inherits the estimate of the one that it lies in."""
-        side = self.sides[sum(step >= share * self.total_steps for share in REFINE_AT) - 1]
-        assert self.grid is not None and self.selector is not None
-        if side == self.grid.side:
-            return
-        coarse, old = self.grid, self.selector
-        self._build(side, old.device)
-        assert isinstance(old, EvosSelector) and isinstance(self.selector, EvosSelector)
-        parents = self.grid.parents(coarse)
-        for name, values in vars(old.cache).items():
-            if isinstance(values, Tensor):
-                setattr(self.selector.cache, name, values[:, parents])
-        self.selector.generator = old.generator
-        self.selector.rank(step + 1, self.selector.all_rows)
-
     # ---- what it did -------------------------------------------------------------------------------------------
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float | Tensor]:
         """Shares of rays by kind in the last step, and milliseconds a step spent here (the mean so far).
 
         On a GPU these are the host's milliseconds: what the sampler enqueues runs beside the host.
@@ -290,9 +265,11 @@ class EvosPixelSampler(PixelSampler):
         found = {"sampler_ms": 1000 * self._seconds / max(1, self._steps)}
         selector, selection = self.selector, self.last_selection
         if isinstance(selector, EvosSelector) and selection is not None:
-            fit, mutants = selector.counts(selection.step)
-            survivors = 0.0 if selection.step <= self.config.warmup_steps else fit / (fit + mutants)
-            found |= {"survivor_share": survivors, "mutant_share": 1 - survivors}
+            _, survivors = selector.budget_counts(selection.step, selector.all_rows)
+            warm = selection.step <= self.config.warmup_steps
+            # With adapt a tensor, which is not waited for here.
+            share = torch.as_tensor(0 if warm else survivors).squeeze() / self.num_rays_per_batch
+            found |= {"survivor_share": share, "mutant_share": 1 - share}
         return found
 
     def maps(self, image: int) -> dict[str, Float[Tensor, "H W 3"]]:
@@ -304,9 +281,8 @@ class EvosPixelSampler(PixelSampler):
             return {}
         found = {"evos_drawn": self.drawn}
         known = getattr(self.selector, "cache", None)
-        if known is not None and known.residual is not None:
-            square = reduce(known.residual[0].square(), "p c -> p", "mean") if known.power is None else known.power[0]
-            found["evos_error"] = square.sqrt()
+        if known is not None:
+            found["evos_error"] = known.mean_square(self.selector.all_rows)[0].sqrt()
         return {
             name: colormaps.apply_colormap(self.grid.picture(values / values.max().clamp(min=1e-9), image)[..., None])
             for name, values in found.items()

@@ -12,7 +12,6 @@ leave cells unusable. N images, P cells, M pixels of all images one after the ot
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +20,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Size = tuple[int, int]
-
-REFINE_AT = (0.0, 0.25, 0.5)
-"""Shares of training at which a stage begins: the first grid, then each a grid of half its side, if it can be seen."""
 
 
 def tile_count(sizes: Sequence[Size], side: int) -> int:
@@ -40,22 +36,12 @@ def smallest_side(sizes: Sequence[Size], tiles: float) -> int:
     return low
 
 
-def tile_sides(
-    sizes: Sequence[Size], rays: int, total_steps: int, *, interval: float, visits: float, max_tiles: int
-) -> tuple[int, ...]:
-    """The tile side in px of every stage of training (``REFINE_AT``).
+def tile_side(sizes: Sequence[Size], rays: int, total_steps: int, *, visits: float, max_tiles: int) -> int:
+    """The smallest side in px of tiles that ``rays`` a step see ``visits`` times in training; at most ``max_tiles``.
 
-    First the smallest tile that ``rays`` a step see ``visits`` times between two rankings, ``interval`` steps apart: a
-    tile ranked by fewer rays is ranked by their noise. At each further stage half of it, as long as every tile is
-    still seen ``visits`` times before that stage ends: by then the error changes slowly, and estimates may be older.
-    Never more than ``max_tiles``.
+    They need not be seen between two rankings: a tile that was not yet is ranked by its neighbourhood (RunningCache).
     """
-    sides = [smallest_side(sizes, min(max_tiles, rays * interval / visits))]
-    for start, end in pairwise((*REFINE_AT[1:], 1.0)):
-        half = math.ceil(sides[-1] / 2)
-        seen = tile_count(sizes, half) <= min(max_tiles, rays * (end - start) * total_steps / visits)
-        sides.append(half if seen else sides[-1])
-    return tuple(sides)
+    return smallest_side(sizes, min(max_tiles, rays * total_steps / visits))
 
 
 @dataclass(frozen=True)
@@ -121,13 +107,6 @@ class TileGrid:
         """The cell in which the centre of each pixel (image, y, x) lies."""
         image = points[:, 0]
         return self._cell(image, (2 * points[:, 1:] + 1) * self.tiles[image] // (2 * self.extent[image]))
-
-    def parents(self, coarse: "TileGrid") -> Int[Tensor, " P"]:
-        """For each cell the one of another grid over the same images in which its centre lies."""
-        cells = torch.arange(math.prod(self.shape), device=self.tiles.device)
-        image = cells // (self.shape[1] * self.shape[2])
-        tile = self._tile(cells).minimum(self.tiles[image] - 1)  # an unusable cell has some parent, too
-        return coarse._cell(image, (2 * tile + 1) * coarse.tiles[image] // (2 * self.tiles[image]))
 
     def means(self, pixels: Float[Tensor, "M C"]) -> Float[Tensor, "P C"]:
         """Mean of each tile over its pixels; zero where a cell is no tile of its image."""

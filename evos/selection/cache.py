@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from einops import repeat
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -11,15 +12,12 @@ from evos.selection.base import ConfigT, Pool, Selection, Selector
 
 
 class ResidualCache:
-    """The residual at every cell, and which cells were seen; allocated at the first write, which tells C.
+    """The last residual at every cell, and which cells were seen; allocated at the first write, which tells C."""
 
-    With ``momentum`` (in [0, 1)) a cell seen again keeps that share of its old estimate. That is for cells that stand
-    for several points, such as tiles of pixels; signed residuals average out, so ``power`` keeps the mean square.
-    """
+    maps = ("residual",)
 
-    def __init__(self, pool: Pool, device: torch.device, momentum: float = 0.0) -> None:
-        self.pool, self.device, self.momentum = pool, device, momentum
-        self.power: Float[Tensor, "R P"] | None = None
+    def __init__(self, pool: Pool, device: torch.device) -> None:
+        self.pool, self.device = pool, device
         self.residual: Float[Tensor, "R P C"] | None = None
         self.seen: Bool[Tensor, "R P"] = torch.zeros(pool.rows, pool.cells, dtype=torch.bool, device=device)
 
@@ -28,17 +26,10 @@ class ResidualCache:
         residual = residual.detach().float()
         if self.residual is None:
             self.residual = residual.new_zeros(self.pool.rows, self.pool.cells, residual.shape[-1])
-            if self.momentum > 0:
-                self.power = residual.new_zeros(self.pool.rows, self.pool.cells)
         if selection.index is None:
             cells = (selection.rows,)
         else:
             cells = (repeat(selection.rows, "b -> b k", k=selection.index.shape[1]), selection.index)
-        if self.power is not None:
-            kept = self.momentum * self.seen[cells]
-            power = residual.square().mean(-1)
-            self.power[cells] = power + kept * (self.power[cells] - power)
-            residual = residual + kept[..., None] * (self.residual[cells] - residual)
         self.residual[cells] = residual
         self.seen[cells] = True
 
@@ -48,29 +39,112 @@ class ResidualCache:
             return torch.zeros(len(rows), self.pool.cells, 1, device=self.device)
         return self.residual if self.pool.rows == 1 else self.residual[rows]
 
+    def mean_square(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
+        """Squared residuals averaged over channels."""
+        return reduce(self.read(rows).square(), "b p c -> b p", "mean")
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """The maps, and which cells were seen."""
+        return {name: getattr(self, name) for name in (*self.maps, "seen")}
+
+
+class RunningCache(ResidualCache):
+    """Running means of the residual and of its square, for cells that stand for several points, as tiles do.
+
+    Each visit counts ``momentum`` times as much as the next one. A cell of which little is known borrows from its
+    neighbours: its estimate is the mean over its own visits and ``pooling`` visits with the estimate of the 2 × 2 block
+    around it, which is made alike from the block of blocks, and so on up to the mean of the row. So fine cells are
+    ranked from the first step on: at first like coarse ones, and by their own errors as visits come in.
+    """
+
+    maps = ("residual", "power", "visits")
+
+    def __init__(self, pool: Pool, device: torch.device, momentum: float, pooling: float) -> None:
+        super().__init__(pool, device)
+        self.momentum, self.pooling = momentum, pooling
+        # Sums, weighted by age: of residuals (``residual``), of their mean squares, and of ones.
+        self.power: Float[Tensor, "R P"] | None = None
+        self.visits: Float[Tensor, "R P"] | None = None
+
+    def write(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> None:
+        """Age what is known of the selected cells and add their residuals, all of them where a cell is drawn twice."""
+        residual = residual.detach().float()
+        rows, cells = self.pool.rows, self.pool.cells
+        if self.residual is None:
+            self.residual = residual.new_zeros(rows, cells, residual.shape[-1])
+            self.power, self.visits = residual.new_zeros(2, rows, cells).unbind()
+        index = torch.arange(cells, device=self.device)[None] if selection.index is None else selection.index
+        place = (selection.rows[:, None] * cells + index).flatten()
+        power = reduce(residual.square(), "b k c -> (b k)", "mean")
+        news = (residual.flatten(0, 1), power, torch.ones_like(power))
+        for sums, new in zip((self.residual, self.power, self.visits), news, strict=True):
+            flat = sums.view(rows * cells, *sums.shape[2:])  # type: ignore
+            flat[place] = self.momentum * flat[place]
+            flat.index_add_(0, place, new)
+        self.seen.view(-1)[place] = True
+
+    def read(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P C"]:
+        """Mean residual of every cell, with what it borrows."""
+        if self.residual is None or self.visits is None:
+            return super().read(rows)
+        return self._means(self.residual[rows], self.visits[rows])
+
+    def mean_square(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
+        """Mean square of the residual of every cell, with what it borrows."""
+        if self.power is None or self.visits is None:
+            return super().mean_square(rows)
+        return self._means(self.power[rows, :, None], self.visits[rows]).squeeze(-1)
+
+    def _means(self, sums: Float[Tensor, "B P C"], visits: Float[Tensor, "B P"]) -> Float[Tensor, "B P C"]:
+        if self.pooling == 0:
+            return sums / visits.clamp(min=torch.finfo(visits.dtype).tiny)[..., None]
+        shape, axes = self.pool.shape, self.pool.axes
+        grid = (*shape[:-axes], *([1] * (2 - axes)), *shape[-axes:])
+        sums, visits = rearrange(sums, "b p c -> b c p").unflatten(-1, grid), visits[:, None].unflatten(-1, grid)
+        return rearrange(pooled_means(sums, visits, self.pooling).flatten(2), "b c p -> b p c")
+
+
+def pooled_means(
+    sums: Float[Tensor, "B C *G H W"], visits: Float[Tensor, "B 1 *G H W"], strength: float
+) -> Float[Tensor, "B C *G H W"]:
+    """sums / visits, each cell drawn to the mean of the block around it with the weight of ``strength`` visits.
+
+    Blocks are of 2 × 2 cells, then of 2 × 2 blocks, until one is left; it is drawn to the mean of all. Nothing seen: 0.
+    """
+    levels = [(sums.flatten(1, -3), visits.flatten(1, -3))]
+    everything = [reduce(values, "b c ... -> b c", "sum") for values in (sums, visits)]
+    while max(levels[-1][0].shape[-2:]) > 1:
+        sums_above, visits_above = (F.avg_pool2d(v, 2, ceil_mode=True, divisor_override=1) for v in levels[-1])
+        levels.append((sums_above, visits_above))
+    mean = (everything[0] / everything[1].clamp(min=1e-12)).view(*sums.shape[:2], *[1] * (sums.ndim - 2))
+    mean = mean.expand(*sums.shape[:-2], 1, 1).flatten(1, -3)
+    for total, count in reversed(levels):
+        height, width = total.shape[-2:]
+        mean = mean.repeat_interleave(2, -2)[..., :height, :].repeat_interleave(2, -1)[..., :width]
+        count = count.repeat(1, total.shape[1] // count.shape[1], 1, 1)
+        mean = (total + strength * mean) / (count + strength)
+    return mean.view(sums.shape)
+
 
 class CachingSelector(Selector[ConfigT]):
-    """A selector whose state includes a residual cache."""
+    """A selector whose state includes a residual cache; a running one where its options ask for means."""
 
     def __init__(self, config: ConfigT, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
-        self.cache = ResidualCache(pool, self.device, getattr(config, "cache_momentum", 0.0))
+        momentum, pooling = getattr(config, "cache_momentum", 0.0), getattr(config, "cache_pooling", 0.0)
+        running = momentum > 0 or pooling > 0
+        self.cache = RunningCache(pool, self.device, momentum, pooling) if running else ResidualCache(pool, self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """The selector's state with its cache."""
-        return {
-            **super().state_dict(),
-            "residual": self.cache.residual,
-            "power": self.cache.power,
-            "seen": self.cache.seen,
-        }
+        return {**super().state_dict(), **self.cache.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the selector and its cache."""
         super().load_state_dict(state)
-        self.cache.seen = self.restored("seen", state, self.cache.seen.shape)
-        residual = state["residual"]
-        shape = (*self.cache.seen.shape, 0 if residual is None else residual.shape[-1])
-        self.cache.residual = None if residual is None else self.restored("residual", state, shape)
-        power = state["power"]
-        self.cache.power = None if power is None else self.restored("power", state, self.cache.seen.shape)
+        shape = self.cache.seen.shape
+        self.cache.seen = self.restored("seen", state, shape)
+        for name in self.cache.maps:
+            saved = state.get(name)
+            channels = saved.shape[2:] if saved is not None else ()
+            setattr(self.cache, name, None if saved is None else self.restored(name, state, (*shape, *channels)))

@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Count = int | Int[Tensor, "B 1"]
+"""A number of cells: the same for all rows, or one a row, on the device."""
+
 
 def ranks(order: Int[Tensor, "B P"]) -> Int[Tensor, "B P"]:
     """The inverse of a permutation: the place of each cell in ``order``."""
@@ -29,21 +32,21 @@ def masked_mean(values: Float[Tensor, "B P"], counted: Bool[Tensor, "B P"] | Non
 
 
 def cross_none(
-    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: int, counted: Bool[Tensor, "B P"] | None = None
+    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Bool[Tensor, "B P"] | None = None
 ) -> Int[Tensor, "B P"]:
     """Order by the low-frequency fitness alone."""
     return fittest_first(low)
 
 
 def cross_add(
-    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: int, counted: Bool[Tensor, "B P"] | None = None
+    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Bool[Tensor, "B P"] | None = None
 ) -> Int[Tensor, "B P"]:
     """Order by the sum of both fitnesses."""
     return fittest_first(low + high)
 
 
 def cross_select(
-    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: int, counted: Bool[Tensor, "B P"] | None = None
+    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Bool[Tensor, "B P"] | None = None
 ) -> Int[Tensor, "B P"]:
     """The paper's crossover, whose first ``n`` cells are the offspring.
 

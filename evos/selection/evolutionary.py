@@ -24,15 +24,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from evos.config import check_choice, check_range
-from evos.fitness import high_fitness, low_fitness
+from evos.errors import InputError
+from evos.fitness import high_fitness
 from evos.schedules import MUTATION_SCHEDULES, default_key_intervals, is_key_step, mutation_share
 from evos.selection.base import Evaluate, Pool, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector
-from evos.selection.crossover import CROSSOVERS
+from evos.selection.crossover import CROSSOVERS, Count
+
+LEAST_SHARE = 0.05
+"""Of cells kept and of mutants with ``adapt``: an error in one cell alone must not draw everything there."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,12 @@ class EvosConfig(SelectorConfig):
     """How value and Laplacian fitness are combined: none (value only), add (their sum) or select (the paper's)."""
 
     laplacian_weight: float = 0.65
-    """Weight of the squared Laplacian of the grey residual against the squared value error, at least 0
-    (0.65 on [0, 1] = 1e-5 on 0-255)."""
+    """Weight of the squared Laplacian of the grey residual (or of the squared derivative residual, see frequency)
+    against the squared value error, at least 0 (0.65 on [0, 1] = 1e-5 on 0-255)."""
+
+    frequency: str = "laplacian"
+    """What tells a cell's high-frequency error: laplacian (of the residual) or derivative (the residual of the
+    derivatives, where a loop supervises them)."""
 
     mutation_share: float = 0.5
     """Share of the initially kept places that is filled at random, in [0, 1]; where scheduled, its start."""
@@ -73,8 +82,18 @@ class EvosConfig(SelectorConfig):
     budget: int | None = None
     """Points drawn per row and step from the selected population, at least 1; none: all of it is trained on."""
 
+    adapt: bool = False
+    """With a budget: let the error say how hard to select, in place of keep_ratio and mutation_share. Both become the
+    square of the effective sample size of the value error, (Σe)² / (P·Σe²), but at least 0.05: errors alike everywhere
+    give a uniform batch, errors in few cells a selection of few."""
+
     cache_momentum: float = 0.0
-    """Share of its old estimate that a cell seen again keeps, in [0, 0.99]; for cells that stand for several points."""
+    """For cells that stand for several points, such as tiles: how much a visit counts against the next one, in
+    [0, 0.99]; 0 keeps the last one alone."""
+
+    cache_pooling: float = 0.0
+    """For such cells: the weight, in visits, of the neighbourhood's error in a cell's own, at least 0; 0: a cell counts
+    on its own visits, and unseen cells rank first."""
 
     importance_cap: float = 0.0
     """0: points count alike. Else, at least 1: they are weighted so that the expected gradient is that of uniform
@@ -84,6 +103,7 @@ class EvosConfig(SelectorConfig):
         super().__post_init__()
         check_choice("crossover", self.crossover, CROSSOVERS)
         check_range("laplacian_weight", self.laplacian_weight, 0)
+        check_choice("frequency", self.frequency, ("laplacian", "derivative"))
         check_range("mutation_share", self.mutation_share, 0, 1)
         check_choice("mutation_schedule", self.mutation_schedule, MUTATION_SCHEDULES)
         check_range("mutation_share_end", self.mutation_share_end, 0, 1)
@@ -96,18 +116,32 @@ class EvosConfig(SelectorConfig):
         check_choice("evaluation", self.evaluation, ("dense", "streaming"))
         check_range("budget", self.budget, 1)
         check_range("cache_momentum", self.cache_momentum, 0, 0.99)
+        check_range("cache_pooling", self.cache_pooling, 0)
         check_range("importance_cap", self.importance_cap or 1.0, 1)
 
 
 class EvosSelector(CachingSelector[EvosConfig]):
-    """The method. State: the residual cache and each row's order of cells at its last ranking, the fittest first."""
+    """The method.
 
-    state = ("order",)
+    State: the residual cache; of each row's last ranking the order of its cells, the fittest first, and how evenly the
+    error was spread (1: alike everywhere). Where derivatives tell the high frequencies (``needs_derivative``), also
+    each cell's last squared derivative error.
+    """
+
+    state = ("order", "derivative_error", "spread")
 
     def __init__(self, config: EvosConfig, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
         start, end = default_key_intervals(self.total_steps)
         self.intervals = (config.key_interval or start, config.key_interval_end or end)
+        self.needs_derivative = config.frequency == "derivative"
+        cells = pool.cells if self.needs_derivative else 0
+        self.derivative_error: Float[Tensor, "R E"] = torch.zeros(pool.rows, cells, device=self.device)
+        if config.adapt and config.budget is None:
+            raise InputError("adapt", True, "false without a budget")
+        self.spread: Float[Tensor, "R 1"] = torch.ones(pool.rows, 1, device=self.device)
+        usable = torch.ones(pool.rows, pool.cells, device=self.device) if self.valid is None else self.valid
+        self.usable: Int[Tensor, "R 1"] = usable.sum(1, keepdim=True).long()
         # Until the first ranking every usable cell is as good as any other.
         chance = torch.rand(pool.rows, pool.cells, generator=self.generator, device=self.device)
         usable_first = chance if self.valid is None else chance.masked_fill(~self.valid, -1.0)
@@ -117,19 +151,27 @@ class EvosSelector(CachingSelector[EvosConfig]):
 
     def fitness(self, rows: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
         """Low- and high-frequency fitness of every cell, from the cached residuals."""
-        residual, power = self.cache.read(rows), self.cache.power
-        high = high_fitness(residual, self.pool.shape, self.pool.axes, self.config.laplacian_weight)
-        return low_fitness(residual) if power is None else 4 * power[rows], high
+        low, weight = 4 * self.cache.mean_square(rows), self.config.laplacian_weight
+        if self.needs_derivative:
+            return low, weight * self.derivative_error[rows]
+        return low, high_fitness(self.cache.read(rows), self.pool.shape, self.pool.axes, weight)
 
     def rank(self, step: int, rows: Int[Tensor, " B"]) -> None:
         """Crossover: put the cells of ``rows`` in order; unseen ones first, in random order, and masked ones last."""
         low, high = self.fitness(rows)
-        fit, _ = self.counts(step)
+        if self.config.adapt:
+            known = low if self.valid is None else low * self.valid[rows]
+            total, squares = known.sum(1, keepdim=True), known.square().sum(1, keepdim=True)
+            effective = total.square() / squares.clamp(min=torch.finfo(low.dtype).tiny)
+            self.spread[rows] = torch.where(squares > 0, effective / self.usable[rows], 1.0)
+        fit, _ = self.budget_counts(step, rows) if self.config.adapt else self.counts(step)
         cross = CROSSOVERS[self.config.crossover]
-        if self.config.evaluation == "dense" and self.valid is None:
+        # Pooled estimates cover cells that were never seen.
+        seen = self.cache.seen[rows] if self.config.cache_pooling == 0 else torch.ones_like(low, dtype=torch.bool)
+        covers_all = self.config.evaluation == "dense" or self.config.cache_pooling > 0
+        if covers_all and self.valid is None:
             self.order[rows] = cross(low, high, fit, None)
             return
-        seen = self.cache.seen[rows]
         usable = torch.ones_like(seen) if self.valid is None else self.valid[rows]
         counted = seen & usable
         # Below every fitness, which is at least 0: first the unseen in random order, then the masked.
@@ -155,7 +197,10 @@ class EvosSelector(CachingSelector[EvosConfig]):
         share = mutation_share(
             config.mutation_schedule, step, self.total_steps, config.mutation_share, config.mutation_share_end
         )
-        mutants = min(keep, int(share * config.keep_ratio * self.valid_cells + 1e-6))
+        mutants = int(share * config.keep_ratio * self.valid_cells + 1e-6)
+        if config.budget is not None and share > 0:
+            mutants = max(1, mutants)  # however few the cells: without any mutant no other cell would ever be seen
+        mutants = min(keep, mutants)
         return keep - mutants, mutants
 
     def is_key(self, step: int) -> bool:
@@ -174,33 +219,43 @@ class EvosSelector(CachingSelector[EvosConfig]):
         # A row of a batch is ranked whenever it comes up: it was last ranked when it was last drawn.
         if self.config.evaluation == "streaming" and (key or not everybody):
             self.rank(step, rows)
+        if self.config.budget is not None:
+            fit, survivors = self.budget_counts(step, rows)
+            index = self.draw_budget(rows, fit, survivors)
+            return Selection(rows, index, self.weights(rows, fit, survivors, self.config.budget), key, step)
         fit, mutants = self.counts(step)
-        budget = self.config.budget
-        if budget is not None:
-            survivors = round(budget * fit / (fit + mutants))
-            index = self.draw_budget(rows, fit, survivors, budget)
-            return Selection(rows, index, self.weights(rows, fit, survivors, budget - survivors), key, step)
         index = torch.cat((self.order[rows, :fit], self.mutants(rows, fit, mutants)), dim=1)
-        return Selection(rows, index, self.weights(rows, fit, fit, mutants), key, step)
+        return Selection(rows, index, self.weights(rows, fit, fit, fit + mutants), key, step)
 
-    def weights(self, rows: Int[Tensor, " B"], fit: int, survivors: int, mutants: int) -> Float[Tensor, "B K"] | None:
+    def weights(self, rows: Int[Tensor, " B"], fit: Count, survivors: Count, count: int) -> Float[Tensor, "B K"] | None:
         """Bounded importance weights, survivors first: a group's share of the cells over its share of the points."""
         cap = self.config.importance_cap
-        if cap == 0 or 0 in (survivors, mutants):
+        if cap == 0:
             return None
-        share = fit / self.valid_cells
-        drawn = survivors / (survivors + mutants)
-        bounded = [min(max(weight, 1 / cap), cap) for weight in (share / drawn, (1 - share) / (1 - drawn))]
-        sizes = (survivors, mutants)
-        groups = [torch.full((len(rows), n), w, device=self.device) for n, w in zip(sizes, bounded, strict=True)]
-        return torch.cat(groups, dim=1)
+        share = torch.as_tensor(fit / self.usable[rows])
+        drawn = torch.as_tensor(survivors / count, device=self.device)
+        survives = torch.arange(count, device=self.device) < survivors
+        weight = torch.where(survives, share / drawn, (1 - share) / (1 - drawn)).clamp(1 / cap, cap)
+        # A group of which nothing is drawn cannot be weighed against the other.
+        return torch.where((drawn == 0) | (drawn == 1), 1.0, weight).float().expand(len(rows), count)
 
-    def draw_budget(self, rows: Int[Tensor, " B"], fit: int, survivors: int, budget: int) -> Int[Tensor, "B K"]:
+    def budget_counts(self, step: int, rows: Int[Tensor, " B"]) -> tuple[Count, Count]:
+        """How many cells of each row are fit, and how many of the ``budget`` draws go to them."""
+        budget = self.config.budget
+        assert budget is not None
+        if not self.config.adapt:
+            fit, mutants = self.counts(step)
+            return fit, round(budget * fit / (fit + mutants))
+        share = self.spread[rows].square().clamp(min=LEAST_SHARE)
+        return (share * (1 - share) * self.usable[rows]).long(), (budget * (1 - share)).round().long()
+
+    def draw_budget(self, rows: Int[Tensor, " B"], fit: Count, survivors: Count) -> Int[Tensor, "B K"]:
         """``budget`` draws (repeats possible): ``survivors`` of them among the fit, the others among the rest."""
+        size = (len(rows), self.config.budget)
         # float64: float32 has too few values to address every cell of a large pool.
-        chance = torch.rand(len(rows), budget, generator=self.generator, device=self.device, dtype=torch.float64)
-        usable = self.pool.cells if self.valid is None else self.valid[rows].sum(1, keepdim=True)
-        place = torch.cat((chance[:, :survivors] * fit, fit + chance[:, survivors:] * (usable - fit)), dim=1)
+        chance = torch.rand(size, generator=self.generator, device=self.device, dtype=torch.float64)
+        survives = torch.arange(chance.shape[1], device=self.device) < survivors
+        place = torch.where(survives, chance * fit, fit + chance * (self.usable[rows] - fit))
         return self.order[rows[:, None], place.long()]
 
     def observe(
@@ -209,11 +264,23 @@ class EvosSelector(CachingSelector[EvosConfig]):
         residual: Float[Tensor, "B K C"],
         *,
         coord_grad: Float[Tensor, "B K D"] | None = None,
+        derivative_residual: Float[Tensor, "B K C D"] | None = None,
     ) -> None:
-        """Cache the residuals: dense, of key steps, and breed the survivors; streaming, of every step."""
+        """Cache the residuals: dense, of key steps, and breed the survivors; streaming, of every step.
+
+        ``derivative_residual``: signed errors of the derivatives, in [0, 1] units a cell, which ``frequency``
+        derivative ranks by their square, averaged over channels and summed over axes. Raises InputError where they are
+        missing.
+        """
         dense = self.config.evaluation == "dense"
+        if self.needs_derivative and derivative_residual is None:
+            raise InputError("frequency", "derivative", "laplacian, in a training that supervises no derivatives")
         if dense and not selection.is_key:
             return
         self.cache.write(selection, residual)
+        if self.needs_derivative and derivative_residual is not None:
+            error = reduce(derivative_residual.detach().float().square(), "b k c d -> b k d", "mean").sum(-1)
+            rows = selection.rows
+            self.derivative_error[rows if selection.index is None else (rows[:, None], selection.index)] = error
         if dense:
             self.rank(selection.step, selection.rows)

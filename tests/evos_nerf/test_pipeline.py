@@ -1,9 +1,12 @@
 """The pipeline: the errors it hands back, the pictures it shows, the checkpoints it resumes from."""
 
+import copy
 import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +22,7 @@ from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCall
 
 from evos.errors import InputError
 from evos.selection import EvosConfig
+from evos_nerf.pixel_sampler import evos_for_rays
 
 pytestmark = [pytest.mark.nerf, pytest.mark.filterwarnings("ignore")]
 
@@ -52,7 +56,7 @@ def observed(pipeline, monkeypatch):
     [("evos-nerfacto", "rgb_loss"), ("evos-depth-nerfacto", "rgb_loss"), ("evos-vanilla-nerf", "rgb_loss_fine")],
 )
 def test_the_sampler_learns_the_errors_that_the_loss_saw(name, loss, pipeline, monkeypatch):
-    one = pipeline(name)
+    one = pipeline(name, evos=EvosConfig(**STREAMING))
     found = observed(one, monkeypatch)
     for step in range(4):
         _, losses, metrics = one.get_train_loss_dict(step)
@@ -150,9 +154,9 @@ def same(one, other):
 
 @pytest.mark.parametrize("selector", ["evos", "soft"])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(selector, method, train):
-    # More than the 10 steps after which the proposal networks learn in some steps only; finer tiles from step 12 on.
+    # More than the 10 steps after which the proposal networks learn in some steps only.
     def config(name):
-        made = method("evos-nerfacto", selector=selector, evos=EvosConfig(**STREAMING), tile_side=None, visits=0.15)
+        made = method("evos-nerfacto", selector=selector, evos=replace(evos_for_rays(), **STREAMING), tile_side=2)
         made.timestamp, made.steps_per_save, made.save_only_latest_checkpoint = name, 1, False
         made.steps_per_eval_batch = made.steps_per_eval_image = 3
         return made
@@ -163,9 +167,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(selector, method
     resumed = train(part, 12)
     names = [trainer.checkpoint_dir / "step-000000023.ckpt" for trainer in (whole, resumed)]
     one, other = (flattened(torch.load(name)) for name in names)
-    side = "/pipeline/_extra_state/processes/0/sampler/side"
-    before = flattened(torch.load(whole.checkpoint_dir / "step-000000011.ckpt"))
-    assert (before[side], one[side]) == ((2, 1) if selector == "evos" else (2, 2))
     assert one.keys() == other.keys() and len(one) > 100
     # Not Python's own generator: beartype, in this suite, draws from it when it checks a dict.
     different = [key for key in one if not same(one[key], other[key])]
@@ -205,7 +206,7 @@ def test_a_state_of_another_version_is_refused_in_training_only(pipeline):
 # ---- two processes
 
 
-def one_of_two_processes(rank: int, folder: Path) -> None:
+def state_of_two(rank: int, folder: Path) -> None:
     """Train three steps, gather before the save, save in the first process, restore in both, compare what follows."""
     config = yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", world_size=2, rank=rank)
@@ -238,12 +239,35 @@ def one_of_two_processes(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.dist
-def test_every_process_gets_its_own_state_back(method, tmp_path):
-    config = method("evos-nerfacto")
-    config.max_num_iterations, config.steps_per_save = 3, 100
-    (tmp_path / "config.yml").write_text(yaml.dump(config))
-    commands = [[sys.executable, __file__, str(rank), str(tmp_path)] for rank in range(2)]
+def gradients_of_two(rank: int, folder: Path) -> None:
+    """A step of the wrapped model, and the mean over both processes of what each finds by itself on the same rays."""
+    config = yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", world_size=2, rank=rank)
+    torch.manual_seed(100 + rank)
+    one = config.pipeline.setup(device="cpu", test_mode="val", world_size=2, local_rank=rank)
+    rays = one.datamanager.next_train(0)
+    one.datamanager.next_train = lambda step: copy.deepcopy(rays)  # the camera optimizer writes into them
+
+    def gradient(context):
+        one.zero_grad()
+        torch.manual_seed(rank)  # the same places along the rays
+        with context:
+            loss = sum(one.get_train_loss_dict(0)[1].values())
+            loss.backward()
+        flat = [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in one.model.parameters()]
+        return loss.detach(), torch.cat(flat)
+
+    loss, own = gradient(one._model.no_sync())
+    mean = own.clone()
+    dist.all_reduce(mean)
+    torch.save({"loss": loss, "own": own, "mean": mean / 2, "ddp": gradient(nullcontext())[1]}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def run_two(process, config, folder) -> tuple[dict, dict]:
+    """What two processes of a function saved."""
+    (folder / "config.yml").write_text(yaml.dump(config))
+    commands = [[sys.executable, __file__, process.__name__, str(rank), str(folder)] for rank in range(2)]
     root = {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     processes = [subprocess.Popen(command, env=os.environ | root, **pipes) for command in commands]
@@ -253,11 +277,28 @@ def test_every_process_gets_its_own_state_back(method, tmp_path):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], output
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = (torch.load(folder / f"{rank}.pt") for rank in range(2))
+    return first, second
+
+
+@pytest.mark.dist
+def test_two_processes_average_their_gradients(method, tmp_path):
+    first, second = run_two(gradients_of_two, method("evos-nerfacto"), tmp_path)
+    assert first["loss"] != second["loss"] and not torch.allclose(first["own"], second["own"])
+    for mine in (first, second):
+        assert mine["mean"].abs().max() > 0
+        torch.testing.assert_close(mine["ddp"], mine["mean"], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.dist
+def test_every_process_gets_its_own_state_back(method, tmp_path):
+    config = method("evos-nerfacto")
+    config.max_num_iterations, config.steps_per_save = 3, 100
+    first, second = run_two(state_of_two, config, tmp_path)
     for mine in (first, second):
         assert torch.equal(mine["one"][0], mine["other"][0]) and torch.equal(mine["one"][1], mine["other"][1])
     assert not torch.equal(first["one"][0], second["one"][0])
 
 
 if __name__ == "__main__":
-    one_of_two_processes(int(sys.argv[1]), Path(sys.argv[2]))
+    globals()[sys.argv[1]](int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,7 +1,5 @@
 """The pixel sampler alone: which pixels it draws, what it learns, what it saves."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -13,7 +11,6 @@ from evos.selection import EvosConfig, SoftConfig
 from evos_nerf.pixel_sampler import (
     STRATEGIES,
     EvosPixelSamplerConfig,
-    evos_for_rays,
     packed,
     spread,
     unpacked,
@@ -112,32 +109,13 @@ def test_survivors_go_where_the_error_is():
 
 
 def test_warm_up_is_uniform_and_its_errors_count():
-    one = sampler(rays=64, warmup_steps=10)
-    learn(one, images(), 10)
+    one = sampler(rays=64, warmup_steps=16)
+    learn(one, images(), 16, error=lambda pixels: (pixels["indices"][:, :1] == 1).float().expand(-1, 3))
     assert one.metrics()["survivor_share"] == 0
     assert one.selector.cache.seen.all()
-    learn(one, images(), 1, start=10)
-    assert one.metrics()["survivor_share"] == 0.5
-
-
-def test_a_finer_grid_inherits_the_errors_of_the_coarser_one():
-    evos = replace(evos_for_rays(), key_interval=10.0, key_interval_end=10.0)
-    one = sampler(rays=64, tile_side=None, visits=1.0, evos=evos)
-    one.plan(400)
-    batch = images(8, 64, 64)
-    learn(one, batch, 99, error=lambda pixels: pixels["indices"][:, :1].float().expand(-1, 3))
-    coarse, seen, residual = one.grid, one.selector.cache.seen, one.selector.cache.residual
-    assert one.sides == (8, 4, 2) and coarse.side == 8
-    one.sample(batch, 100)
-    assert one.grid.side == 4
-    parents = one.grid.parents(coarse)
-    assert torch.equal(one.selector.cache.residual, residual[:, parents])
-    assert torch.equal(one.selector.cache.seen, seen[:, parents])
-    # Ranked at once: the survivors are tiles of the image with the largest error.
-    assert seen.all()
-    assert (one.selector.order[0, :20] // (one.grid.shape[1] * one.grid.shape[2]) == 7).all()
-    learn(one, batch, 1, start=200)
-    assert one.grid.side == 2
+    learn(one, images(), 1, start=16)
+    # The error lies in a quarter of the tiles, so about (1 / 4)² are kept, and as much of these is mutants.
+    assert one.metrics()["survivor_share"] == pytest.approx(15 / 16, abs=0.05)
 
 
 def test_the_rays_of_a_step_may_change():
@@ -198,13 +176,13 @@ def test_who_resumes_and_who_goes_on_draw_the_same(selector, tmp_path):
 
 
 @pytest.mark.parametrize("selector", ["evos", "expansive"])
-def test_a_run_may_resume_with_more_rays_and_other_tiles(selector):
+def test_a_run_may_resume_with_more_rays_and_keeps_its_tiles(selector):
     one = sampler(selector=selector)
     learn(one, images(), 3)
     other = sampler(selector=selector, rays=50, tile_side=2)
     other.load_state_dict(one.state_dict())
     assert len(learn(other, images(), 2, start=3)["indices"]) == 50
-    assert other.grid.side == (2 if selector == "evos" else 4)
+    assert other.grid.side == 4
 
 
 def test_errors_are_saved_in_half_precision():
@@ -296,6 +274,7 @@ def test_maps_show_what_was_drawn_and_what_is_known():
     maps = one.maps(1)
     assert set(maps) == {"evos_drawn", "evos_error"}
     assert maps["evos_error"].shape == (12, 8, 3)
-    assert torch.equal(maps["evos_error"][0, 0], maps["evos_error"][-1, -1])  # the same error everywhere
+    top, bottom = maps["evos_error"][0, 0], maps["evos_error"][-1, -1]
+    assert torch.allclose(top, bottom, atol=0.05)  # the same error everywhere
     assert not torch.equal(maps["evos_error"], one.maps(0)["evos_error"])
     assert one.drawn.sum() <= 40 * 64 and one.metrics()["sampler_ms"] > 0

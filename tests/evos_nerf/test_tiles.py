@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from evos_nerf.tiles import build_grid, smallest_side, tile_count, tile_sides
+from evos_nerf.tiles import build_grid, smallest_side, tile_count, tile_side
 
 MIXED = [(7, 5), (12, 9), (4, 16)]
 
@@ -76,23 +76,6 @@ def test_a_single_unmasked_pixel_is_enough():
     assert grid.draw(torch.tensor([2] * 20), generator()).tolist() == [[0, 5, 3]] * 20
 
 
-@pytest.mark.parametrize("sides", [(4, 2), (5, 3), (3, 7)])
-def test_a_tile_inherits_from_the_one_its_centre_lies_in(sides):
-    coarse, fine = (build_grid(MIXED, side, "cpu") for side in sides)
-    parents = fine.parents(coarse)
-    for image in range(3):
-        rows, columns = fine.tiles[image].tolist()
-        for r in range(rows):
-            for c in range(columns):
-                up = [
-                    math.floor((i + 0.5) / n * m)
-                    for i, n, m in zip((r, c), (rows, columns), coarse.tiles[image].tolist(), strict=True)
-                ]
-                parent = (image * coarse.shape[1] + up[0]) * coarse.shape[2] + up[1]
-                assert parents[(image * fine.shape[1] + r) * fine.shape[2] + c] == parent
-    assert coarse.usable is None or coarse.usable[parents[cells_of_every_image(fine)]].all()
-
-
 def test_means_are_those_of_a_slow_loop():
     grid = build_grid([(8, 4), (4, 8)], 4, "cpu")
     pixels = torch.rand(64, 3)
@@ -118,12 +101,10 @@ def test_the_smallest_side_is_the_first_that_fits(tiles):
     assert smallest_side(MIXED, tiles) == (fitting[0] if fitting else 16)
 
 
-def test_tiles_are_seen_as_often_as_asked_and_halve_while_they_can():
+def test_tiles_are_the_smallest_that_training_sees_often_enough():
     sizes = [(200, 200)] * 100
-    sides = tile_sides(sizes, 512, 3000, interval=50, visits=4, max_tiles=1 << 18)
-    assert sides[0] == 25 and tile_count(sizes, 25) <= 512 * 50 / 4 < tile_count(sizes, 24)
-    assert sides[1:] == (13, 7)
-    assert tile_count(sizes, 13) <= 512 * 750 / 4 and tile_count(sizes, 7) <= 512 * 1500 / 4
-    assert tile_sides(sizes, 512, 200, interval=50, visits=4, max_tiles=1 << 18) == (25, 25, 25)
-    assert tile_sides(sizes, 512, 10**6, interval=50, visits=4, max_tiles=5000) == (29, 29, 29)
-    assert tile_sides([(4, 4)], 512, 10**6, interval=50, visits=4, max_tiles=5000) == (1, 1, 1)
+    side = tile_side(sizes, 512, 800, visits=4, max_tiles=1 << 18)
+    assert side == 7 and tile_count(sizes, 7) <= 512 * 800 / 4 < tile_count(sizes, 6)
+    assert tile_side(sizes, 512, 10**6, visits=4, max_tiles=5000) == 29
+    assert tile_side(sizes, 512, 10**6, visits=4, max_tiles=1) == 200  # one an image at least
+    assert tile_side([(4, 4)], 512, 10**6, visits=4, max_tiles=5000) == 1

@@ -1,13 +1,16 @@
 """EVOS: fitness, survivors, mutants, streaming and budgets."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from scipy.stats import chisquare
 
 from evos.errors import InputError
-from evos.selection import EvosConfig, Pool
+from evos.selection import EvosConfig, Pool, Selection, build_selector
 
 NEVER_AGAIN = {"key_interval": 1000.0, "key_interval_end": 1000.0}
 EVERY_STEP = {"key_interval": 1.0, "key_interval_end": 1.0}
@@ -250,3 +253,48 @@ def test_a_budget_without_mutants_or_without_survivors_draws_from_one_side_only(
             assert all(set(row) == fit for row, fit in zip(drawn.tolist(), survivors, strict=True))
         else:
             assert all(set(row) == set(range(42)) for row in drawn.tolist())
+
+
+def adaptive(share, cells=400, budget=1000, **options):
+    """A selector that has seen an error of 1 in the first ``share`` of the cells, and none elsewhere."""
+    config = EvosConfig(adapt=True, budget=budget, evaluation="streaming", key_schedule="fixed", key_interval=1.0)
+    config = replace(config, **options)
+    one = build_selector(config, Pool(1, (20, cells // 20)), total_steps=100, device="cpu")
+    residual = (torch.arange(cells) < share * cells).float()[None, :, None]
+    one.observe(Selection(one.all_rows, None, step=1), residual)
+    return one
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5])
+def test_adaptive_pressure_follows_the_concentration_of_the_error(share):
+    one = adaptive(share, laplacian_weight=0.0)
+    index = one.select(2).index[0]
+    # Equal errors in a share s of the cells have the effective sample size s: s² are kept, s² of the draws are mutants.
+    assert one.spread.item() == pytest.approx(share)
+    fit = int(share**2 * (1 - share**2) * 400)
+    survivors = round(1000 * (1 - share**2))
+    assert torch.equal(index[:survivors].unique(), one.order[0, :fit].sort().values)
+    assert (index[:survivors] < share * 400).all()
+    assert not torch.isin(index[survivors:], one.order[0, :fit]).any()
+
+
+def test_errors_alike_everywhere_give_a_uniform_batch():
+    one = adaptive(1.0, budget=40_000)
+    counts = torch.bincount(one.select(2).index[0], minlength=400)
+    assert one.budget_counts(2, one.all_rows)[1].item() == 0
+    assert chisquare(counts).pvalue > 0.001
+
+
+def test_adaptive_pressure_needs_a_budget():
+    with pytest.raises(InputError, match="adapt"):
+        build_selector(EvosConfig(adapt=True), Pool(1, (4, 4)), total_steps=10, device="cpu")
+
+
+def test_adaptive_weights_undo_the_selection():
+    one = adaptive(0.5, importance_cap=1000.0, laplacian_weight=0.0, budget=4000)
+    selection = one.select(2)
+    fit, survivors = (count.item() for count in one.budget_counts(2, one.all_rows))
+    weight = selection.weight[0]
+    assert torch.allclose(weight[:survivors], torch.tensor(fit / 400 * 4000 / survivors))
+    assert torch.allclose(weight[survivors:], torch.tensor((1 - fit / 400) * 4000 / (4000 - survivors)))
+    assert weight.sum().item() == pytest.approx(4000, rel=1e-4)

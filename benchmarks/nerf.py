@@ -1,0 +1,281 @@
+"""Samplers of training rays inside nerfstudio: nerfacto with its own uniform sampler beside EVOS and the others.
+
+    python benchmarks/nerf.py --scene lego=DIR --samplers nerfstudio evos soft egra expansive --seeds 0 1 2 3 4
+    python benchmarks/nerf.py --scene fox=DIR --timing
+
+DIR is a Blender, nerfstudio or LLFF scene, told by its files. Every run is a process of its own with one thread: the
+plugin's pipeline (``nerfstudio``: nerfacto's, with nerfstudio's PixelSampler), the same steps, rays, seeds and
+optimizer. Test PSNR is the mean over the held-out views of PSNR over the same random pixels of each.
+A variant is ``evos:keep_ratio=0.5:tile_side=10``: options of the strategy or of the pixel sampler.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import alternate, ratio, spread, write_result
+
+from evos.config import build_config
+from evos.runs import seed_everything
+from evos_nerf.compat import install
+
+BASELINE = "nerfstudio"
+
+# nerfacto for two CPU cores. The initial density is the model class's own default: with the 0.01 of the method's config
+# the uniform sampler ends at 17 dB on lego instead of 24, and to be better than that means nothing.
+SMALL = {
+    "implementation": "torch",
+    "average_init_density": 1.0,
+    "num_levels": 8,
+    "log2_hashmap_size": 15,
+    "max_res": 512,
+    "num_nerf_samples_per_ray": 24,
+    "num_proposal_samples_per_ray": (48, 24),
+    "proposal_net_args_list": [
+        {"hidden_dim": 16, "log2_hashmap_size": 14, "num_levels": 5, "max_res": size, "use_linear": False}
+        for size in (64, 128)
+    ],
+}
+# What nerfstudio's documentation recommends for NeRF-synthetic scenes.
+SYNTHETIC = {
+    "background_color": "white",
+    "proposal_initial_sampler": "uniform",
+    "near_plane": 2.0,
+    "far_plane": 6.0,
+    "use_average_appearance_embedding": False,
+    "distortion_loss_mult": 0.0,
+    "disable_scene_contraction": True,
+}
+
+
+def build_pipeline(scene: Path, sampler: str, rays: int, seed: int) -> Any:
+    """The reduced nerfacto with ``sampler``, on the CPU."""
+    from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
+    from nerfstudio.configs.method_configs import method_configs
+    from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+    from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+    from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+    from evos_nerf.llff import LlffDataParserConfig
+    from evos_nerf.methods import evos_method
+
+    seed_everything(seed)
+    host: Any = method_configs["nerfacto"]
+    model = replace(host.pipeline.model, **SMALL, camera_optimizer=CameraOptimizerConfig(mode="off"))
+    if (scene / "poses_bounds.npy").exists():
+        parser: Any = LlffDataParserConfig(data=scene)
+    elif (scene / "transforms_train.json").exists():
+        parser, model = BlenderDataParserConfig(data=scene), replace(model, **SYNTHETIC)
+    else:
+        parser = NerfstudioDataParserConfig(data=scene, downscale_factor=1)
+    if sampler == BASELINE:
+        config = replace(host.pipeline, datamanager=VanillaDataManagerConfig())
+    else:
+        config = evos_method(host, "evos-nerfacto", "").config.pipeline
+        name, *words = sampler.split(":")
+        pixel_sampler = replace(config.datamanager.pixel_sampler, selector=name)
+        chosen = dict(word.split("=") for word in words)
+        own = {option.name: chosen.pop(option.name) for option in fields(pixel_sampler) if option.name in chosen}
+        strategy = getattr(pixel_sampler, name)
+        strategy = build_config(type(strategy), vars(strategy) | chosen)
+        pixel_sampler = replace(pixel_sampler, **{name: strategy}, **{o: json.loads(value) for o, value in own.items()})
+        config.datamanager.pixel_sampler = pixel_sampler
+    config.model = model
+    config.datamanager.dataparser = parser
+    config.datamanager.train_num_rays_per_batch = rays
+    return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+
+
+class Training:
+    """nerfstudio's training loop without its viewer, files and logs."""
+
+    def __init__(self, scene: Path, sampler: str, rays: int, seed: int, steps: int) -> None:
+        from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+
+        self.pipeline = build_pipeline(scene, sampler, rays, seed)
+        attributes = TrainingCallbackAttributes(None, None, self.pipeline, None)  # type: ignore
+        self.callbacks = self.pipeline.get_training_callbacks(attributes)
+        if sampler != BASELINE:
+            self.pipeline.datamanager.train_pixel_sampler.plan(steps)
+        parameters = [group for groups in self.pipeline.get_param_groups().values() for group in groups]
+        self.optimizer = torch.optim.Adam(parameters, lr=1e-2, eps=1e-15)  # as in nerfacto's config
+        self.done = 0
+
+    def step(self) -> None:
+        """One step of training."""
+        self._call("BEFORE_TRAIN_ITERATION")
+        _, losses, _ = self.pipeline.get_train_loss_dict(self.done)
+        self.optimizer.zero_grad()
+        sum(losses.values()).backward()
+        self.optimizer.step()
+        self._call("AFTER_TRAIN_ITERATION")
+        self.done += 1
+
+    def _call(self, place: str) -> None:
+        from nerfstudio.engine.callbacks import TrainingCallbackLocation
+
+        for callback in self.callbacks:
+            callback.run_callback_at_location(self.done, TrainingCallbackLocation[place])
+
+    @torch.no_grad()
+    def test_psnr(self, pixels: int) -> float:
+        """Mean over the held-out views of the PSNR over ``pixels`` random pixels each, the same in every run."""
+        data, model = self.pipeline.datamanager, self.pipeline.model
+        generator = np.random.default_rng(0)
+        model.eval()
+        found = []
+        for view in range(len(data.eval_dataset)):
+            truth = data.eval_dataset[view]["image"][..., :3]
+            place = generator.choice(truth[..., 0].numel(), min(pixels, truth[..., 0].numel()), replace=False)
+            rows, columns = np.unravel_index(place, truth.shape[:2])
+            points = torch.as_tensor(np.stack([np.full_like(rows, view), rows, columns], axis=1))
+            rays = self._eval_rays(points)
+            error = model(rays)["rgb"].clamp(0, 1) - truth[points[:, 1], points[:, 2]]
+            found.append(-10 * float(torch.log10(error.square().mean())))
+        model.train()
+        return statistics.mean(found)
+
+    def _eval_rays(self, points: torch.Tensor) -> Any:
+        from nerfstudio.model_components.ray_generators import RayGenerator
+
+        return RayGenerator(self.pipeline.datamanager.eval_dataset.cameras)(points)
+
+
+def run_one(scene: Path, sampler: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Train; test PSNR along the way, and seconds a step without the tests."""
+    torch.set_num_threads(1)
+    training, seconds, curve = Training(scene, sampler, args.rays, seed, args.steps), 0.0, []
+    for _ in range(args.tests):
+        began = time.perf_counter()
+        for _ in range(args.steps // args.tests):
+            training.step()
+        seconds += time.perf_counter() - began
+        curve.append([training.done, round(training.test_psnr(args.pixels), 4)])
+    return {"sampler": sampler, "seed": seed, "curve": curve, "seconds_per_step": seconds / training.done}
+
+
+def first_reached(curve: list[list[float]], psnr: float) -> float | None:
+    """The step at which the curve, linear between its points, first reaches ``psnr``; None if it does not."""
+    before, level = curve[0]
+    for step, value in curve:
+        if value >= psnr:
+            return before + (step - before) * ((psnr - level) / (value - level) if value > level else 1.0)
+        before, level = step, value
+    return None
+
+
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of every sampler, over the seeds: final PSNR, its gain over the baseline's run of the same seed, and the share of
+    the baseline's steps after which it reached that run's final PSNR (1 where it did not, counted in ``unreached``)."""
+    base = {run["seed"]: run for run in runs if run["sampler"] == BASELINE}
+    table = {}
+    for sampler in dict.fromkeys(run["sampler"] for run in runs):
+        own = [run for run in runs if run["sampler"] == sampler and run["seed"] in base]
+        final = [run["curve"][-1][1] for run in own]
+        goals = [base[run["seed"]]["curve"][-1] for run in own]
+        reached = [first_reached(run["curve"], psnr) for run, (_, psnr) in zip(own, goals, strict=True)]
+        shares = [1.0 if at is None else at / steps for at, (steps, _) in zip(reached, goals, strict=True)]
+        gains = [psnr - goal for psnr, (_, goal) in zip(final, goals, strict=True)]
+        table[sampler] = {
+            "psnr": mean_spread(final),
+            "gain_db": mean_spread(gains),
+            "gains_db": [round(gain, 3) for gain in gains],
+            "steps_to_baseline": mean_spread(shares),
+            "shares": [round(share, 3) for share in shares],
+            "unreached": reached.count(None),
+        }
+    return table
+
+
+def mean_spread(values: list[float]) -> dict[str, float]:
+    """Mean, standard deviation and count."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.mean(values), 4), "std": round(deviation, 4), "n": len(values)}
+
+
+def timing(scene: Path, samplers: list[str], args: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a whole step and of drawing its rays alone, all samplers in turn."""
+    trainings = {sampler: Training(scene, sampler, args.rays, 0, args.steps) for sampler in samplers}
+    for training in trainings.values():
+        for _ in range(args.warm):
+            training.step()
+    steps = alternate({name: training.step for name, training in trainings.items()}, repeats=args.repeats)
+    result = {}
+    for name, training in trainings.items():
+        data = training.pipeline.datamanager
+        own = name != BASELINE and data.train_pixel_sampler.metrics()["sampler_ms"] / 1000
+        result[name] = {
+            "step_seconds": spread(steps[name]),
+            "step_over_nerfstudio": ratio(steps, name, BASELINE) if BASELINE in steps else None,
+            "sampler_seconds": own or baseline_seconds(data),
+        }
+        result[name]["sampler_share"] = result[name]["sampler_seconds"] / result[name]["step_seconds"]["median"]
+    return result
+
+
+def baseline_seconds(data: Any, repeats: int = 200) -> float:
+    """Median seconds that nerfstudio's own sampler takes for a batch."""
+    images = next(data.iter_train_image_dataloader)
+    times = alternate({"own": lambda: data.train_pixel_sampler.sample(images)}, repeats=repeats)
+    return statistics.median(times["own"])
+
+
+def main() -> None:
+    """Run what is asked for and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scene", required=True, help="NAME=DIR")
+    parser.add_argument("--samplers", nargs="+", default=[BASELINE, "evos", "soft", "egra", "expansive"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--rays", type=int, default=512)
+    parser.add_argument("--tests", type=int, default=20, help="tests along the way")
+    parser.add_argument("--pixels", type=int, default=400, help="tested pixels of each held-out view")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time")
+    parser.add_argument("--timing", action="store_true", help="measure the time of steps and samplers instead")
+    parser.add_argument("--warm", type=int, default=60, help="with --timing: steps before")
+    parser.add_argument("--repeats", type=int, default=40, help="with --timing: steps measured")
+    parser.add_argument("--cache", type=Path, default=Path("runs/bench-nerf"), help="folder of finished runs")
+    parser.add_argument("--name", help="name of the result; default nerf_NAME")
+    parser.add_argument("--one", nargs=2, metavar=("SAMPLER", "SEED"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    install()
+    name, _, folder = args.scene.partition("=")
+    settings = {key: getattr(args, key) for key in ("steps", "rays", "tests", "pixels")}
+    if args.one:
+        print(json.dumps(run_one(Path(folder), args.one[0], int(args.one[1]), args)))
+        return
+    if args.timing:
+        numbers = timing(Path(folder), args.samplers, args)
+        write_result(
+            args.name or f"nerf_{name}_time", {"rays": args.rays, "threads": torch.get_num_threads(), **numbers}
+        )
+        return
+
+    def work(job: tuple[str, int]) -> dict[str, Any]:
+        sampler, seed = job
+        kept = args.cache / name / f"{'-'.join(map(str, settings.values()))}-{seed}-{sampler.replace(':', '_')}.json"
+        if not kept.exists():
+            words = [sys.executable, __file__, *sys.argv[1:], "--one", sampler, str(seed)]
+            found = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(found)
+        run = json.loads(kept.read_text())
+        print(f"{name} {sampler} seed {seed}: {run['curve'][-1][1]:.2f} dB", flush=True)
+        return run
+
+    with ThreadPoolExecutor(args.workers) as pool:
+        runs = list(pool.map(work, [(sampler, seed) for seed in args.seeds for sampler in args.samplers]))
+    write_result(args.name or f"nerf_{name}", {**settings, "summary": summary(runs), "runs": runs})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from evos.selection import Pool, Selection
+from evos.selection.cache import ResidualCache, RunningCache, pooled_means
+
+
+def selection(*cells, rows=(0,)):
+    return Selection(torch.tensor(rows), torch.tensor([cells]))
+
+
+def block_means(sums, visits, strength):
+    """The slow twin: recursion from the mean of all maps down to every cell of one map."""
+    maps, height, width = sums.shape
+    everything = sums.sum() / max(visits.sum(), 1e-12)
+
+    def estimate(index, y, x, size):
+        own = (index, slice(y * size, (y + 1) * size), slice(x * size, (x + 1) * size))
+        whole = size >= max(height, width)
+        above = everything if whole else estimate(index, y // 2, x // 2, 2 * size)
+        return (sums[own].sum() + strength * above) / (visits[own].sum() + strength)
+
+    return torch.stack([estimate(i, y, x, 1) for i in range(maps) for y in range(height) for x in range(width)])
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (3, 5, 7), (1, 1, 6), (2, 1, 1)])
+def test_pooled_means_are_those_of_a_slow_recursion(shape):
+    generator = torch.Generator().manual_seed(0)
+    visits = torch.randint(0, 3, shape, generator=generator).double()
+    sums = torch.rand(shape, generator=generator, dtype=torch.float64) * visits
+    pooled = pooled_means(sums[None, None], visits[None, None], 2.0)
+    assert torch.allclose(pooled.flatten(), block_means(sums, visits, 2.0), rtol=1e-12)
+
+
+def test_pooled_means_of_nothing_seen_are_zero_and_of_much_seen_are_the_cells_own():
+    nothing = torch.zeros(1, 2, 3, 3)
+    assert (pooled_means(nothing, nothing[:, :1], 2.0) == 0).all()
+    values, visits = torch.rand(1, 1, 3, 3), torch.full((1, 1, 3, 3), 1e7)
+    assert torch.allclose(pooled_means(values * visits, visits, 1.0), values, atol=1e-5)
+
+
+def test_a_running_cache_keeps_means_weighted_by_age():
+    cache = RunningCache(Pool(2, (1, 3)), torch.device("cpu"), momentum=0.5, pooling=0.0)
+    cache.write(selection(0, 2, rows=(1,)), torch.tensor([[[1.0, 3.0], [2.0, 2.0]]]))
+    cache.write(selection(2, rows=(1,)), torch.tensor([[[-1.0, 0.0]]]))
+    mean = cache.read(torch.tensor([1]))[0]
+    assert mean[0].tolist() == [1, 3] and mean[1].tolist() == [0, 0]
+    assert torch.allclose(mean[2], torch.tensor([(0.5 * 2 - 1) / 1.5, (0.5 * 2 + 0) / 1.5]))
+    square = cache.mean_square(torch.tensor([1]))[0]
+    assert torch.allclose(square, torch.tensor([5.0, 0.0, (0.5 * 4 + 0.5) / 1.5]))
+    assert cache.seen.tolist() == [[False] * 3, [True, False, True]]
+    assert (cache.read(torch.tensor([0])) == 0).all()
+
+
+def test_a_cell_drawn_twice_in_a_step_counts_both_residuals_and_ages_once():
+    cache = RunningCache(Pool(1, (1, 2)), torch.device("cpu"), momentum=0.5, pooling=0.0)
+    cache.write(selection(1), torch.tensor([[[8.0]]]))
+    cache.write(selection(1, 1), torch.tensor([[[1.0], [4.0]]]))
+    assert cache.read(torch.tensor([0]))[0, 1].item() == pytest.approx((4 + 1 + 4) / 2.5)
+
+
+def test_a_pooled_cache_estimates_unseen_cells_by_their_neighbourhood():
+    cache = RunningCache(Pool(1, (2, 4, 4)), torch.device("cpu"), momentum=0.9, pooling=1.0)
+    cache.write(selection(0, 1, 31), torch.tensor([[[1.0], [1.0], [-3.0]]]))
+    square = cache.mean_square(torch.tensor([0]))[0].view(2, 4, 4)
+    # Beside errors of 1 in the first picture, and of 9 in the other; far from both within each.
+    assert square[0, 1, 1] < square[0, 3, 3] < square[1, 0, 0] < square[1, 2, 2] < square[1, 3, 3]
+    sums, visits = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)
+    sums.view(-1)[[0, 1, 31]], visits.view(-1)[[0, 1, 31]] = torch.tensor([1.0, 1, 9]), 1.0
+    assert torch.allclose(square.flatten(), block_means(sums, visits, 1.0))
+
+
+def test_signals_of_one_axis_are_pooled_along_it():
+    cache = RunningCache(Pool(2, (8,)), torch.device("cpu"), momentum=0.9, pooling=1.0)
+    cache.write(Selection(torch.tensor([0, 1]), torch.tensor([[0], [5]])), torch.tensor([[[2.0]], [[4.0]]]))
+    first, second = cache.mean_square(torch.tensor([0, 1]))
+    # One visit in the row: whichever way a mean is drawn to itself, it stays.
+    assert torch.allclose(first, torch.full((8,), 4.0)) and torch.allclose(second, torch.full((8,), 16.0))
+
+
+def test_the_last_residual_is_what_a_plain_cache_knows():
+    cache = ResidualCache(Pool(1, (3,)), torch.device("cpu"))
+    cache.write(selection(1), torch.tensor([[[1.0, 2.0]]]))
+    cache.write(selection(1), torch.tensor([[[3.0, 5.0]]]))
+    assert cache.read(torch.tensor([0]))[0].tolist() == [[0, 0], [3, 5], [0, 0]]
+    assert cache.mean_square(torch.tensor([0])).tolist() == [[0, 17, 0]]
+    assert cache.seen.tolist() == [[False, True, False]]
