@@ -43,6 +43,12 @@ class ResidualCache:
         """Squared residuals averaged over channels."""
         return reduce(self.read(rows).square(), "b p c -> b p", "mean")
 
+    def forget(self, rows: Int[Tensor, " B"]) -> None:
+        """Forget what is known of some rows, which are to stand for another signal."""
+        for name in (*self.maps, "seen"):
+            if (values := getattr(self, name)) is not None:
+                values[rows] = 0
+
     def state_dict(self) -> dict[str, Tensor | None]:
         """The maps, and which cells were seen."""
         return {name: getattr(self, name) for name in (*self.maps, "seen")}

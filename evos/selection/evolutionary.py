@@ -36,6 +36,9 @@ from evos.selection.base import Evaluate, Pool, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector
 from evos.selection.crossover import CROSSOVERS, Count
 
+EVEN_SPREAD = 0.6
+"""Effective sample size at which ``adapt`` draws uniformly: that of normal errors, equal everywhere, in three channels."""
+
 LEAST_SHARE = 0.05
 """Of cells kept and of mutants with ``adapt``: an error in one cell alone must not draw everything there."""
 
@@ -83,9 +86,9 @@ class EvosConfig(SelectorConfig):
     """Points drawn per row and step from the selected population, at least 1; none: all of it is trained on."""
 
     adapt: bool = False
-    """With a budget: let the error say how hard to select, in place of keep_ratio and mutation_share. Both become the
-    square of the effective sample size of the value error, (Σe)² / (P·Σe²), but at least 0.05: errors alike everywhere
-    give a uniform batch, errors in few cells a selection of few."""
+    """With a budget: let the error say how hard to select, in place of keep_ratio and mutation_share. Both become
+    (s / 0.6)⁴ within [0.05, 1], where s = (Σe)² / (P·Σe²) is the effective sample size of the value error: errors spread
+    evenly give a uniform batch, errors in few cells a selection of few."""
 
     cache_momentum: float = 0.0
     """For cells that stand for several points, such as tiles: how much a visit counts against the next one, in
@@ -246,7 +249,7 @@ class EvosSelector(CachingSelector[EvosConfig]):
         if not self.config.adapt:
             fit, mutants = self.counts(step)
             return fit, round(budget * fit / (fit + mutants))
-        share = self.spread[rows].square().clamp(min=LEAST_SHARE)
+        share = (self.spread[rows] / EVEN_SPREAD).pow(4).clamp(LEAST_SHARE, 1)
         return (share * (1 - share) * self.usable[rows]).long(), (budget * (1 - share)).round().long()
 
     def draw_budget(self, rows: Int[Tensor, " B"], fit: Count, survivors: Count) -> Int[Tensor, "B K"]:

@@ -85,3 +85,14 @@ def test_the_last_residual_is_what_a_plain_cache_knows():
     assert cache.read(torch.tensor([0]))[0].tolist() == [[0, 0], [3, 5], [0, 0]]
     assert cache.mean_square(torch.tensor([0])).tolist() == [[0, 17, 0]]
     assert cache.seen.tolist() == [[False, True, False]]
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_a_forgotten_row_is_as_if_never_seen(running):
+    pool, device = Pool(2, (1, 3)), torch.device("cpu")
+    cache = RunningCache(pool, device, momentum=0.5, pooling=0.0) if running else ResidualCache(pool, device)
+    cache.write(Selection(torch.tensor([0, 1]), torch.tensor([[1], [2]])), torch.ones(2, 1, 1))
+    cache.forget(torch.tensor([1]))
+    cache.write(selection(0, rows=(1,)), torch.tensor([[[4.0]]]))
+    assert cache.read(torch.tensor([0, 1]))[..., 0].tolist() == [[0, 1, 0], [4, 0, 0]]
+    assert cache.seen.tolist() == [[False, True, False], [True, False, False]]
