@@ -37,7 +37,8 @@ from evos.selection.cache import CachingSelector
 from evos.selection.crossover import CROSSOVERS, Count
 
 EVEN_SPREAD = 0.6
-"""Effective sample size at which ``adapt`` draws uniformly: that of normal errors, equal everywhere, in three channels."""
+"""Effective sample size from which on ``adapt`` draws uniformly: that of normal errors alike everywhere, squared and
+averaged over three channels."""
 
 LEAST_SHARE = 0.05
 """Of cells kept and of mutants with ``adapt``: an error in one cell alone must not draw everything there."""
@@ -87,8 +88,8 @@ class EvosConfig(SelectorConfig):
 
     adapt: bool = False
     """With a budget: let the error say how hard to select, in place of keep_ratio and mutation_share. Both become
-    (s / 0.6)⁴ within [0.05, 1], where s = (Σe)² / (P·Σe²) is the effective sample size of the value error: errors spread
-    evenly give a uniform batch, errors in few cells a selection of few."""
+    (s / 0.6)⁴ within [0.05, 1], where s = (Σe)² / (P·Σe²) is the effective sample size of the value error: errors
+    spread evenly give a uniform batch, errors in few cells a selection of few."""
 
     cache_momentum: float = 0.0
     """For cells that stand for several points, such as tiles: how much a visit counts against the next one, in
