@@ -255,10 +255,11 @@ class EvosSelector(CachingSelector[EvosConfig]):
 
     def draw_budget(self, rows: Int[Tensor, " B"], fit: Count, survivors: Count) -> Int[Tensor, "B K"]:
         """``budget`` draws (repeats possible): ``survivors`` of them among the fit, the others among the rest."""
-        size = (len(rows), self.config.budget)
+        budget = self.config.budget
+        assert budget is not None
         # float64: float32 has too few values to address every cell of a large pool.
-        chance = torch.rand(size, generator=self.generator, device=self.device, dtype=torch.float64)
-        survives = torch.arange(chance.shape[1], device=self.device) < survivors
+        chance = torch.rand(len(rows), budget, generator=self.generator, device=self.device, dtype=torch.float64)
+        survives = torch.arange(budget, device=self.device) < survivors
         place = torch.where(survives, chance * fit, fit + chance * (self.usable[rows] - fit))
         return self.order[rows[:, None], place.long()]
 
