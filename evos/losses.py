@@ -1,4 +1,4 @@
-"""Losses: value, and EVOS' cross-frequency supervision."""
+"""Losses: value, derivative (Sobolev), and EVOS' cross-frequency supervision."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +12,18 @@ def value_loss(
 ) -> Float[Tensor, ""]:
     """Mean squared error over the selected points, each times its weight where the selection has weights."""
     return selection.reduce((prediction - target).square().mean(-1))
+
+
+def derivative_loss(
+    jacobian: Float[Tensor, "*N C D"], target: Float[Tensor, "*N C D"], weight: Float[Tensor, "*N"] | None = None
+) -> Float[Tensor, ""]:
+    """Mean over the points, each times its weight, of the squared error summed over channels and axes.
+
+    Source: Sobolev training (ECCV 2022, arXiv 2207.10395), whose derivatives are per pixel: scale the Jacobian of a
+    field to the units of the target first.
+    """
+    error = (jacobian - target).square().sum((-2, -1))
+    return (error if weight is None else error * weight).mean()
 
 
 def cross_frequency_loss(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from evos.config import build_config, check_choice
-from evos.fields.base import Field, FieldConfig, MLPField, build_field
+from evos.fields.base import Field, FieldConfig, MLPField, RealMLPField, build_field
 from evos.fields.finer import FinerConfig
 from evos.fields.fourier import FourierConfig
 from evos.fields.gauss import GaussConfig
@@ -13,7 +13,7 @@ from evos.fields.mlp import PemlpConfig, ReluConfig
 from evos.fields.siren import SirenConfig
 from evos.fields.wire import WireConfig
 
-__all__ = ["FIELDS", "Field", "FieldConfig", "MLPField", "build_field", "field_config"]
+__all__ = ["FIELDS", "Field", "FieldConfig", "MLPField", "RealMLPField", "build_field", "field_config"]
 
 FIELDS: dict[str, type[FieldConfig]] = {
     config.name: config

@@ -1,6 +1,7 @@
 """What every neural field is: a config that builds a module from coordinates to values, and the loop all of them share.
 
-Coordinates lie in [-1, 1], one column per axis. Letters: N points, D coordinate axes, C channels, H hidden features.
+Coordinates lie in [-1, 1], one column per axis. Letters: N points, D coordinate axes, C channels, H hidden features,
+K tangents (directions of derivatives) carried beside the values: see evos/derivatives.py.
 """
 
 from abc import ABC, abstractmethod
@@ -101,6 +102,12 @@ class MLPField(Field):
     def activation(self, z: Inexact[Tensor, "*N H"], layer_index: int) -> Inexact[Tensor, "*N H"]:
         """The nonlinearity after a layer, given ``z = gain * (W x + b)``, gain = ``self.gains[layer_index]``."""
 
+    @abstractmethod
+    def activation_tangents(
+        self, z: Inexact[Tensor, "N H"], tangents: Inexact[Tensor, "K N H"], layer_index: int
+    ) -> tuple[Inexact[Tensor, "N H"], Inexact[Tensor, "K N H"]]:
+        """``activation`` at z, and its derivatives where z moves along each of the tangents."""
+
     def forward(self, coords: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
         """The values at coordinates in [-1, 1]."""
         *hidden, last = self.layers
@@ -108,6 +115,29 @@ class MLPField(Field):
         for index, layer in enumerate(hidden):
             x = self.activation(layer(x), index)
         return last(x).real  # a real tensor's .real is the tensor itself; WIRE computes in complex numbers
+
+
+class RealMLPField(MLPField):
+    """An MLPField whose activation is real and has its first two derivatives in closed form."""
+
+    @abstractmethod
+    def activation_with_slope(
+        self, z: Float[Tensor, "*N H"], layer_index: int
+    ) -> tuple[Float[Tensor, "*N H"], Float[Tensor, "*N H"]]:
+        """The activation and its derivative with respect to z."""
+
+    @abstractmethod
+    def activation_curvature(
+        self, z: Float[Tensor, "*N H"], value: Float[Tensor, "*N H"], slope: Float[Tensor, "*N H"], layer_index: int
+    ) -> Float[Tensor, "*N H"]:
+        """The activation's second derivative, given what ``activation_with_slope`` returned."""
+
+    def activation_tangents(
+        self, z: Float[Tensor, "N H"], tangents: Float[Tensor, "K N H"], layer_index: int
+    ) -> tuple[Float[Tensor, "N H"], Float[Tensor, "K N H"]]:
+        """``activation`` at z, and its slope times each tangent."""
+        value, slope = self.activation_with_slope(z, layer_index)
+        return value, slope * tangents
 
 
 def build_field(

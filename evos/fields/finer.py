@@ -43,5 +43,26 @@ class Finer(Siren):
             nn.init.uniform_(self.get_parameter("layers.0.bias"), -config.first_bias_scale, config.first_bias_scale)
 
     def activation(self, z: Float[Tensor, "*N H"], layer_index: int) -> Float[Tensor, "*N H"]:
-        """Sine of ``z + |z| z / omega``: the paper's argument written in z = omega (W x + b)."""
-        return torch.sin(torch.addcmul(z, z.detach().abs(), z, value=1 / self.gains[layer_index]))
+        """Sine of the angle."""
+        return torch.sin(self.angle(z, layer_index))
+
+    def activation_with_slope(
+        self, z: Float[Tensor, "*N H"], layer_index: int
+    ) -> tuple[Float[Tensor, "*N H"], Float[Tensor, "*N H"]]:
+        """Sine of the angle and its derivative, q cos(angle)."""
+        angle = self.angle(z, layer_index)
+        return torch.sin(angle), self.factor(z, layer_index) * torch.cos(angle)
+
+    def activation_curvature(
+        self, z: Float[Tensor, "*N H"], value: Float[Tensor, "*N H"], slope: Float[Tensor, "*N H"], layer_index: int
+    ) -> Float[Tensor, "*N H"]:
+        """Minus q² sin(angle)."""
+        return -self.factor(z, layer_index).square() * value
+
+    def angle(self, z: Float[Tensor, "*N H"], layer_index: int) -> Float[Tensor, "*N H"]:
+        """``z + |z| z / omega``, that is q z: the paper's argument written in z = omega (W x + b)."""
+        return torch.addcmul(z, z.detach().abs(), z, value=1 / self.gains[layer_index])
+
+    def factor(self, z: Float[Tensor, "*N H"], layer_index: int) -> Float[Tensor, "*N H"]:
+        """The paper's |W x + b| + 1, q for short: a constant in the gradient."""
+        return 1 + z.detach().abs() / self.gains[layer_index]

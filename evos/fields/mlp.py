@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from evos.config import check_range
-from evos.fields.base import Field, FieldConfig, MLPField, linear_layers
+from evos.fields.base import Field, FieldConfig, RealMLPField, linear_layers
 
 
-class ReluField(MLPField):
+class ReluField(RealMLPField):
     """max(0, W x + b), with PyTorch's initial weights U(+-1/sqrt(n)) as in FINER's released comparison.
 
     Args:
@@ -31,6 +31,18 @@ class ReluField(MLPField):
     def activation(self, z: Float[Tensor, "*N H"], layer_index: int) -> Float[Tensor, "*N H"]:
         """ReLU."""
         return torch.relu(z)
+
+    def activation_with_slope(
+        self, z: Float[Tensor, "*N H"], layer_index: int
+    ) -> tuple[Float[Tensor, "*N H"], Float[Tensor, "*N H"]]:
+        """ReLU and a step, 0 at 0 as in PyTorch."""
+        return torch.relu(z), (z > 0).to(z.dtype)
+
+    def activation_curvature(
+        self, z: Float[Tensor, "*N H"], value: Float[Tensor, "*N H"], slope: Float[Tensor, "*N H"], layer_index: int
+    ) -> Float[Tensor, "*N H"]:
+        """0."""
+        return torch.zeros_like(z)
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,17 @@ class PositionalEncoding(nn.Module):
         """The encoded coordinates: identity, sines, cosines."""
         angles = rearrange(coords[..., None] * self.octaves, "... d k -> ... (d k)")
         return torch.cat([coords, angles.sin(), angles.cos()], dim=-1)
+
+    def with_tangents(
+        self, coords: Float[Tensor, "N D"], tangents: Float[Tensor, "K N D"]
+    ) -> tuple[Float[Tensor, "N E"], Float[Tensor, "K N E"]]:
+        """The encoded coordinates, and their derivatives along each tangent."""
+        angles, slopes = (rearrange(x[..., None] * self.octaves, "... d k -> ... (d k)") for x in (coords, tangents))
+        sines, cosines = angles.sin(), angles.cos()
+        return (
+            torch.cat([coords, sines, cosines], dim=-1),
+            torch.cat([tangents, cosines * slopes, -sines * slopes], dim=-1),
+        )
 
 
 @dataclass(frozen=True)

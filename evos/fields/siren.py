@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from evos.config import check_range
-from evos.fields.base import Field, FieldConfig, MLPField, linear_layers, scale_weights
+from evos.fields.base import Field, FieldConfig, RealMLPField, linear_layers, scale_weights
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def initialise_sine_layers(layers: Sequence[nn.Linear], omega: float) -> None:
         layer.weight.uniform_(-bound, bound)
 
 
-class Siren(MLPField):
+class Siren(RealMLPField):
     """sin(omega (W x + b)), layer after layer."""
 
     def __init__(self, config: SirenConfig, in_features: int, out_features: int) -> None:
@@ -64,3 +64,15 @@ class Siren(MLPField):
     def activation(self, z: Float[Tensor, "*N H"], layer_index: int) -> Float[Tensor, "*N H"]:
         """Sine."""
         return torch.sin(z)
+
+    def activation_with_slope(
+        self, z: Float[Tensor, "*N H"], layer_index: int
+    ) -> tuple[Float[Tensor, "*N H"], Float[Tensor, "*N H"]]:
+        """Sine and cosine."""
+        return torch.sin(z), torch.cos(z)
+
+    def activation_curvature(
+        self, z: Float[Tensor, "*N H"], value: Float[Tensor, "*N H"], slope: Float[Tensor, "*N H"], layer_index: int
+    ) -> Float[Tensor, "*N H"]:
+        """Minus sine."""
+        return -value

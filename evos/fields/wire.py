@@ -66,3 +66,14 @@ class Wire(MLPField):
         # exp(i (a + ib) - c (a^2 + b^2)) by modulus and phase: cheaper than a complex exponential and a complex |z|.
         a, b = z.real, z.imag
         return torch.polar(torch.exp(-b - envelope * (a.square() + b.square())), a)
+
+    def activation_tangents(
+        self, z: Inexact[Tensor, "N H"], tangents: Inexact[Tensor, "K N H"], layer_index: int
+    ) -> tuple[Complex[Tensor, "N H"], Complex[Tensor, "K N H"]]:
+        """Gabor wavelet w and w (i t - 2 c Re(conj(z) t)) for each tangent t, c the envelope: |z|² has no slope."""
+        value = self.activation(z, layer_index)
+        inward = -2 * (self.scale / self.gains[layer_index]) ** 2
+        if layer_index == 0:
+            return value, value * torch.complex(inward * z * tangents, tangents)
+        radial = inward * (z.real * tangents.real + z.imag * tangents.imag)
+        return value, value * torch.complex(radial - tangents.imag, tangents.real)

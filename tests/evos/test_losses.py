@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from evos.losses import cross_frequency_loss, value_loss
+from evos.losses import cross_frequency_loss, derivative_loss, value_loss
 from evos.selection import Pool, Selection
 
 ROWS = torch.arange(2)
@@ -46,6 +46,14 @@ def test_the_value_loss_is_the_mean_squared_error_weighted_where_there_are_weigh
         for k in range(6)
     ]
     assert value_loss(prediction, target, weighted) == pytest.approx(float(sum(terms)) / 12)
+
+
+def test_the_derivative_loss_sums_channels_and_axes_and_averages_points():
+    jacobian, target, weight = noise(5, 3, 2, seed=1), noise(5, 3, 2, seed=2), noise(5, seed=3)
+    terms = [sum(float(jacobian[n, c, d] - target[n, c, d]) ** 2 for c in range(3) for d in range(2)) for n in range(5)]
+    assert derivative_loss(jacobian, target) == pytest.approx(sum(terms) / 5)
+    weighted = sum(w * t for w, t in zip(weight.tolist(), terms, strict=True)) / 5
+    assert derivative_loss(jacobian, target, weight) == pytest.approx(weighted)
 
 
 def test_cross_frequency_supervision_equals_the_literal_sum_over_the_selected_cells():

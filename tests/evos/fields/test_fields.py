@@ -128,6 +128,33 @@ def test_finers_gradient_takes_its_scale_for_a_constant():
     torch.testing.assert_close(gradient, expected)
 
 
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("name", [name for name in FIELDS if name != "wire"])
+def test_slope_and_curvature_are_the_activations_derivatives(name):
+    field = build_field(small_config(name), 2, 3, seed=0)
+    z = torch.linspace(-2, 2, 12).view(3, 4).requires_grad_()
+    value, slope = field.activation_with_slope(z, 0)
+    torch.testing.assert_close(value, field.activation(z, 0))
+    torch.testing.assert_close(slope, torch.autograd.grad(value.sum(), z, create_graph=True)[0])
+    curvature = torch.autograd.grad(slope.sum(), z)[0] if slope.requires_grad else torch.zeros_like(z)
+    torch.testing.assert_close(field.activation_curvature(z, value, slope, 0), curvature)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_hash_grids_tangents_are_its_slopes_within_the_cells(axes):
+    config = small_config("hashgrid", base_resolution=3, finest_resolution=9)
+    field, h = build_field(config, axes, 1, seed=0), 1e-5
+    nn.init.uniform_(field.encoding.table)
+    x = points(axes=axes, seed=4)
+    values, tangents = field.encoding.with_tangents(x, torch.eye(axes)[:, None].expand(-1, 7, -1))
+    torch.testing.assert_close(values, field.encoding(x))
+    for axis, found in enumerate(tangents):
+        step = h * torch.eye(axes)[axis]
+        expected = (field.encoding(x + step) - field.encoding(x - step)) / (2 * h)  # linear along an axis
+        torch.testing.assert_close(found, expected)
+
+
 def assert_uniform(values, bound):
     """Within the bound, near it, and with a uniform distribution's mean and deviation."""
     values = values.detach()
