@@ -1,4 +1,4 @@
-"""How close a prediction is to its target: PSNR, SSIM and LPIPS of one image, as torchmetrics computes them.
+"""How close a prediction is to its target: PSNR, SSIM and LPIPS of one image, as torchmetrics computes them; SNR.
 
 Images are (H, W, C) in [0, 1]; predictions may stray outside, so both images are clamped to the range first.
 """
@@ -17,6 +17,7 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from evos.errors import InputError
 
 SSIM_WINDOW = 11
+LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
 LPIPS_SMALLEST = 32
 DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer before the LPIPS weights count as not to be had
 
@@ -70,6 +71,54 @@ def image_metrics(
     """`psnr`, `ssim` and, where asked for, `lpips`, by name."""
     metrics: dict[str, float | None] = {"psnr": psnr(pred, target), "ssim": ssim(pred, target)}
     return metrics | {"lpips": lpips(pred, target)} if with_lpips else metrics
+
+
+def luma(pixels: Float[Tensor, "H W C"]) -> Float[Tensor, "H W 1"]:
+    """Y of YCbCr (ITU-R BT.601, studio range without its offset of 16/256) of RGB in [0, 1]; grey as it is.
+
+    Alpha is left out. So white is 0.859, as where super-resolution and Sobolev training measure.
+    """
+    if pixels.shape[-1] < 3:
+        return pixels[..., :1]
+    return (pixels[..., :3] * pixels.new_tensor(LUMA)).sum(-1, keepdim=True)
+
+
+def held_out_metrics(
+    pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"], factor: int
+) -> dict[str, float | None]:
+    """PSNR and SSIM of a fit that was trained on every ``factor``-th row and column, from the first.
+
+    ``held_out_psnr``: over the pixels not trained on; ``held_out_ssim``: of the image without ``factor`` pixels at each
+    side (None where nothing is left). Both are of the luma, with a peak of 1.
+
+    Raises InputError where the shapes differ, or no pixel is held out. Source: the released evaluation of Sobolev
+    training (ECCV 2022, arXiv 2207.10395); SSIM here mirrors the borders as ``ssim`` does.
+    """
+    _check_shapes(pred, target)
+    a, b = (luma(image.clamp(0, 1)) for image in (pred, target))
+    held_out = torch.ones(a.shape[:2], dtype=torch.bool, device=a.device)
+    held_out[::factor, ::factor] = False
+    if not held_out.any():
+        raise InputError("factor", factor, "one that leaves pixels to test on")
+    inside = (slice(factor, -factor), slice(factor, -factor))
+    some = min(a.shape[:2]) > 2 * factor
+    return {
+        "held_out_psnr": psnr(a[held_out][None], b[held_out][None]),
+        "held_out_ssim": ssim(a[inside], b[inside]) if some else None,
+    }
+
+
+def snr(pred: Float[Tensor, "T C"], target: Float[Tensor, "T C"]) -> float | None:
+    """Signal-to-noise ratio in dB of amplitudes around 0, over all samples and channels.
+
+    The target's energy over that of the error; `inf` for equal signals, None where the target is silent.
+
+    Raises InputError where the shapes differ.
+    """
+    _check_shapes(pred, target)
+    energy = target.double().square().sum()
+    error = (pred.double() - target.double()).square().sum()
+    return (10 * (energy / error).log10()).item() if energy > 0 else None
 
 
 @cache

@@ -1,6 +1,10 @@
-"""Strategies × schedules × seeds on anybody's pictures, as in EVOS Table 1.
+"""Strategies × schedules × seeds on anybody's pictures, as in EVOS Table 1; or config files × inputs × seeds.
 
-    python image_regression/compare.py --config configs/image_regression/table1.txt --input FOLDER --out runs/table1
+    python image_regression/compare.py --config configs/image_regression/table1.txt --input FOLDER --out runs/a
+    python image_regression/compare.py --config configs/image_regression/sobolev_set5.txt --inputs FOLDER --out runs/b
+
+With ``--configs`` a run has the options of one of these files, and those given to the comparison beat it; the table has
+a column for each input.
 
 Every run is a folder of its own, so the same command given again goes on where a comparison stopped. With several GPUs
 (``--devices cuda:0,cuda:1``, or auto) it runs one process a device. Writes table.md, table.csv and psnr_over_time.png.
@@ -12,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from math import gcd
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,7 +29,7 @@ from evos.errors import InputError, exit_on_input_error
 from evos.runs import Stopper, open_run, resolve_device
 from evos.runs.files import replace_file
 from evos.selection import EvosConfig
-from image_regression.options import Options, RegressionConfig, from_values, parse
+from image_regression.options import PARTS, Options, RegressionConfig, from_values, given_values
 from image_regression.report import save_figure
 from image_regression.run import Stopped, fit_signal
 from image_regression.signals import find_inputs, folder_name, load
@@ -64,6 +69,12 @@ class CompareConfig(RegressionConfig):
     out: str = "runs/compare"
     """Folder the comparison is written to."""
 
+    inputs: str | None = None
+    """Pictures, sounds and folders of them, separated by commas, in place of --input."""
+
+    configs: str | None = None
+    """Config files to compare, separated by commas, in place of strategies and schedules."""
+
     strategies: str = "full,uniform,evos_no_cfs,evos"
     """Strategies to compare, separated by commas (see STRATEGIES in compare.py)."""
 
@@ -81,6 +92,8 @@ class CompareConfig(RegressionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.input is not None and self.inputs is not None:
+            raise InputError("inputs", self.inputs, "either --input or --inputs")
         for name in words(self.strategies):
             check_choice("strategies", name, STRATEGIES)
         for name in words(self.schedules):
@@ -96,6 +109,7 @@ class Job:
     strategy: str
     schedule: str
     seed: int
+    column: str
     picture: str | None
     folder: str
     options: Options
@@ -120,37 +134,74 @@ def listed_steps(config: CompareConfig) -> list[int]:
 
 
 def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
-    """Every run; seeds vary slowest, so that a stopped comparison has whole tables of the first seeds."""
+    """Every run of the strategies; seeds vary slowest, so that a stopped comparison has whole tables of the first."""
     own = {option.name for option in RegressionConfig.__dataclass_fields__.values()}
     shared = {name: value for name, value in asdict(options.run).items() if name in own}
     steps = listed_steps(config)
+    shared["eval_every"] = config.eval_every or gcd(*steps, max(1, config.steps // 20))
     shared |= {
-        "eval_every": config.eval_every or gcd(*steps, max(1, config.steps // 20)),
-        "resume": not config.overwrite,
-    }
-    parts = {
         f"{part}.{name}": value
         for part in ("field", "transform")
         for name, value in asdict(getattr(options, part)).items()
     }
     jobs = []
-    for seed in numbers("seeds", config.seeds):
-        for path in find_inputs(config.input):
-            for schedule in words(config.schedules):
-                for strategy in words(config.strategies):
-                    if schedule != "constant" and strategy in CONSTANT_ONLY:
-                        continue
-                    picture = "astronaut" if path is None else folder_name(path)
-                    folder = Path(config.out, picture, f"{strategy}-{schedule}-{seed}")
-                    values = shared | parts | SCHEDULES[schedule] | STRATEGIES[strategy]
-                    values |= {"seed": seed, "out": str(folder), "input": None if path is None else str(path)}
-                    names = {"selector": values["selector"], "field": config.field, "transform": config.transform}
-                    made = from_values(values, names)
-                    jobs.append(Job(strategy, schedule, seed, values["input"], str(folder), made))
+    for seed, path in product(numbers("seeds", config.seeds), all_inputs(config)):
+        for schedule, strategy in product(words(config.schedules), words(config.strategies)):
+            if schedule != "constant" and strategy in CONSTANT_ONLY:
+                continue
+            values = shared | SCHEDULES[schedule] | STRATEGIES[strategy]
+            names = {"selector": values["selector"], "field": config.field, "transform": config.transform}
+            jobs.append(make_job(config, strategy, schedule, seed, path, values, names))
     if not jobs:
         names = f"{config.strategies} with {config.schedules}, seeds {config.seeds}"
         raise InputError("--strategies", names, "at least one run; full and soft have no schedule but constant")
     return jobs
+
+
+def make_config_jobs(config: CompareConfig, given: Mapping[str, str], parts: Mapping[str, str]) -> list[Job]:
+    """Every run of the config files, whose options those ``given`` to the comparison beat; seeds vary slowest."""
+    own = {option.name for option in RegressionConfig.__dataclass_fields__.values()}
+    beats = {name: value for name, value in given.items() if "." in name or name in own}
+    files = {}
+    for path in words(config.configs or ""):
+        if Path(path).stem in files:
+            raise InputError("--configs", path, "files of different names")
+        values, names = given_values(["--config", path])
+        files[Path(path).stem] = (values | beats, names | {part: parts[part] for part in PARTS if part in given})
+    jobs = [
+        make_job(config, stem, "", seed, path, values, names)
+        for seed, path in product(numbers("seeds", config.seeds), all_inputs(config))
+        for stem, (values, names) in files.items()
+    ]
+    if not jobs:
+        raise InputError("--configs", f"{config.configs} with seeds {config.seeds}", "at least one run")
+    return jobs
+
+
+def make_job(
+    config: CompareConfig,
+    strategy: str,
+    schedule: str,
+    seed: int,
+    path: Path | None,
+    values: Mapping[str, Any],
+    names: Mapping[str, str],
+) -> Job:
+    """One run, in a folder of its own, which goes on from what is there."""
+    column = "astronaut" if path is None else folder_name(path)
+    folder = str(Path(config.out, column, "-".join(filter(None, (strategy, schedule, str(seed))))))
+    picture = None if path is None else str(path)
+    own = {"seed": seed, "out": folder, "input": picture, "resume": not config.overwrite, "overwrite": config.overwrite}
+    return Job(strategy, schedule, seed, column, picture, folder, from_values({**values, **own}, names))
+
+
+def all_inputs(config: CompareConfig) -> list[Path | None]:
+    """The inputs compared; those of several folders must differ in their names."""
+    found = [each for name in words(config.inputs or "") for each in find_inputs(name)] or find_inputs(config.input)
+    names = [folder_name(path) for path in found if path is not None]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError("--inputs", ", ".join(sorted(twice)), "inputs of different names")
+    return found
 
 
 def run_job(job: Job, device: str, stopper: Stopper, lpips_steps: tuple[int, ...]) -> dict[str, Any]:
@@ -158,7 +209,7 @@ def run_job(job: Job, device: str, stopper: Stopper, lpips_steps: tuple[int, ...
     if stopper.requested:
         raise Stopped(stopper.exit_code)
     options = replace(job.options, run=replace(job.options.run, device=device))
-    signal = load(None if job.picture is None else Path(job.picture), options.run.size)
+    signal = load(None if job.picture is None else Path(job.picture), options.run.size, options.run.factor)
     return fit_signal(signal, options, Path(job.folder), stopper, lpips_steps=lpips_steps)
 
 
@@ -271,11 +322,61 @@ def form_of(name: str) -> str:
         "psnr": "{:.2f}",
         "ssim": "{:.4f}",
         "lpips": "{:.4f}",
+        "snr": "{:.2f}",
         "seconds": "{:.1f}",
         "points": "{:,}",
         "time_to_full": "{:.2f}",
     }
-    return forms.get(name.split("@")[0].removesuffix("_spread"), "{}")
+    return forms.get(name.split("@")[0].removeprefix("held_out_").removesuffix("_spread"), "{}")
+
+
+def measures(results: list[dict[str, Any]]) -> list[str]:
+    """The measures of a table with a column for each input: those not trained on, where there are any."""
+    prefix = "held_out_" if any("held_out_psnr" in result for result in results) else ""
+    names = [f"{prefix}{name}" for name in ("psnr", "ssim", "snr")]
+    return [name for name in names if any(result.get(name) is not None for result in results)]
+
+
+def input_rows(jobs: list[Job], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each config and input: means and standard deviations over seeds of each measure, mean seconds."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for job, result in zip(jobs, results, strict=True):
+        groups.setdefault((job.strategy, job.column), []).append(result)
+    rows = []
+    for (config, column), runs in groups.items():
+        row: dict[str, Any] = {"config": config, "input": column, "runs": len(runs)}
+        for name in measures(results):
+            values = [run[name] for run in runs if run.get(name) is not None]
+            row[name] = mean(values) if values else None
+            row[f"{name}_spread"] = stdev(values) if len(values) > 1 else None
+        rows.append(row | {"seconds": mean(run["train_seconds"] for run in runs)})
+    return rows
+
+
+def write_input_tables(folder: Path, rows: list[dict[str, Any]], names: list[str]) -> None:
+    """table.csv, and table.md with a line for each config and a column for each input."""
+    cells = {(row["config"], row["input"]): row for row in rows}
+    configs, inputs = (list(dict.fromkeys(row[key] for row in rows)) for key in ("config", "input"))
+
+    def text(row: Mapping[str, Any]) -> str:
+        parts = []
+        for name in names:
+            spread = row.get(f"{name}_spread")
+            more = "" if spread is None else f" ± {cell(form_of(name), spread)}"
+            parts.append(cell(form_of(name), row[name]) + more)
+        return " / ".join(parts)
+
+    lines = []
+    for config in configs:
+        mine = [cells[config, column] for column in inputs]
+        known = {name: [row[name] for row in mine if row[name] is not None] for name in names}
+        average = {name: mean(values) if values else None for name, values in known.items()}
+        seconds = mean(row["seconds"] for row in mine)
+        lines.append([config, *map(text, mine), text(average), f"{seconds:.1f}"])
+    note = f"\n{' / '.join(names)}: means over seeds, ± their standard deviation; seconds of training of a run.\n"
+    table = markdown_table(["config", *inputs, "mean", "seconds"], lines)
+    replace_file(folder / "table.md", (table + note).encode())
+    write_csv(folder / "table.csv", list(rows[0]), rows)
 
 
 def write_tables(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -296,7 +397,7 @@ def plot(folder: Path, jobs: list[Job], results: list[dict[str, Any]]) -> None:
 
     figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
     colours = {name: f"C{place}" for place, name in enumerate(dict.fromkeys(job.strategy for job in jobs))}
-    lines = dict(zip(SCHEDULES, ("-", "--"), strict=True))
+    lines = {"step": "--"}
     for key in dict.fromkeys((job.strategy, job.schedule) for job in jobs):
         curves = [
             result["curve"] for job, result in zip(jobs, results, strict=True) if (job.strategy, job.schedule) == key
@@ -304,7 +405,7 @@ def plot(folder: Path, jobs: list[Job], results: list[dict[str, Any]]) -> None:
         points = list(zip(*curves, strict=True))
         seconds = [mean(entry["seconds"] for entry in column) for column in points]
         psnrs = [mean(entry["psnr"] for entry in column) for column in points]
-        axis.plot(seconds, psnrs, lines[key[1]], color=colours[key[0]], label=" ".join(key))
+        axis.plot(seconds, psnrs, lines.get(key[1], "-"), color=colours[key[0]], label=" ".join(key).strip())
     axis.set(xlabel="training seconds", ylabel="PSNR (dB)")
     axis.grid(alpha=0.3)
     axis.legend()
@@ -322,24 +423,34 @@ def all_devices(text: str) -> list[str]:
 @exit_on_input_error
 def main(argv: list[str] | None = None) -> None:
     """The program."""
-    options = parse(argv, CompareConfig)
+    given, parts = given_values(argv, CompareConfig)
+    options = from_values(given, parts, CompareConfig)
     config = options.run
     assert isinstance(config, CompareConfig)
-    if config.selector != RegressionConfig.selector or options.selector != EvosConfig():
+    if config.configs is not None:
+        if tables := {"strategies", "schedules", "at_steps"} & set(given):
+            raise InputError("--configs", config.configs, f"no --{tables.pop()} beside it")
+        jobs = make_config_jobs(config, given, parts)
+    elif config.selector != RegressionConfig.selector or options.selector != EvosConfig():
         raise InputError("--selector", config.selector, "--strategies and --schedules in a comparison")
-    jobs, devices = make_jobs(config, options), all_devices(config.devices)
+    else:
+        jobs = make_jobs(config, options)
+    devices = all_devices(config.devices)
     # Given again, the same comparison goes on; another one in the same folder is refused.
     resume = Path(config.out).exists() and not config.overwrite
     free = ("devices", "device", "resume", "overwrite", "quiet", "out", "save_every")
     run = open_run(Path(config.out), options.resolved(), resume=resume, overwrite=config.overwrite, free=free)
-    lpips_steps = tuple(listed_steps(config)) if config.lpips else ()
+    lpips_steps = tuple(listed_steps(config)) if config.lpips and config.configs is None else ()
     with Stopper() as stopper:
         try:
             results = run_jobs(jobs, devices, stopper, lpips_steps)
         except Stopped as stopped:
             print("stopped; the same command goes on", file=sys.stderr)
             raise SystemExit(stopped.exit_code) from None
-    write_tables(run.path, table_rows(config, jobs, results))
+    if config.configs is None:
+        write_tables(run.path, table_rows(config, jobs, results))
+    else:
+        write_input_tables(run.path, input_rows(jobs, results), measures(results))
     plot(run.path, jobs, results)
     print((run.path / "table.md").read_text())
 

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     base = parse(words).run
     out = open_run(Path(base.out), {"demo": list(ROWS)}, resume=False, overwrite=base.overwrite).path
     results, panels, curves = {}, [], []
-    signal = load(Path(base.input) if base.input else None, base.size)
+    signal = load(Path(base.input) if base.input else None, base.size, base.factor)
     truth = signal.picture(signal.values)
     with Stopper() as stopper:
         for title, extra in ROWS.items():

@@ -1,8 +1,8 @@
-"""Fit images with a neural field trained on the points that an evolutionary selector chooses.
+"""Fit images and sounds with a neural field trained on the points that an evolutionary selector chooses.
 
     python image_regression/main.py --config configs/image_regression/evos.txt --input FILE_OR_FOLDER --out runs/NAME
 
-A folder fits every picture in it, each in a folder of its own, and writes summary.md and summary.csv.
+A folder fits every picture and sound in it, each in a folder of its own, and writes summary.md and summary.csv.
 """
 
 import shlex
@@ -14,7 +14,7 @@ from evos.runs import Stopper, resolve_device
 from image_regression.options import Options, parse
 from image_regression.run import Stopped, fit_signal
 from image_regression.signals import find_inputs, folder_name, load
-from image_regression.summary import write_summary
+from image_regression.summary import sentence, write_summary
 
 
 @exit_on_input_error
@@ -30,13 +30,13 @@ def main(argv: list[str] | None = None) -> None:
         try:
             for path in inputs:
                 try:
-                    signal = load(path, options.run.size)
+                    signal = load(path, options.run.size, options.run.factor)
                     folder = out / folder_name(path) if is_folder and path else out
                     results.append(fit_signal(signal, options, folder, stopper))
                 except InputError as error:
                     if not is_folder:
                         raise
-                    # One bad picture must not lose the others.
+                    # One bad input must not lose the others.
                     failures.append(error)
                     print(f"error: {error}", file=sys.stderr)
         except Stopped as stopped:
@@ -46,10 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         write_summary(out, results)
         print((out / "summary.md").read_text())
     for result in [] if is_folder else results:
-        print(
-            f"{result['name']}: {result['psnr']:.2f} dB, SSIM {result['ssim']:.4f}, "
-            f"{result['train_seconds']:.1f} s of training, {result['points_evaluated']:,} points evaluated -> {out}"
-        )
+        print(sentence(result, out))
     if failures:
         raise SystemExit(2)
 

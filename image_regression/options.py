@@ -1,4 +1,4 @@
-"""The command line and config files of image regression: ConfigArgParse over the option dataclasses.
+"""The command line and config files of image and sound regression: ConfigArgParse over the option dataclasses.
 
 Options of the three exchangeable parts carry their part's name: ``--selector evos --selector.keep_ratio 0.25``,
 ``--field siren --field.omega 30``, ``--transform gamma --transform.gamma 2.2``. The command line beats the config file.
@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 import configargparse
 
 from evos.config import Option, build_config, check_choice, check_range, options
+from evos.derivatives import SMOOTHING
 from evos.errors import InputError, unknown_name
 from evos.fields import FIELDS, FieldConfig
-from evos.selection import SELECTORS, SelectorConfig
+from evos.selection import SELECTORS, EvosConfig, SelectorConfig
 from evos.transforms import TRANSFORMS, TransformConfig
 
 PARTS: dict[str, Mapping[str, Any]] = {
@@ -32,13 +33,28 @@ class RegressionConfig:
     """Options of one regression run."""
 
     input: str | None = None
-    """Picture or folder of pictures to fit (png jpg tiff webp bmp; any mode; 8 and 16 bit); none: the astronaut."""
+    """Picture (png jpg tiff webp bmp; any mode; 8 and 16 bit), sound (wav flac ogg) or folder of them to fit; none: the
+    astronaut."""
 
     out: str = "runs/image"
     """Folder the run is written to."""
 
     size: int | None = None
     """Reduce the picture first, antialiased, so that its longer side has this many pixels; none: as it is."""
+
+    factor: int = 1
+    """Train on every factor-th pixel along each axis (or sample), from the first, and test on the others, at least 1;
+    the signal is cropped to a multiple of it. 1: on every pixel."""
+
+    supervision: str = "val"
+    """What is trained on: val (the values), der (their derivatives, which leave the mean open: it is taken from the
+    pixels trained on whenever values are needed) or val_der (both)."""
+
+    lambda_der: float = 1.0
+    """Weight of the derivative loss, at least 0."""
+
+    der_operator: str = "sobel"
+    """Finite differences of the whole signal that the derivatives are trained on, per pixel: sobel, diff or scharr."""
 
     selector: str = "evos"
     """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int or evos."""
@@ -71,7 +87,7 @@ class RegressionConfig:
     """auto (cuda where there is one), cpu, cuda or cuda:n."""
 
     precision: str = "fp32"
-    """fp32, tf32 (matrix products on CUDA) or bf16 (autocast)."""
+    """fp32, tf32 (matrix products on CUDA) or bf16 (autocast; supervised derivatives stay fp32)."""
 
     compile: bool = False
     """Compile the field with torch.compile: slower start, faster steps."""
@@ -80,7 +96,7 @@ class RegressionConfig:
     """Most points in one pass through the network; larger batches go in pieces with the same gradient. At least 1."""
 
     eval_every: int | None = None
-    """Steps between evaluations of the whole picture, at least 1; none: a twentieth of the run."""
+    """Steps between evaluations of the whole signal, at least 1; none: a twentieth of the run."""
 
     save_every: int | None = None
     """Steps between checkpoints, at least 1; none: a tenth of the run."""
@@ -100,8 +116,11 @@ class RegressionConfig:
     def __post_init__(self) -> None:
         for part, table in PARTS.items():
             check_choice(part, getattr(self, part), table)
-        for name in ("size", "steps", "chunk", "eval_every", "save_every"):
+        for name in ("size", "factor", "steps", "chunk", "eval_every", "save_every"):
             check_range(name, getattr(self, name), 1)
+        check_choice("supervision", self.supervision, ("val", "der", "val_der"))
+        check_range("lambda_der", self.lambda_der, 0)
+        check_choice("der_operator", self.der_operator, SMOOTHING)
         check_range("lr", self.lr, 0, open_low=True)
         check_range("lr_decay", self.lr_decay, 0, 1, open_low=True)
         check_range("cfs_weight", self.cfs_weight, 0)
@@ -120,6 +139,12 @@ class Options:
     selector: SelectorConfig
     field: FieldConfig
     transform: TransformConfig
+
+    def __post_init__(self) -> None:
+        by_derivative = isinstance(self.selector, EvosConfig) and self.selector.frequency == "derivative"
+        if by_derivative and self.run.supervision == "val":
+            allowed = "laplacian, or --supervision der or val_der, which has the derivatives it needs"
+            raise InputError("--selector.frequency", "derivative", allowed)
 
     def resolved(self) -> dict[str, Any]:
         """Every option by its name on the command line."""
@@ -174,7 +199,7 @@ def make_parser(parts: Mapping[str, str] | None, base: type = RegressionConfig) 
     """The parser; with the names of the parts it knows their options too, and ``--help``."""
     parser = Parser(
         prog="python image_regression/main.py",
-        description="Fit images with a neural field trained on the points that a selector chooses.",
+        description="Fit images and sounds with a neural field trained on the points that a selector chooses.",
         epilog="Options of another strategy, field or transform: name it before --help.",
         add_help=parts is not None,
         allow_abbrev=False,
@@ -218,6 +243,13 @@ def parse(argv: Sequence[str] | None = None, base: type = RegressionConfig) -> O
     Raises:
         InputError: unknown option (names the nearest), value of the wrong kind or out of range, unreadable file.
     """
+    return from_values(*given_values(argv, base), base)
+
+
+def given_values(
+    argv: Sequence[str] | None = None, base: type = RegressionConfig
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The texts of the options that a command line or its config file names, and the names of the parts; see parse."""
     argv = list(sys.argv[1:] if argv is None else argv)
     first, _ = make_parser(None, base).parse_known_args([arg for arg in argv if arg not in ("-h", "--help")])
     names = {}
@@ -235,7 +267,7 @@ def parse(argv: Sequence[str] | None = None, base: type = RegressionConfig) -> O
             if word.startswith("--")
             else InputError("command line", word, "options that start with --")
         )
-    return from_values(values, names, base)
+    return values, names
 
 
 def from_values(values: Mapping[str, Any], names: Mapping[str, str], base: type = RegressionConfig) -> Options:

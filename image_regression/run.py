@@ -6,16 +6,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
-from torch import Tensor
-
-from evos.images import write_image
-from evos.metrics import image_metrics
 from evos.runs import (
     Clock,
     EventLog,
     Progress,
-    Run,
     Stopper,
     environment,
     load_checkpoint,
@@ -31,8 +25,9 @@ from evos.runs import (
     write_json,
 )
 from evos.runs.files import replace_file
+from image_regression import pictures, recordings
 from image_regression.options import FREE, Options, as_config_file
-from image_regression.report import Curve, Panel, write_report
+from image_regression.report import Curve, write_report
 from image_regression.signals import Signal
 from image_regression.trainer import Fit
 
@@ -60,6 +55,7 @@ def fit_signal(
         Stopped: a signal came; the checkpoint is written.
     """
     settings = options.run
+    medium = recordings if signal.sound else pictures
     device = resolve_device(settings.device)
     seed_everything(settings.seed)
     fit = Fit(signal, options, device)  # before the folder: what is refused here leaves nothing behind
@@ -98,26 +94,23 @@ def fit_signal(
                     non_finite(math.nan, bad)
             if evaluate:
                 entry = {"step": step, "seconds": clock.seconds, "points": fit.work.evaluated}
-                prediction, truth = pictures(fit)
-                quality = image_metrics(prediction, truth, with_lpips=step in lpips_steps)
+                values = fit.predict()
+                quality = medium.measure(fit, values, with_lpips=step in lpips_steps)
                 curve.append(entry | quality)
                 events.scalars(step, {"loss": float(loss)} | {k: v for k, v in quality.items() if v is not None})
-                log_pictures(events, fit, step, prediction, truth)
+                medium.log(events, fit, step, values)
             if store:
                 save(step)
             progress.update(step, **({"psnr": curve[-1]["psnr"]} if curve else {}))
             if stopper.requested and not last:
                 raise Stopped(stopper.exit_code)
-    prediction, truth = pictures(fit)
-    metrics = summarise(fit, clock, curve, image_metrics(prediction, truth, with_lpips=settings.lpips))
-    write_pictures(fit, run, curve, prediction, truth)
+    values = fit.predict()
+    metrics = summarise(fit, clock, curve, medium.measure(fit, values, with_lpips=settings.lpips))
+    medium.write(run, fit, values)
+    truth, panel = medium.panel(fit, values)
+    write_report(run.path / "report.png", truth, [panel], [Curve(panel.title, curve)])
     write_json(run.metrics_path, metrics)
     return metrics
-
-
-def pictures(fit: Fit) -> tuple[Float[Tensor, "H W C"], Float[Tensor, "H W C"]]:
-    """The reconstruction and the truth."""
-    return fit.signal.picture(fit.predict()), fit.signal.picture(fit.values)
 
 
 def summarise(
@@ -128,9 +121,7 @@ def summarise(
     return {
         "name": fit.signal.name,
         "shape": [*fit.signal.shape, fit.signal.values.shape[-1]],
-        "psnr": quality["psnr"],
-        "ssim": quality["ssim"],
-        "lpips": quality.get("lpips"),
+        **({"psnr": None, "ssim": None, "lpips": None} | quality),
         "steps": options.run.steps,
         "train_seconds": clock.seconds,
         "points_evaluated": fit.work.evaluated,
@@ -143,44 +134,3 @@ def summarise(
         "device": str(fit.device),
         "versions": environment(),
     }
-
-
-def selection_map(fit: Fit) -> Float[Tensor, "H W 1"]:
-    """How often each cell was selected, the most frequent 1."""
-    visits = fit.visits.float()
-    return fit.signal.picture((visits / visits.max().clamp(min=1))[:, None])
-
-
-def error_map(prediction: Float[Tensor, "H W C"], truth: Float[Tensor, "H W C"]) -> Float[Tensor, "H W 1"]:
-    """Absolute error averaged over channels, times 10 so that it can be seen."""
-    return ((prediction - truth).abs().mean(-1, keepdim=True) * 10).clamp(0, 1)
-
-
-def log_pictures(
-    events: EventLog, fit: Fit, step: int, prediction: Float[Tensor, "H W C"], truth: Float[Tensor, "H W C"]
-) -> None:
-    """Reconstruction, error and selection for TensorBoard."""
-    colours = 3 if prediction.shape[-1] >= 3 else 1  # without alpha
-    events.image(step, "reconstruction", prediction[..., :colours])
-    events.image(step, "error_x10", error_map(prediction, truth))
-    events.image(step, "selection", selection_map(fit))
-
-
-def write_pictures(
-    fit: Fit,
-    run: Run,
-    curve: list[dict[str, float]],
-    prediction: Float[Tensor, "H W C"],
-    truth: Float[Tensor, "H W C"],
-) -> None:
-    """The reconstruction in the depth of its source (16 bits for floats), the maps, and the report."""
-    write_image(run.images / "reconstruction.png", prediction, bits=min(16, fit.signal.bits))
-    write_image(run.images / "error_x10.png", error_map(prediction, truth))
-    write_image(run.images / "selection.png", selection_map(fit))
-    title = fit.options.run.selector
-    write_report(
-        run.path / "report.png",
-        truth,
-        [Panel(title, prediction, selection_map(fit))],
-        [Curve(title, curve)],
-    )

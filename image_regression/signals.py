@@ -1,6 +1,7 @@
-"""What is fitted: a signal on a grid, with values in [0, 1]."""
+"""What is fitted: a signal on a grid of cells, pixels of a picture or samples of a sound, with values in [0, 1]."""
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -8,27 +9,60 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from evos.errors import InputError
+from evos.images import EXTENSIONS as PICTURES
 from evos.images import list_images, read_image, reduce_image
+from evos.sounds import EXTENSIONS as SOUNDS
+from evos.sounds import Sound, first_bytes, is_sound, read_sound
+
+VIDEOS = ("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "wmv", "flv", "ogv")
+READ = f"a picture ({', '.join(PICTURES)}) or a sound ({', '.join(SOUNDS)})"
+
+
+@dataclass(frozen=True)
+class SoundFormat:
+    """How a sound is written: samples a second, libsndfile's kind of sample, extension, and amplitude of value 1."""
+
+    rate: int
+    subtype: str
+    extension: str
+    peak: float
 
 
 @dataclass(frozen=True)
 class Signal:
-    """P values of C channels in [0, 1] on a grid of ``shape``; ``bits`` is the depth its file has per channel."""
+    """P values of C channels in [0, 1] on a grid of ``shape``: a picture's (H, W), or a sound's (T,).
+
+    ``bits`` is the depth a picture's file has per channel; a sound has its ``sound`` format instead.
+    """
 
     name: str
     values: Float[Tensor, "P C"]
     shape: tuple[int, ...]
     bits: int = 8
+    sound: SoundFormat | None = None
 
     def picture(self, values: Float[Tensor, "P C"]) -> Float[Tensor, "H W C"]:
-        """Values of this signal's grid as a picture."""
+        """Values of this picture's grid as a picture."""
         return values.reshape(*self.shape, -1)
+
+    def samples(self, values: Float[Tensor, "T C"]) -> Float[Tensor, "T C"]:
+        """Values of this sound as amplitudes around 0: 0.5 is 0, 1 its peak."""
+        assert self.sound is not None
+        return (2 * values - 1) * self.sound.peak
 
 
 def from_pixels(name: str, pixels: Float[Tensor, "H W C"], size: int | None = None, bits: int = 8) -> Signal:
     """A picture as a signal, its longer side reduced to ``size`` pixels where that is given."""
     pixels = pixels if size is None else reduce_image(pixels, size)
     return Signal(name, rearrange(pixels, "h w c -> (h w) c").contiguous(), tuple(pixels.shape[:2]), bits)
+
+
+def from_sound(name: str, sound: Sound) -> Signal:
+    """A sound as a signal: its largest amplitude, of either sign, becomes 1 or 0, silence 0.5."""
+    peak = float(sound.samples.abs().max()) or 1.0
+    form = SoundFormat(sound.rate, sound.subtype, sound.extension, peak)
+    return Signal(name, (sound.samples / peak + 1) / 2, (len(sound.samples),), sound=form)
 
 
 def astronaut(size: int | None = None) -> Signal:
@@ -38,19 +72,74 @@ def astronaut(size: int | None = None) -> Signal:
     return from_pixels("astronaut", torch.from_numpy(photo()).float() / 255, size)
 
 
+def every(values: Float[Tensor, "P V"], shape: tuple[int, ...], factor: int) -> Float[Tensor, "p V"]:
+    """The values of every ``factor``-th cell along each axis of a grid, from the first; no copy at factor 1."""
+    grid = values.unflatten(0, shape)
+    return grid[(slice(None, None, factor),) * len(shape)].flatten(0, -2)
+
+
+def cropped(signal: Signal, factor: int) -> Signal:
+    """The signal without the cells at the ends of its axes that make no whole ``factor``, with a notice on stderr.
+
+    Raises InputError where an axis is shorter than ``factor``.
+    """
+    if min(signal.shape) < factor:
+        raise InputError("--factor", factor, f"at most {min(signal.shape)}, the shortest side of {signal.name}")
+    shape = tuple(size - size % factor for size in signal.shape)
+    if shape == signal.shape:
+        return signal
+    sides = [" x ".join(map(str, each)) for each in (signal.shape, shape)]
+    print(f"notice: {signal.name}: cropped from {sides[0]} to {sides[1]}, for a factor of {factor}", file=sys.stderr)
+    grid = signal.values.unflatten(0, signal.shape)[tuple(slice(size) for size in shape)]
+    return replace(signal, values=grid.flatten(0, -2), shape=shape)
+
+
 def find_inputs(path: str | None) -> list[Path | None]:
-    """The pictures that ``--input`` names; None stands for the embedded photo."""
-    return [None] if path is None else list(list_images(Path(path)))
+    """The pictures and sounds that ``--input`` names; None stands for the embedded photo."""
+    if path is None:
+        return [None]
+    given = Path(path)
+    if not given.is_dir():
+        if is_video(given):
+            raise InputError(path, "a video", READ)
+        return [given] if is_sound(given) else list(list_images(given))
+    try:
+        pictures = list_images(given)
+    except InputError:
+        pictures = []
+    sounds = sorted(file for file in given.glob("*.*") if file.suffix[1:].lower() in SOUNDS and file.is_file())
+    # Without any of both, the error is that of pictures.
+    return [*pictures, *sounds] or list(list_images(given))
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file is a video by its extension or its first bytes (MP4 and QuickTime, AVI, Matroska and WebM)."""
+    start = first_bytes(path)
+    mp4 = start[4:8] == b"ftyp" and start[8:11] in (b"iso", b"mp4", b"avc", b"M4V", b"qt ")
+    by_content = mp4 or start[8:] == b"AVI " or start[:4] == b"\x1aE\xdf\xa3"
+    return by_content or path.suffix[1:].lower() in VIDEOS
 
 
 def folder_name(path: Path) -> str:
-    """A picture's name for its run's folder, its own among all pictures of a folder: cat.png and cat.jpg differ."""
+    """An input's name for its run's folder, its own among all inputs of a folder: cat.png and cat.jpg differ."""
     return f"{path.stem}_{path.suffix[1:]}"
 
 
-def load(path: Path | None, size: int | None) -> Signal:
-    """The signal in a file; None: the embedded photo. Raises InputError for what can't be read."""
+def load(path: Path | None, size: int | None, factor: int = 1) -> Signal:
+    """The signal in a file, cropped to a multiple of ``factor``; None: the embedded photo.
+
+    Raises InputError for what can't be read, a sound of one sample or of a ``size``, or a factor beyond its sides.
+    """
     if path is None:
-        return astronaut(size)
-    image = read_image(path)
-    return from_pixels(path.stem, image.pixels, size, image.bits)
+        signal = astronaut(size)
+    elif is_sound(path):
+        if size is not None:
+            raise InputError("--size", size, f"pictures only, and {path} is a sound")
+        sound = read_sound(path)
+        if len(sound.samples) < 2:
+            raise InputError(str(path), "a sound of 1 sample", "at least 2 samples")
+        signal = from_sound(path.stem, sound)
+    else:
+        image = read_image(path)
+        signal = from_pixels(path.stem, image.pixels, size, image.bits)
+    return cropped(signal, factor)

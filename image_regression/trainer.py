@@ -1,23 +1,34 @@
-"""The training loop: fit one signal with one field on the points that a selector chooses."""
+"""The training loop: fit one signal with one field on the points that a selector chooses.
+
+The signal's grid is what is fitted and measured; with a ``factor`` above 1 the training grid, the pool that the
+selector chooses from, is every factor-th cell of it along each axis. Derivatives are per cell of the signal's grid, so
+targets made of the whole signal go with any factor (Sobolev training, ECCV 2022, arXiv 2207.10395).
+"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from evos import coords
+from evos.derivatives import spatial_gradient, value_and_jacobian
 from evos.errors import InputError
 from evos.fields import build_field
-from evos.losses import cross_frequency_loss, value_loss
+from evos.losses import cross_frequency_loss, derivative_loss, value_loss
 from evos.metrics import psnr
 from evos.selection import Pool, ResidualCache, Selection, build_selector
 from evos.transforms import fit_transform
 from image_regression.options import Options
-from image_regression.signals import Signal
+from image_regression.signals import Signal, every
+
+Errors = tuple[Tensor, Tensor | None]
+"""Signed errors of values "B K C" and, where they are supervised, of derivatives a cell "B K C D"."""
 
 
 @dataclass
@@ -35,15 +46,26 @@ class Fit:
         self.signal, self.options, self.device = signal, options, device
         run = options.run
         self.values = signal.values.to(device)
+        self.grid = coords.grid(signal.shape, device)
         self.transform = fit_transform(options.transform, self.values)
-        self.target = self.transform.forward(self.values)
-        self.mean = float(signal.values.double().mean())  # what a checkpoint knows its picture by
-        self.coords = coords.grid(signal.shape, device)
-        self.pool = Pool(1, signal.shape)
+        self.mean = float(signal.values.double().mean())  # what a checkpoint knows its signal by
+
+        # The training grid: its coordinates, values, targets, and targets of derivatives, channels and axes in one.
+        whole_target = self.transform.forward(self.values)
+        self.coords, self.trained, self.target = map(self.training, (self.grid, self.values, whole_target))
+        self.pool = Pool(1, tuple(len(range(0, size, run.factor)) for size in signal.shape))
+        self.cell = torch.tensor(coords.spacing(signal.shape), device=device)
+        self.slopes: Float[Tensor, "p V"] | None = None
+        if run.supervision != "val":
+            maps = rearrange(whole_target.unflatten(0, signal.shape), "... c -> 1 c ...")
+            slopes = spatial_gradient(maps, run.der_operator)
+            self.slopes = self.training(rearrange(slopes, "1 c d ... -> (...) (c d)"))
 
         channels = signal.values.shape[-1]
         self.field = build_field(options.field, len(signal.shape), channels, seed=run.seed, device=device)
         self.network = compiled(self.field) if run.compile else self.field
+        derive = partial(value_and_jacobian, self.field)
+        self.derive = compiled(derive) if run.compile else derive
         parameters = list(self.field.parameters())
         # The fused kernel has no complex numbers, which WIRE's weights are.
         fused = not any(parameter.is_complex() for parameter in parameters)
@@ -54,7 +76,7 @@ class Fit:
             total_steps=run.steps,
             device=device,
             seed=run.seed,
-            target=self.values[None],
+            target=self.trained[None],
         )
         self.cfs_steps = math.floor(run.cfs_share * run.steps)
         # EVOS keeps the residuals that cross-frequency supervision needs; for any other strategy they are kept here.
@@ -64,6 +86,10 @@ class Fit:
         self.first_bad = torch.zeros((), dtype=torch.int64, device=device)
         if run.precision == "tf32":
             torch.set_float32_matmul_precision("high")
+
+    def training(self, values: Float[Tensor, "P V"]) -> Float[Tensor, "p V"]:
+        """Those of the signal's values that lie on the training grid."""
+        return every(values, self.signal.shape, self.options.run.factor)
 
     # ---- one step --------------------------------------------------------------------------------------------
 
@@ -78,13 +104,18 @@ class Fit:
             self.visits.index_add_(0, selection.index[0], torch.ones_like(selection.index[0], dtype=torch.int32))
 
         coordinates = selection.gather(self.coords)
-        if self.selector.needs_coord_grad:
+        # With derivatives in the loss, its slope along a coordinate is no longer that of the value error.
+        if self.selector.needs_coord_grad and self.slopes is None:
             coordinates = coordinates.detach().requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)
-        selection, loss, residual = self.backward(selection, coordinates)
+        selection, loss, errors = self.backward(selection, coordinates)
         self.optimizer.step()
 
-        self.selector.observe(selection, residual, coord_grad=coordinates.grad)
+        residual, derivative_residual = errors
+        extra = (
+            {"derivative_residual": derivative_residual} if getattr(self.selector, "needs_derivative", False) else {}
+        )
+        self.selector.observe(selection, residual, coord_grad=coordinates.grad, **extra)
         if self.supervises_frequencies(selection) and self.cache is not getattr(self.selector, "cache", None):
             self.cache.write(selection, residual)
         self.first_bad = torch.where((self.first_bad == 0) & ~loss.isfinite(), step, self.first_bad)
@@ -92,43 +123,64 @@ class Fit:
 
     def backward(
         self, selection: Selection, coordinates: Float[Tensor, "B K D"]
-    ) -> tuple[Selection, Float[Tensor, ""], Float[Tensor, "B K C"]]:
-        """Gradient of the loss; returns the selection as weighed, the loss and the residuals, both without gradient."""
+    ) -> tuple[Selection, Float[Tensor, ""], Errors]:
+        """Gradient of the loss; returns the selection as weighed, the loss and the errors, both without gradient."""
         if coordinates.shape[1] <= self.options.run.chunk:
-            prediction = self.forward(coordinates)
-            selection, loss, residual = self.loss(selection, prediction)
+            selection, loss, errors = self.loss(selection, *self.outputs(coordinates))
             loss.backward()
-            return selection, loss.detach(), residual.detach()
-        # Too large for one pass: first the loss's gradient with respect to the predictions, then the network in pieces.
+            return selection, loss.detach(), errors
+        # Too large for one pass: first the loss's gradient with respect to the outputs, then the network in pieces.
         pieces = [piece.detach() for piece in coordinates.split(self.options.run.chunk, dim=1)]
         with torch.no_grad():
-            prediction = torch.cat([self.forward(piece) for piece in pieces], dim=1)
-        prediction.requires_grad_()
-        selection, loss, residual = self.loss(selection, prediction)
-        (slope,) = torch.autograd.grad(loss, prediction)
-        slopes = slope.split(self.options.run.chunk, dim=1)
+            parts = zip(*(self.outputs(piece) for piece in pieces), strict=True)
+            outputs = [torch.cat(part, dim=1) for part in parts]
+        for output in outputs:
+            output.requires_grad_()
+        selection, loss, errors = self.loss(selection, *outputs)
+        # Supervised by derivatives alone, the values have no slope.
+        slopes = torch.autograd.grad(loss, outputs, allow_unused=True, materialize_grads=True)
+        piece_slopes = zip(*(slope.split(self.options.run.chunk, dim=1) for slope in slopes), strict=True)
         point_grads = []
-        for piece, piece_slope in zip(pieces, slopes, strict=True):
-            piece.requires_grad_(self.selector.needs_coord_grad)
-            self.forward(piece).backward(piece_slope)
+        for piece, piece_slope in zip(pieces, piece_slopes, strict=True):
+            piece.requires_grad_(coordinates.requires_grad)
+            torch.autograd.backward(self.outputs(piece), piece_slope)
             point_grads.append(piece.grad)
-        if self.selector.needs_coord_grad:
+        if coordinates.requires_grad:
             coordinates.grad = torch.cat(point_grads, dim=1)
-        return selection, loss.detach(), residual.detach()
+        return selection, loss.detach(), errors
+
+    def outputs(self, coordinates: Float[Tensor, "B K D"]) -> tuple[Tensor, ...]:
+        """What the loss is made of: predictions and, where they are supervised, their derivatives "B K C D" a cell."""
+        if self.slopes is None:
+            return (self.forward(coordinates),)
+        # In float32 whatever the run's precision: differences of neighbours are below what bfloat16 resolves.
+        values, jacobian = self.derive(coordinates.flatten(0, 1))
+        size = coordinates.shape[:2]
+        return values.unflatten(0, size), (jacobian * self.cell).unflatten(0, size)
 
     def loss(
-        self, selection: Selection, prediction: Float[Tensor, "B K C"]
-    ) -> tuple[Selection, Float[Tensor, ""], Float[Tensor, "B K C"]]:
-        """Value loss on the transformed target, plus cross-frequency supervision where it is due."""
-        target, cfs = selection.gather(self.target), self.supervises_frequencies(selection)
+        self, selection: Selection, prediction: Float[Tensor, "B K C"], jacobian: Float[Tensor, "B K C D"] | None = None
+    ) -> tuple[Selection, Float[Tensor, ""], Errors]:
+        """Value and derivative loss on the transformed target, plus cross-frequency supervision where it is due.
+
+        The errors, in the signal's [0, 1] units, are without gradient.
+        """
+        run, target, cfs = self.options.run, selection.gather(self.target), self.supervises_frequencies(selection)
         with torch.set_grad_enabled(cfs):
-            residual = self.residual(prediction, target, selection)
+            residual = self.residual(self.aligned(prediction, prediction, target), target, selection)
         selection = self.selector.weigh(selection, residual.detach())
-        loss = value_loss(prediction, target, selection)
+        loss, derivative_residual = prediction.new_zeros(()), None
+        if run.supervision != "der":
+            loss = value_loss(prediction, target, selection)
+        if jacobian is not None and self.slopes is not None:
+            slopes = selection.gather(self.slopes).view_as(jacobian)
+            loss = loss + run.lambda_der * derivative_loss(jacobian, slopes, selection.weight)
+            # A map that is not affine has no one slope; 2 is its mean, of [0, 1] to [-1, 1].
+            derivative_residual = (jacobian.detach() - slopes) / (self.transform.slope or 2.0)
         if cfs:
             cached = self.cache.read(selection.rows)
             loss = loss + self.options.cfs_weight * cross_frequency_loss(cached, selection, residual, self.pool)
-        return selection, loss, residual
+        return selection, loss, (residual.detach(), derivative_residual)
 
     def supervises_frequencies(self, selection: Selection) -> bool:
         """Whether a step has cross-frequency supervision: the first ``cfs_share`` of the steps, every dense key step.
@@ -144,7 +196,18 @@ class Fit:
         """Signed error in the signal's [0, 1] units."""
         if self.transform.slope is not None:
             return (prediction - target) / self.transform.slope
-        return self.transform.inverse(prediction) - selection.gather(self.values)
+        return self.transform.inverse(prediction) - selection.gather(self.trained)
+
+    def aligned(
+        self, prediction: Float[Tensor, "*N P C"], known: Float[Tensor, "*N K C"], target: Float[Tensor, "*N K C"]
+    ) -> Float[Tensor, "*N P C"]:
+        """Predictions with the constant that derivatives leave open: what gives ``known`` the mean of its target.
+
+        As they are where values are supervised.
+        """
+        if self.options.run.supervision != "der":
+            return prediction
+        return prediction + (target - known).mean(-2, keepdim=True)
 
     def forward(self, coordinates: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
         """The field's prediction of the transformed target, in the run's precision."""
@@ -159,24 +222,25 @@ class Fit:
 
     # ---- evaluation ------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def predict(self) -> Float[Tensor, "P C"]:
         """The whole signal as the field has it, in [0, 1] units, unclamped."""
-        return torch.cat([self.transform.inverse(part) for part in self.pieces()])
+        output = self.evaluate_at(self.grid)
+        return self.transform.inverse(self.aligned(output, self.training(output), self.target))
 
-    def pieces(self) -> Iterator[Float[Tensor, "N C"]]:
-        """Predictions of the transformed target over the whole grid, a chunk at a time."""
-        for piece in self.coords.split(self.options.run.chunk):
-            yield self.forward(piece[None])[0]
+    @torch.no_grad()
+    def evaluate_at(self, coordinates: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
+        """Predictions of the transformed target, a chunk at a time."""
+        return torch.cat([self.forward(piece[None])[0] for piece in coordinates.split(self.options.run.chunk)])
 
     def evaluate(self, rows: Tensor) -> Float[Tensor, "B P C"]:
-        """Residuals of the whole signal, for strategies that look before they choose."""
+        """Residuals of the whole training grid, for strategies that look before they choose."""
         self.work.evaluated += self.pool.cells
-        return (self.predict() - self.values)[None]
+        output = self.evaluate_at(self.coords)
+        return (self.transform.inverse(self.aligned(output, output, self.target)) - self.trained)[None]
 
     def psnr(self) -> float:
         """PSNR of the whole signal in dB."""
-        return float(psnr(self.signal.picture(self.predict()), self.signal.picture(self.values)))
+        return psnr(self.predict()[None], self.values[None])
 
     def bad_step(self, step: int) -> int:
         """The first of the steps up to ``step`` that gave a loss or weights that are not finite, 0 without one.
@@ -207,7 +271,7 @@ class Fit:
         try:
             same_shape = state["visits"].shape == self.visits.shape
             if not (same_shape and math.isclose(state["mean"], self.mean, abs_tol=1e-6)):
-                raise ValueError("one of another picture")
+                raise ValueError("one of another picture or sound")
             self.field.load_state_dict(state["field"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.selector.load_state_dict(state["selector"])
@@ -216,10 +280,10 @@ class Fit:
             self.work = Work(*state["work"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = f"one without {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
-            raise InputError("checkpoint", reason, "one of the same picture and options") from None
+            raise InputError("checkpoint", reason, "one of the same picture or sound and options") from None
 
 
-def compiled(field: torch.nn.Module) -> Any:
-    """The field compiled for each batch size it meets: a strategy has a few, all of them static."""
+def compiled(field: Callable[..., Any]) -> Any:
+    """The field, or its derivatives, compiled for each batch size met: a strategy has a few, all of them static."""
     torch._dynamo.config.recompile_limit = 64
     return torch.compile(field, dynamic=False)

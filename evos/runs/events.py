@@ -1,4 +1,4 @@
-"""Curves and pictures for TensorBoard."""
+"""Curves, pictures and sounds for TensorBoard."""
 
 import os
 import socket
@@ -56,6 +56,15 @@ class EventLog:
         if self._records:
             pixels = image.detach().float().clamp(0, 1).cpu().numpy()
             self._write(step, summary=self._summary.image(name, pixels, dataformats="HWC"))
+
+    def audio(self, step: int, name: str, samples: Float[Tensor, "T C"], rate: int) -> None:
+        """Log the mean of a sound's channels, `rate` samples a second; amplitudes outside [-1, 1] are clipped.
+
+        torch writes one channel only.
+        """
+        if self._records:
+            clipped = samples.detach().float().mean(-1).clamp(-1, 1).cpu().numpy()
+            self._write(step, summary=self._summary.audio(name, clipped, sample_rate=rate))
 
     def close(self) -> None:
         """Close the file; safe to call twice."""

@@ -19,7 +19,7 @@ OWNED = (
     *(temporary_path(Path(name)).name for name in FILES),
     "events.out.tfevents.*",
     *("config.txt", "summary.md", "summary.csv", "table.md", "table.csv", "psnr_over_time.png"),
-    *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "npy")),
+    *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "npy")),
 )
 """All that a run writes, as patterns: `overwrite` deletes this and nothing else."""
 
@@ -35,7 +35,7 @@ class Run:
 
     @property
     def images(self) -> Path:
-        """Folder of pictures and sounds (.png, .jpg, .wav, .npy); it exists."""
+        """Folder of pictures and sounds (.png, .jpg, .wav, .flac, .ogg, .npy); it exists."""
         return self.path / "images"
 
     @property

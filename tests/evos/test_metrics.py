@@ -13,7 +13,7 @@ from skimage.metrics import structural_similarity
 
 from evos import metrics
 from evos.errors import InputError
-from evos.metrics import image_metrics, lpips, psnr, ssim
+from evos.metrics import held_out_metrics, image_metrics, lpips, luma, psnr, snr, ssim
 
 
 def pair(height: int, width: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,3 +144,68 @@ def test_image_metrics_names_what_it_was_asked_for() -> None:
     expected = {"psnr": psnr(pred, target), "ssim": ssim(pred, target)}
     assert image_metrics(pred, target, with_lpips=False) == expected
     assert image_metrics(pred, target, with_lpips=True) == {**expected, "lpips": None}  # too small
+
+
+# ---- pixels that were not trained on
+
+
+def test_luma_is_the_y_of_studio_range_video_without_its_offset() -> None:
+    primaries = torch.eye(3)[None]
+    assert luma(primaries)[0, :, 0].tolist() == pytest.approx([65.738 / 256, 129.057 / 256, 25.064 / 256])
+    grey = torch.rand(4, 5, 2)
+    assert torch.equal(luma(grey), grey[..., :1])
+    pixels = torch.rand(4, 5, 4)
+    assert torch.equal(luma(pixels), luma(pixels[..., :3]))  # without alpha
+
+
+@pytest.mark.parametrize(("channels", "factor"), [(1, 2), (3, 4), (4, 3)])
+def test_held_out_psnr_is_that_of_the_pixels_between_the_trained_ones(channels: int, factor: int) -> None:
+    pred, target = pair(24, 18, channels)
+    errors = []
+    for row in range(24):
+        for column in range(18):
+            if row % factor or column % factor:
+                error = (pred[row, column] - target[row, column]).double()
+                weights = [65.738 / 256, 129.057 / 256, 25.064 / 256] if channels > 2 else [1.0]
+                errors.append(sum(w * float(e) for w, e in zip(weights, error, strict=False)) ** 2)
+    expected = -10 * math.log10(sum(errors) / len(errors))
+    assert held_out_metrics(pred, target, factor)["held_out_psnr"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_held_out_ssim_leaves_the_borders_out() -> None:
+    pred, target = pair(40, 36, 3)
+    spoilt = pred.clone()
+    spoilt[:4], spoilt[:, -4:] = 0, 1
+    assert held_out_metrics(spoilt, target, 4)["held_out_ssim"] == held_out_metrics(pred, target, 4)["held_out_ssim"]
+    lumas = ((image.double().numpy() @ [65.738, 129.057, 25.064] / 256)[4:-4, 4:-4] for image in (pred, target))
+    expected = structural_similarity(
+        *(np.pad(image, 5, mode="reflect") for image in lumas),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1.0,
+    )
+    assert held_out_metrics(pred, target, 4)["held_out_ssim"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_picture_that_is_all_border_has_no_held_out_ssim() -> None:
+    pred, target = pair(8, 30, 1)
+    assert held_out_metrics(pred, target, 4)["held_out_ssim"] is None
+    with pytest.raises(InputError, match="factor"):
+        held_out_metrics(pred, target, 1)
+
+
+# ---- sounds
+
+
+@pytest.mark.parametrize("decibels", [-6.0, 0.0, 20.0, 60.0])
+def test_snr_is_the_energy_of_the_sound_over_that_of_the_error(decibels: float) -> None:
+    target = torch.randn(500, 2)
+    noise = torch.randn(500, 2)
+    noise *= target.norm() / noise.norm() * 10 ** (-decibels / 20)
+    assert snr(target + noise, target) == pytest.approx(decibels, abs=1e-3)
+
+
+def test_snr_of_silence_is_undefined_and_that_of_equals_infinite() -> None:
+    assert snr(torch.ones(5, 1), torch.zeros(5, 1)) is None
+    assert snr(torch.ones(5, 1), torch.ones(5, 1)) == math.inf

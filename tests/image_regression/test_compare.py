@@ -193,3 +193,80 @@ def test_options_of_one_selector_are_refused_in_a_comparison(tmp_path, capsys):
         main(["--out", str(tmp_path / "out"), "--selector.keep_ratio", "0.1"])
     assert "--strategies" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# ---- config files
+
+
+@pytest.fixture(scope="module")
+def of_configs(tmp_path_factory, pictures) -> tuple[Path, list[str]]:
+    """The folder of a comparison of two config files and the command that made it."""
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "val.txt").write_text("# values\nselector = full\nfactor = 2\nsteps = 30\nfield.omega = 20\n")
+    (folder / "both.txt").write_text("# both\nselector = full\nfactor = 2\nsupervision = val_der\nsteps = 40\n")
+    argv = ["--quiet", "--field.hidden_features", "16", "--lpips", "false", "--device", "cpu", "--steps", "6"]
+    argv += ["--configs", f"{folder / 'val.txt'},{folder / 'both.txt'}", "--seeds", "0,1", "--devices", "cpu"]
+    argv += ["--inputs", f"{pictures / 'a.png'},{pictures / 'b.webp'}", "--out", str(folder / "out")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("image_regression.run.write_report", lambda *args: None)
+        main(argv)
+    return folder / "out", argv
+
+
+def test_every_config_is_run_on_every_input_and_the_command_line_beats_it(of_configs):
+    out, _ = of_configs
+    runs = {str(path.parent.relative_to(out)): json.loads(path.read_text()) for path in out.glob("*/*/metrics.json")}
+    assert set(runs) == {
+        f"{name}/{config}-{s}" for name in ("a_png", "b_webp") for config in ("val", "both") for s in "01"
+    }
+    for name, metrics in runs.items():
+        options = metrics["options"]
+        own = ("val", 20.0) if "val" in name else ("val_der", 30.0)
+        assert (options["supervision"], options["field.omega"]) == own
+        assert (options["steps"], options["factor"], options["field.hidden_features"]) == (6, 2, 16)
+        assert options["seed"] == int(name[-1])
+
+
+def test_the_table_of_configs_has_a_column_for_each_input(of_configs):
+    out, _ = of_configs
+    with (out / "table.csv").open() as file:
+        rows = {(row["config"], row["input"]): row for row in csv.DictReader(file)}
+    for (config, column), row in rows.items():
+        runs = metrics_of(out, f"{config}-*", column)
+        assert row["runs"] == "2" and len(runs) == 2
+        values = [run["held_out_psnr"] for run in runs]
+        assert float(row["held_out_psnr"]) == pytest.approx(mean(values))
+        assert float(row["held_out_psnr_spread"]) == pytest.approx(stdev(values))
+    lines = [line.strip("| ").split(" | ") for line in (out / "table.md").read_text().splitlines() if "|" in line]
+    assert lines[0] == ["config", "a_png", "b_webp", "mean", "seconds"]
+    assert [line[0] for line in lines[2:]] == ["val", "both"]
+    for line in lines[2:]:
+        parts = [rows[line[0], column] for column in ("a_png", "b_webp")]
+        first = float(parts[0]["held_out_psnr"])
+        assert line[1].startswith(f"{first:.2f} ± {float(parts[0]['held_out_psnr_spread']):.2f} / ")
+        assert line[3].split(" / ")[0] == f"{mean(float(part['held_out_psnr']) for part in parts):.2f}"
+    assert (out / "psnr_over_time.png").exists()
+
+
+def test_a_comparison_of_configs_goes_on_where_it_stopped(of_configs):
+    out, argv = of_configs
+    table_before = (out / "table.csv").read_text()
+    gone = out / "b_webp" / "both-1" / "metrics.json"
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*/metrics.json")}
+    gone.unlink()
+    main(argv)
+    assert [path for path in before if path.stat().st_mtime_ns != before[path]] == [gone]
+    assert (out / "table.csv").read_text() == table_before
+
+
+def test_inputs_and_configs_of_one_name_are_refused(tmp_path, refused, pictures):
+    other = tmp_path / "a.png"
+    other.write_bytes((pictures / "a.png").read_bytes())
+    out = ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert "--inputs: got a_png" in refused("--inputs", f"{other},{pictures}", *out, program=main)
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "c.txt").write_text("# c\nselector = full\n")
+    configs = f"{tmp_path / 'x' / 'c.txt'},{tmp_path / 'y' / 'c.txt'}"
+    assert "--configs: got" in refused("--configs", configs, *out, program=main)
+    assert not (tmp_path / "out").exists()

@@ -84,6 +84,15 @@ def test_edges_need_two_pixels(tmp_path, tiny, refused, picture):
         (["--seed", str(2**32)], ["--seed", str(2**32)]),
         (["--precision", "fp16"], ["--precision", "fp32"]),
         (["--selector", "evo"], ["--selector", "did you mean evos?"]),
+        (["--factor", "0"], ["--factor", "0", "at least 1"]),
+        (["--factor", "17"], ["--factor", "17", "at most 16"]),
+        (["--supervision", "val-der"], ["--supervision", "did you mean val_der?"]),
+        (["--der_operator", "sobbel"], ["--der_operator", "did you mean sobel?"]),
+        (["--lambda_der=-1"], ["--lambda_der", "at least 0"]),
+        (
+            ["--selector.frequency", "derivative"],
+            ["--selector.frequency", "laplacian, or --supervision der or val_der"],
+        ),
         (["--field", "sirenn"], ["--field", "did you mean siren?"]),
         (["--transform", "z-score"], ["--transform", "did you mean z_score?"]),
         (["--device", "cuda:99"], ["--device", "cuda:99"]),
@@ -131,6 +140,11 @@ def test_a_device_that_is_not_there_is_said_once_for_a_folder_of_pictures(tmp_pa
         (["--strategies", "full,soft", "--schedules", "step"], ["--strategies", "at least one run"]),
         (["--seeds", ","], ["--strategies", "at least one run"]),
         (["--devices", "cpu,cuda:99"], ["--device", "cuda:99"]),
+        (["--input", "a.png", "--inputs", "b.png"], ["--inputs", "either --input or --inputs"]),
+        (["--inputs", "missing.png"], ["missing.png", "no such file"]),
+        (["--configs", "no/such.txt"], ["--config", "no/such.txt", "can be read"]),
+        (["--configs", ","], ["--configs", "at least one run"]),
+        (["--configs", "a/x.txt", "--strategies", "full"], ["--configs", "a/x.txt", "no --strategies beside it"]),
     ],
 )
 def test_a_comparison_refuses_what_it_can_t_do(argv, parts, tmp_path, tiny, refused):

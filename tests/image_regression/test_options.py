@@ -13,23 +13,27 @@ from image_regression.main import main
 from image_regression.options import PARTS, RegressionConfig, as_config_file, from_values, parse
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "image_regression"
+FILES = sorted([*CONFIGS.glob("*.txt"), *CONFIGS.with_name("audio_regression").glob("*.txt")])
+COMPARISONS = ("table1", "sobolev_set5")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.txt")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_config_file_parses_and_says_what_it_reproduces(path):
-    options = parse(["--config", str(path)], CompareConfig if path.stem == "table1" else RegressionConfig)
+    options = parse(["--config", str(path)], CompareConfig if path.stem in COMPARISONS else RegressionConfig)
     assert path.read_text().startswith("# ")
-    # The names of Table 1's strategies.
-    if path.stem not in ("demo", "table1"):
-        assert options.run.selector == path.stem.split("_")[0]
+    # The names of Table 1's strategies; Sobolev training takes every pixel of its grid.
+    if path.stem not in ("demo", *COMPARISONS):
+        sobolev = path.stem.startswith("sobolev") or path.parent != CONFIGS
+        assert options.run.selector == ("full" if sobolev else path.stem.split("_")[0])
 
 
 def test_every_config_file_holds_only_what_differs_from_the_defaults():
-    for path in set(CONFIGS.glob("*.txt")) - {CONFIGS / "table1.txt"}:  # which shows what a comparison is made of
+    for path in [path for path in FILES if path.stem not in COMPARISONS]:  # which show what a comparison is made of
         values = parse(["--config", str(path)]).resolved()
-        for line in path.read_text().splitlines()[1:]:
+        for line in [line for line in path.read_text().splitlines() if not line.startswith("#")]:
             name, value = (part.strip() for part in line.split("="))
-            default = parse(["--selector", values["selector"]]).resolved()[name]
+            names = {part: values[part] for part in PARTS}
+            default = from_values({}, names).resolved()[name]
             assert str(default).lower() != value or name == "selector", (path.name, line)
 
 

@@ -1,0 +1,143 @@
+"""Sound files in and out: WAV, FLAC and OGG, any number of channels, 8 to 32 bits or floats, through libsndfile."""
+
+import re
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from evos.errors import InputError
+from evos.runs.files import replace_file
+
+EXTENSIONS = ("wav", "flac", "ogg")
+FORMATS = {"WAV": "wav", "WAVEX": "wav", "FLAC": "flac", "OGG": "ogg"}
+"""What is read, by libsndfile's name, and the extension it is written under."""
+
+BLOCK = 2**16
+"""Frames written at a time: libsndfile's Vorbis encoder overflows its stack on a long sound in one piece."""
+
+STREAMED = 0x7FFF0000
+"""Declared bytes from which on a WAV's length stands for one that was not known when its header was written."""
+
+_WHOLE = f"a whole sound ({', '.join(EXTENSIONS)})"
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound as it was read."""
+
+    samples: Float[Tensor, "T C"]
+    """Amplitudes, float32: integers fill [-1, 1), floats are as they stand in the file."""
+    rate: int
+    """Samples a second."""
+    subtype: str
+    """libsndfile's name for a sample in the file: PCM_16, PCM_24, FLOAT, VORBIS, ..."""
+    extension: str
+    """wav, flac or ogg, by the file's content."""
+
+
+def is_sound(path: str | Path) -> bool:
+    """Whether a file is a sound by its first bytes or, at least, by its extension."""
+    start = first_bytes(path)
+    by_content = start[:4] in (b"fLaC", b"OggS") or (start[:4], start[8:]) == (b"RIFF", b"WAVE")
+    return by_content or Path(path).suffix[1:].lower() in EXTENSIONS
+
+
+def first_bytes(path: str | Path) -> bytes:
+    """The 12 bytes that tell what a file is; none where it can't be read, of which reading it gives the reason."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(12)
+    except OSError:
+        return b""
+
+
+def read_sound(path: str | Path) -> Sound:
+    """Read a WAV, FLAC or OGG file, whichever it is by its content.
+
+    Raises InputError, naming the file, where it is missing, unreadable, empty, truncated, no sound, of another format,
+    without samples, or holds floats that are not finite.
+    """
+    path, soundfile = Path(path), _soundfile()
+    data = _read_bytes(path)
+    try:
+        with soundfile.SoundFile(BytesIO(data)) as file:
+            kind, rate, subtype, frames, log = file.format, file.samplerate, file.subtype, file.frames, file.extra_info
+            if kind not in FORMATS:
+                raise InputError(str(path), f"a sound of format {kind}", ", ".join(EXTENSIONS))
+            samples = torch.from_numpy(file.read(dtype="float32", always_2d=True))
+    except soundfile.LibsndfileError as error:
+        raise InputError(
+            str(path), f"a file that is no sound or a damaged one ({error.error_string})", _WHOLE
+        ) from None
+    if len(samples) < frames or _is_cut_wav(log) or (kind == "OGG" and _is_cut_ogg(data)):
+        raise InputError(str(path), "a truncated file", _WHOLE)
+    if len(samples) == 0:
+        raise InputError(str(path), "a sound without samples", "at least one sample")
+    if not samples.isfinite().all():
+        raise InputError(str(path), "samples that are not finite", "finite samples")
+    return Sound(samples, rate, subtype, FORMATS[kind])
+
+
+def write_sound(path: str | Path, samples: Float[Tensor, "T C"], rate: int, subtype: str) -> None:
+    """Write amplitudes in the format of the path's extension, whole or not at all; integers are clipped to [-1, 1).
+
+    Raises InputError for an extension or a kind of sample (``Sound.subtype``) that doesn't go with it, values that are
+    not finite, or a file that can't be written.
+    """
+    path, soundfile = Path(path), _soundfile()
+    kind = path.suffix[1:].upper()
+    if path.suffix[1:].lower() not in EXTENSIONS:
+        raise InputError(str(path), f"the extension {path.suffix or '(none)'}", ", ".join(EXTENSIONS))
+    if not soundfile.check_format(kind, subtype):
+        raise InputError("subtype", subtype, ", ".join(soundfile.available_subtypes(kind)))
+    if not samples.isfinite().all():
+        raise InputError("samples", "values that are not finite", "finite values")
+    buffer = BytesIO()
+    try:
+        with soundfile.SoundFile(buffer, "w", rate, samples.shape[-1], subtype, format=kind) as file:
+            for block in samples.detach().cpu().float().split(BLOCK):
+                file.write(block.numpy())
+    except soundfile.LibsndfileError as error:
+        raise InputError(str(path), f"{rate} Hz, {samples.shape[-1]} channels", error.error_string) from None
+    replace_file(path, buffer.getbuffer())
+
+
+def _read_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise InputError(str(path), "a folder", "a sound file")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(str(path), (error.strerror or str(error)).lower(), "a sound file that can be read") from error
+    if not data:
+        raise InputError(str(path), "an empty file", _WHOLE)
+    return data
+
+
+def _is_cut_wav(log: str) -> bool:
+    """Whether libsndfile found less in a WAV, of which it then reads what there is, than its header promised."""
+    promised = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    return promised is not None and int(promised[2]) < int(promised[1]) < STREAMED
+
+
+def _is_cut_ogg(data: bytes) -> bool:
+    """Whether an Ogg stream lacks its last page, which is marked in its header, or a part of it."""
+    page = data[data.rfind(b"OggS") :]
+    if len(page) < 27 or not page[5] & 4:
+        return True
+    segments = page[26]
+    return len(page) < 27 + segments + sum(page[27 : 27 + segments])
+
+
+def _soundfile() -> Any:
+    """The soundfile package, which pictures do without."""
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # the package, or the library that it wraps
+        raise InputError("soundfile", f"not installed ({error})", "pip install soundfile, to read sounds") from None
+    return soundfile

@@ -1,0 +1,52 @@
+"""What a run on a picture measures, logs and writes; recordings.py has the same four functions for sounds."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from evos.images import write_image
+from evos.metrics import held_out_metrics, image_metrics
+from evos.runs import EventLog, Run
+from image_regression.report import Panel
+from image_regression.trainer import Fit
+
+
+def measure(fit: Fit, values: Float[Tensor, "P C"], with_lpips: bool) -> dict[str, float | None]:
+    """PSNR, SSIM and perhaps LPIPS of all pixels; where not all are trained on, the paper's measures besides."""
+    prediction, truth = fit.signal.picture(values), fit.signal.picture(fit.values)
+    quality = image_metrics(prediction, truth, with_lpips)
+    factor = fit.options.run.factor
+    return quality | (held_out_metrics(prediction, truth, factor) if factor > 1 else {})
+
+
+def log(events: EventLog, fit: Fit, step: int, values: Float[Tensor, "P C"]) -> None:
+    """Reconstruction, error and selection for TensorBoard."""
+    prediction = fit.signal.picture(values)
+    colours = 3 if prediction.shape[-1] >= 3 else 1  # without alpha
+    events.image(step, "reconstruction", prediction[..., :colours])
+    events.image(step, "error_x10", error_map(fit, prediction))
+    events.image(step, "selection", selection_map(fit))
+
+
+def write(run: Run, fit: Fit, values: Float[Tensor, "P C"]) -> None:
+    """The reconstruction in the depth of its source (16 bits for floats), and the maps."""
+    prediction = fit.signal.picture(values)
+    write_image(run.images / "reconstruction.png", prediction, bits=min(16, fit.signal.bits))
+    write_image(run.images / "error_x10.png", error_map(fit, prediction))
+    write_image(run.images / "selection.png", selection_map(fit))
+
+
+def panel(fit: Fit, values: Float[Tensor, "P C"]) -> tuple[Float[Tensor, "H W C"], Panel]:
+    """The truth, and the run's part of the report."""
+    prediction = fit.signal.picture(values)
+    return fit.signal.picture(fit.values), Panel(fit.options.run.selector, prediction, selection_map(fit))
+
+
+def selection_map(fit: Fit) -> Float[Tensor, "h w 1"]:
+    """How often each cell of the training grid was selected, the most frequent 1."""
+    visits = fit.visits.float()
+    return (visits / visits.max().clamp(min=1)).view(*fit.pool.shape, 1)
+
+
+def error_map(fit: Fit, prediction: Float[Tensor, "H W C"]) -> Float[Tensor, "H W 1"]:
+    """Absolute error averaged over channels, times 10 so that it can be seen."""
+    return ((prediction - fit.signal.picture(fit.values)).abs().mean(-1, keepdim=True) * 10).clamp(0, 1)
