@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, get_args
 
+import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import TDataset, VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
@@ -18,6 +19,7 @@ from nerfstudio.utils.misc import get_orig_class
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
+from evos.config import check_range
 from evos.errors import InputError
 from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig
 
@@ -32,6 +34,9 @@ class EvosDataManagerConfig(VanillaDataManagerConfig):
     pixel_sampler: EvosPixelSamplerConfig = field(default_factory=EvosPixelSamplerConfig)
     """The sampler of training pixels; evaluation samples uniformly."""
 
+    factor: int = 1
+    """Train on every factor-th row and column of the training views, from the first; at least 1."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.patch_size != 1:
@@ -39,6 +44,9 @@ class EvosDataManagerConfig(VanillaDataManagerConfig):
         if self.train_num_images_to_sample_from != -1:
             got = self.train_num_images_to_sample_from
             raise InputError("train_num_images_to_sample_from", got, "-1 (EVOS ranks all training images together)")
+        check_range("factor", self.factor, 1)
+        if self.factor > 1 and self.pixel_sampler.ignore_mask:
+            raise InputError("factor", self.factor, "1 with a pixel sampler that ignores masks, which this is one of")
 
 
 class EvosDataManager(VanillaDataManager[TDataset], Generic[TDataset]):
@@ -58,7 +66,10 @@ class EvosDataManager(VanillaDataManager[TDataset], Generic[TDataset]):
         CONSOLE.print("Setting up training dataset...")
         with ThreadPoolExecutor() as pool:
             items = list(pool.map(self.train_dataset.__getitem__, range(len(self.train_dataset))))
-        self.train_batch = {key: to_device(value, self.device) for key, value in self.config.collate_fn(items).items()}
+        batch = self.config.collate_fn(items)
+        if self.config.factor > 1:
+            batch["mask"] = every(batch["image"], batch.get("mask"), self.config.factor)
+        self.train_batch = {key: to_device(value, self.device) for key, value in batch.items()}
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)  # type: ignore
         self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device))
 
@@ -75,6 +86,14 @@ class EvosDataManager(VanillaDataManager[TDataset], Generic[TDataset]):
         if training_callback_attributes.trainer is not None:
             self.train_pixel_sampler.plan(training_callback_attributes.trainer.config.max_num_iterations)
         return []
+
+
+def every(images: Any, masks: Any, factor: int) -> Any:
+    """Masks of every ``factor``-th row and column of images (one tensor, or a list), within masks that there are."""
+    kept = [torch.zeros_like(image[..., :1], dtype=torch.bool) for image in images]
+    for number, mask in enumerate(kept):
+        mask[::factor, ::factor] = True if masks is None else masks[number][::factor, ::factor].bool()
+    return torch.stack(kept) if isinstance(images, Tensor) else kept
 
 
 def to_device(value: Any, device: Any) -> Any:

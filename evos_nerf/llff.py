@@ -192,7 +192,11 @@ class LlffDataParserConfig(DataParserConfig):
 
 @dataclass
 class LlffDataParser(DataParser):
-    """Turns an LLFF scene into nerfstudio's cameras; `metadata["bounds"]` has each view's depth bounds, scaled."""
+    """Turns an LLFF scene into nerfstudio's cameras; `metadata["bounds"]` has each view's depth bounds, scaled.
+
+    `metadata["ndc"]` says what normalised device coordinates are (evos_nerf/rendering.py): the first view's focal
+    lengths over half its width and height, and the distance of the near plane, NeRF's three quarters of `nearest`.
+    """
 
     config: LlffDataParserConfig
 
@@ -204,6 +208,8 @@ class LlffDataParser(DataParser):
             raise InputError(str(self.config.data), f"{len(scene.images)} views", "at least 2, one of them held out")
         transform, scale = world_transform(scene.poses), self.config.nearest / float(scene.bounds.min())
         poses, bounds = apply_transform(transform, scale, scene.poses), scale * scene.bounds
+        width_height = torch.tensor([scene.width, scene.height])
+        ndc = torch.cat([2 * scene.focal[0] / width_height, torch.tensor([0.75 * self.config.nearest])])
         reach = float(bounds.max() + poses[..., 3].norm(dim=-1).max())
         cameras = Cameras(
             camera_to_worlds=poses[chosen],
@@ -219,7 +225,7 @@ class LlffDataParser(DataParser):
             image_filenames=[scene.images[i] for i in chosen],
             cameras=cameras,
             scene_box=SceneBox(aabb=torch.tensor([[-reach] * 3, [reach] * 3])),
-            metadata={"bounds": bounds[chosen]},
+            metadata={"bounds": bounds[chosen], "ndc": ndc},
             dataparser_transform=transform,
             dataparser_scale=scale,
         )

@@ -1,9 +1,12 @@
 """The pipeline: host pipelines that hand the errors a model was trained on to the pixel sampler, and save its state.
 
+They also add the derivatives' part of the loss (evos_nerf/sobolev.py) where it is on.
+
 The errors are taken where the model computes its loss, at ``model.rgb_loss(truth, prediction)``: so they hold whatever
 background the model blended in, at random or not, and the weights that a strategy gives its rays can enter there.
 """
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +14,8 @@ import torch
 import torch.distributed as dist
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.models.base_model import ModelConfig
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline
-from nerfstudio.pipelines.dynamic_batch import DynamicBatchPipeline
+from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
+from nerfstudio.pipelines.dynamic_batch import DynamicBatchPipeline, DynamicBatchPipelineConfig
 from nerfstudio.utils import comms
 from nerfstudio.utils.external import TCNN_EXISTS
 from nerfstudio.utils.misc import step_check
@@ -23,6 +26,7 @@ from evos.errors import InputError
 from evos.runs.seeding import rng_state, set_rng_state
 from evos_nerf.compat import without_missing_lpips
 from evos_nerf.pixel_sampler import EvosPixelSampler
+from evos_nerf.sobolev import DerivativeTerm, SobolevConfig
 
 UNSAVED = ("_step", "_steps_since_update", "depth_sigma")
 """State that nerfstudio's modules keep in plain attributes and leave out of checkpoints: the proposal sampler's step,
@@ -64,6 +68,7 @@ class EvosFeedback(Host):
         self._generators: dict[str, Any] | None = None
         if isinstance(loss := getattr(self.model, "rgb_loss", None), nn.Module):
             loss.register_forward_pre_hook(self._meet_loss)
+        self.sobolev = DerivativeTerm(config.sobolev, self.model, self.datamanager) if config.sobolev.is_on else None  # type: ignore
 
     @property
     def sampler(self) -> EvosPixelSampler | None:
@@ -87,7 +92,7 @@ class EvosFeedback(Host):
         return truth, truth + factor[:, None] * (prediction - truth)
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """The host's training step; then the sampler learns the errors of its rays."""
+        """The host's training step, with the derivatives' loss; then the sampler learns the errors of its rays."""
         if self._generators is not None:
             # Not when they were loaded: writers and viewer have drawn numbers since.
             set_rng_state(self._generators)
@@ -101,6 +106,8 @@ class EvosFeedback(Host):
                 residual = (outputs["rgb"] - self.datamanager.last_batch["image"][..., :3]).detach()  # type: ignore
             sampler.observe(residual)
             metrics |= sampler.metrics()
+        if self.sobolev is not None:
+            losses = self.sobolev.add_to(losses, outputs, self._model, sampler)
         return outputs, losses, metrics
 
     # ---- evaluation --------------------------------------------------------------------------------------------
@@ -194,5 +201,25 @@ class EvosDynamicBatchPipeline(EvosFeedback, DynamicBatchPipeline):
     """``DynamicBatchPipeline`` (instant-ngp: a fixed number of samples, not of rays) with feedback."""
 
 
-PIPELINES = {VanillaPipeline: EvosPipeline, DynamicBatchPipeline: EvosDynamicBatchPipeline}
-"""The EVOS kind of each host pipeline."""
+@dataclass
+class EvosPipelineConfig(VanillaPipelineConfig):
+    """nerfstudio's options of a pipeline, and Sobolev supervision."""
+
+    _target: type = field(default_factory=lambda: EvosPipeline)
+    """The class to instantiate."""
+    sobolev: SobolevConfig = field(default_factory=SobolevConfig)
+    """Sobolev supervision: derivatives of the rendered colour by pixel."""
+
+
+@dataclass
+class EvosDynamicBatchPipelineConfig(DynamicBatchPipelineConfig):
+    """nerfstudio's options of a pipeline with a fixed number of samples, and Sobolev supervision."""
+
+    _target: type = field(default_factory=lambda: EvosDynamicBatchPipeline)
+    """The class to instantiate."""
+    sobolev: SobolevConfig = field(default_factory=SobolevConfig)
+    """Sobolev supervision: derivatives of the rendered colour by pixel."""
+
+
+PIPELINES = {VanillaPipeline: EvosPipelineConfig, DynamicBatchPipeline: EvosDynamicBatchPipelineConfig}
+"""The options of the EVOS kind of each host pipeline."""

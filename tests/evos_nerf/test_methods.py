@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.nerf, pytest.mark.filterwarnings("ignore")]
 
 NAMES = [f"evos-{host}" for host, _ in HOSTS.values()]
 ON_CPU = [name for name in NAMES if "ngp" not in name]
-OURS = {"_target", "pixel_sampler"}
+OURS = {"factor", "_target", "pixel_sampler"}
 
 
 def test_nerfstudio_lists_every_method():

@@ -1,0 +1,136 @@
+"""Sobolev supervision: its targets, its differences to the next pixel, its place in the pipeline's loss."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("nerfstudio")
+
+from evos.derivatives import SMOOTHING, spatial_gradient
+from evos.errors import InputError
+from evos_nerf.datamanager import EvosDataManagerConfig, every
+from evos_nerf.pixel_sampler import EvosPixelSamplerConfig
+from evos_nerf.sobolev import DerivativeTerm, SobolevConfig, picture_derivative
+from evos_nerf.tiles import build_grid
+
+pytestmark = [pytest.mark.nerf, pytest.mark.filterwarnings("ignore")]
+
+SIZES = [(5, 7), (6, 4)]
+
+
+@pytest.fixture
+def pictures():
+    torch.manual_seed(0)
+    return [torch.rand(height, width, 3) for height, width in SIZES]
+
+
+@pytest.mark.parametrize("operator", SMOOTHING)
+def test_the_target_is_the_derivative_of_the_whole_picture(operator, pictures):
+    points = torch.tensor(
+        [[i, y, x] for i, (height, width) in enumerate(SIZES) for y in range(height) for x in range(width)]
+    )
+    found = picture_derivative(
+        torch.cat([p.flatten(0, 1) for p in pictures]), build_grid(SIZES, 2, "cpu"), points, operator
+    )
+    whole = [spatial_gradient(p.permute(2, 0, 1)[None], operator)[0].permute(2, 3, 0, 1) for p in pictures]
+    torch.testing.assert_close(found, torch.cat([w.flatten(0, 1) for w in whole]), rtol=0, atol=1e-7)
+
+
+class Painter(torch.nn.Module):
+    """A model whose colours are a function of the pixel, plus jitter."""
+
+    def __init__(self, pictures):
+        super().__init__()
+        self.pictures = pictures
+
+    def forward(self, points):
+        colours = torch.stack([self.pictures[i][y, x] for i, y, x in points.tolist()])
+        return {"rgb": 3 * colours + torch.rand(len(points), 3)}
+
+
+def test_differences_are_those_of_the_picture_whatever_the_jitter(pictures):
+    points = torch.tensor([[0, 2, 3], [0, 4, 6], [1, 5, 0], [1, 0, 3]])
+    model, grid = Painter(pictures).train(), build_grid(SIZES, 2, "cpu")
+    data = SimpleNamespace(train_ray_generator=lambda points: points, last_batch={"indices": points})
+    term = DerivativeTerm(SobolevConfig(lambda_der=0.5), model, data)
+    pixels = torch.cat([p.flatten(0, 1) for p in pictures])
+    weight = torch.tensor([[1.0, 2.0, 0.5, 0.5]])
+    sampler = SimpleNamespace(grid=grid, pixels={"image": pixels}, last_selection=SimpleNamespace(weight=weight))
+    outputs, after = model(points), torch.get_rng_state()
+    losses = term.add_to({"rgb_loss": torch.ones(())}, outputs, model, sampler)
+    assert torch.equal(torch.get_rng_state(), after)
+    expected = 0.0
+    for (i, y, x), factor in zip(points.tolist(), weight[0].tolist(), strict=True):
+        a = y if y + 1 < SIZES[i][0] else y - 1
+        b = x if x + 1 < SIZES[i][1] else x - 1
+        p = pictures[i]
+        # The model's differences are three times the picture's: their error is twice the picture's.
+        expected += factor * 4 * float((p[a + 1, x] - p[a, x]).square().sum() + (p[y, b + 1] - p[y, b]).square().sum())
+    assert losses["derivative_loss"].item() == pytest.approx(0.5 * expected / 4, rel=1e-5)
+    assert losses["rgb_loss"] == 1
+    only = DerivativeTerm(SobolevConfig("der", 0.5), model, data).add_to(losses, model(points), model, sampler)
+    assert set(only) == {"derivative_loss"}
+
+
+def test_nerfacto_learns_derivatives_too(method):
+    config = method("evos-nerfacto")
+    config.pipeline.sobolev = SobolevConfig(lambda_der=0.1)
+    torch.manual_seed(0)
+    pipeline = config.pipeline.setup(device="cpu", test_mode="val")
+    outputs, losses, _ = pipeline.get_train_loss_dict(0)
+    assert outputs["rgb"].shape == (32, 3) and losses["derivative_loss"].item() > 0
+    losses["derivative_loss"].backward()
+    assert pipeline.model.field.mlp_head.layers[0].weight.grad.abs().sum() > 0
+    # As many random numbers are drawn as without: only the loss is another.
+    config.pipeline.sobolev = SobolevConfig()
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    pipeline = config.pipeline.setup(device="cpu", test_mode="val")
+    again, plain, _ = pipeline.get_train_loss_dict(0)
+    assert torch.equal(again["rgb"], outputs["rgb"]) and "derivative_loss" not in plain
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_cameras_whose_rays_are_not_ours_are_refused(pictures):
+    term = DerivativeTerm(SobolevConfig(lambda_der=1.0), Painter(pictures), SimpleNamespace())
+    with pytest.raises(InputError, match="equirectangular"):
+        term.add_to({}, {}, Painter(pictures), None)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"lambda_der": -1.0}, "lambda_der"),
+        ({"supervision": "both"}, "supervision"),
+        ({"der_operator": "sobal"}, "did you mean sobel"),
+        ({"supervision": "der"}, "lambda_der: got 0.0"),
+    ],
+)
+def test_wrong_options_are_refused(options, name):
+    with pytest.raises(InputError, match=name):
+        SobolevConfig(**options)
+
+
+def test_every_factor_th_pixel_within_the_masks_that_there_are(pictures):
+    kept = every(pictures, None, 3)
+    assert kept[0].nonzero()[:, :2].tolist() == [[y, x] for y in (0, 3) for x in (0, 3, 6)]
+    given = [torch.ones_like(p[..., :1], dtype=torch.bool) for p in pictures]
+    given[1][0] = False
+    assert every(pictures, given, 3)[1].nonzero()[:, :2].tolist() == [[3, 0], [3, 3]]
+    assert every(torch.stack(pictures[:1]), None, 4).shape == (1, 5, 7, 1)
+
+
+def test_a_factor_and_ignored_masks_are_refused():
+    with pytest.raises(InputError, match="factor: got 4"):
+        EvosDataManagerConfig(factor=4, pixel_sampler=EvosPixelSamplerConfig(ignore_mask=True))
+
+
+def test_options_are_on_the_command_line():
+    import tyro
+
+    from evos_nerf.methods import evos_nerfacto
+
+    words = ["--pipeline.sobolev.lambda-der", "0.1", "--pipeline.sobolev.der-operator", "diff"]
+    config = tyro.cli(type(evos_nerfacto.config), default=evos_nerfacto.config, args=words)
+    assert config.pipeline.sobolev == SobolevConfig(lambda_der=0.1, der_operator="diff")
