@@ -5,12 +5,12 @@ PYTHON ?= python3.11
 EXTRAS ?= regress
 PYTEST_ARGS ?=
 KNOWN_EXTRAS := regress nerf meta nas dev all
-DEV_EXTRAS := regress,nerf,dev
+DEV_EXTRAS := regress,nerf,meta,dev
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-nerf test lint format clean
+.PHONY: help install demo demo-nerf demo-meta test lint format clean
 
 # One stamp per extra says that the environment holds it for exactly these files, in this folder, with these packages
 # (an editable install knows the packages that were there). Contents, not times: a fresh clone has fresh times.
@@ -45,6 +45,10 @@ demo: ## train one image with EVOS and with every pixel, and compare them in run
 demo-nerf: ## train nerfacto and evos-nerfacto on a ray-traced scene, and compare them in runs/demo-nerf
 	@$(SUBMAKE) install EXTRAS=regress,nerf
 	"$(VENV)/bin/python" -m evos_nerf.demo --out runs/demo-nerf --overwrite
+
+demo-meta: ## train one network for many photos in two processes, and show photos it never saw in runs/demo-meta
+	@$(SUBMAKE) install EXTRAS=regress,meta
+	"$(VENV)/bin/python" generalizable/demo.py out=runs/demo-meta --overwrite
 
 lint: ## check style and types
 	@$(SUBMAKE) install EXTRAS=$(DEV_EXTRAS)

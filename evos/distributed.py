@@ -1,0 +1,127 @@
+"""Processes that train together, started by torchrun: who this one is, one process group, exact means, one verdict.
+
+Outside a process group every function answers for the single process, so that a program needs no second branch.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evos.errors import InputError
+
+TIMEOUT = timedelta(minutes=10)
+"""Longest wait for the other processes: a few evaluations of rank 0, not a dead machine."""
+
+_LOST = re.compile(r"closed by peer|reset by peer|broken pipe|gloo|nccl|timed? ?out|TCPStore", re.IGNORECASE)
+
+
+class PeerLost(InputError):
+    """Another process of the run is gone: front ends print one line and exit with status 2, as for bad input."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run: ``rank`` of ``size``, ``local_rank`` on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one process that writes files and prints."""
+        return self.rank == 0
+
+
+def read_world(environ: Mapping[str, str] = os.environ) -> World:
+    """The world that torchrun describes in RANK, WORLD_SIZE and LOCAL_RANK; a single process without them.
+
+    Raises:
+        InputError: a part of the variables is missing, or they contradict one another.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    texts = [environ.get(name) for name in names]
+    if texts == [None] * 3:
+        return World()
+    for name, text in zip(names, texts, strict=True):
+        if text is None or not re.fullmatch(r"\d+", text):
+            raise InputError(name, text, "whole numbers in RANK, WORLD_SIZE and LOCAL_RANK")
+    rank, size, local_rank = map(int, filter(None, texts))
+    if not local_rank <= rank < size:
+        raise InputError("RANK", f"{rank} of {size}, {local_rank} here", "LOCAL_RANK <= RANK < WORLD_SIZE")
+    return World(rank, size, local_rank)
+
+
+@contextmanager
+def process_group(world: World, device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
+    """Join the processes of ``world`` while the block runs: gloo for tensors on the CPU, NCCL beside it for CUDA's.
+
+    Raises:
+        PeerLost: the processes don't all arrive in time.
+    """
+    if world.size == 1:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with watching_peers():
+        dist.init_process_group(backend, timeout=timeout)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def watching_peers() -> Iterator[None]:
+    """Turn what a collective raises when another process is gone into PeerLost; other errors pass."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, InputError) or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+            raise
+        reason = str(error).splitlines()[0]
+        raise PeerLost("process group", f"a process that no longer answers ({reason})", "all of them") from error
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def reduce_sum(values: Float[Tensor, "*S"] | Int[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """Sum over all processes, in float64 and on the CPU, the same in each."""
+    total = values.detach().to("cpu", torch.float64, copy=True)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return total
+
+
+def reduce_mean(total: Float[Tensor, "*S"], count: Float[Tensor, "*S"] | Int[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """Mean over everything that the processes saw: the sum of their totals over the sum of their counts.
+
+    Exact where they saw different numbers of things, unlike a mean of means. NaN where nobody saw anything.
+    """
+    return reduce_sum(total) / reduce_sum(count)
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process: how all of them stop after the same step."""
+    return bool(reduce_sum(torch.tensor(float(flag))) > 0)
+
+
+def gather(value: Any) -> list[Any]:
+    """The values of all processes by rank; on other ranks than 0 an empty list. They travel as pickles: plain data."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size() if is_main() else []
+    dist.gather_object(value, values or None)
+    return values

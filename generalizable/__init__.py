@@ -1,0 +1,1 @@
+"""Generalizable fields: one network for whole data sets, each instance a small pattern."""

@@ -1,0 +1,135 @@
+"""A first look: one network for small photos, trained by two processes, shown on photos that it never saw.
+
+    make demo-meta
+
+The photos are cut from pictures that ship with scikit-image: those to train on from their left two thirds, those to
+test on from the rest. Ends with runs/demo-meta/report.png, whose rows are: truth, reconstruction, the same decoded at
+three times the resolution, and the way from the first photo to the last.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from einops import rearrange, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from evos.config import build_config, check_range
+from evos.errors import InputError, exit_on_input_error
+from evos.images import read_image, write_image
+from evos.runs import read_json
+from generalizable.encode import decode, encode, interpolate, open_trainer
+from generalizable.instances import picture
+from generalizable.options import read_words
+
+ROOT = Path(__file__).resolve().parents[1]
+PICTURES = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "ihc", "motorcycle_left", "retina", "rocket")
+BATCH, SHOWN = 16, 8
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Options of the demonstration."""
+
+    out: str = "runs/demo-meta"
+    """Folder for the photos, the run and the report."""
+
+    photos: int = 960
+    """Photos to train on, at least 16; a tenth as many, but at least 8, to test on."""
+
+    steps: int = 1500
+    """Training steps, at least 1."""
+
+    processes: int = 2
+    """Processes that train together, a divisor of 16."""
+
+    overwrite: bool = False
+    """Replace an existing run of the same name."""
+
+    def __post_init__(self) -> None:
+        check_range("photos", self.photos, BATCH)
+        check_range("steps", self.steps, 1)
+        if self.processes < 1 or BATCH % self.processes:
+            raise InputError("processes", self.processes, f"a divisor of {BATCH}")
+
+
+def cut(pictures: Sequence[Float[Tensor, "_ _ 3"]], count: int, seed: int) -> list[Float[Tensor, "H W 3"]]:
+    """Square pieces of 64 to 144 pixels from anywhere in the pictures, as many of each."""
+    generator = torch.Generator().manual_seed(seed)
+    pieces = []
+    for i in range(count):
+        pixels = pictures[i % len(pictures)]
+        size, *place = torch.rand(3, generator=generator).tolist()
+        side = min(64 + round(80 * size), *pixels.shape[:2])
+        top, left = (int(share * (length - side + 1)) for share, length in zip(place, pixels.shape[:2], strict=True))
+        pieces.append(pixels[top : top + side, left : left + side])
+    return pieces
+
+
+def write_photos(folder: Path, count: int) -> None:
+    """The data set, in folders train and test."""
+    import skimage.data
+
+    shipped = Path(skimage.data.__file__).parent
+    pictures = [read_image(next(shipped.glob(f"{name}.*"))).pixels[..., :3] for name in PICTURES]
+    left = [pixels[:, : 2 * pixels.shape[1] // 3] for pixels in pictures]
+    right = [pixels[:, 2 * pixels.shape[1] // 3 :] for pixels in pictures]
+    parts = {"train": cut(left, count, seed=0), "test": cut(right, max(SHOWN, count // 10), seed=1)}
+    for part, pieces in parts.items():
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for i, piece in enumerate(pieces):
+            write_image(folder / part / f"{i:04}.png", piece)
+
+
+def train(config: DemoConfig, photos: Path, run: Path) -> None:
+    """Train in processes of torchrun's, as a user would."""
+    words = [f"data.root={photos}", f"out={run}", f"train.steps={config.steps}", f"train.batch={BATCH}"]
+    words += ["--overwrite"] if config.overwrite else []
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={config.processes}"]
+    settings = ["--config", str(ROOT / "configs" / "generalizable" / "demo.yaml")]
+    done = subprocess.run([*torchrun, str(Path(__file__).with_name("main.py")), *settings, *words])
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def report(run: Path, photos: Path) -> Float[Tensor, "H W 3"]:
+    """The picture."""
+    trainer = open_trainer(str(run), "cpu")
+    patterns = encode(trainer, str(photos / "test"))
+    names = list(patterns)[:SHOWN]
+    first, last = patterns[names[0]], patterns[names[-1]]
+    truth = [picture(photos / "test" / f"{name}.png", trainer.options.data.size) for name in names]
+    same, fine = ([decode(trainer, patterns[name], None, scale) for name in names] for scale in (1, 3))
+    way = [decode(trainer, interpolate(first, last, i / (len(names) - 1)), None, 3) for i in range(len(names))]
+    small = torch.stack([rearrange(torch.stack(truth), "b c h w -> b h w c"), torch.stack(same)])
+    large = torch.stack([torch.stack(fine), torch.stack(way)])
+    rows = torch.cat([repeat(small, "r b h w c -> r b (h 3) (w 3) c"), large])
+    return rearrange(rows, "r b h w c -> (r h) (b w) c")
+
+
+@exit_on_input_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program."""
+    config = build_config(DemoConfig, read_words(sys.argv[1:] if argv is None else argv))
+    out = Path(config.out)
+    run, photos = out / "run", out / "photos"
+    if run.exists() and not config.overwrite:
+        raise InputError("out", config.out, "a new folder, or --overwrite")
+    write_photos(photos, config.photos)
+    train(config, photos, run)
+    write_image(out / "report.png", report(run, photos))
+    metrics = read_json(run / "metrics.json")
+    first = metrics["curve"][0]
+    print(
+        f"unseen photos: {first['psnr']:.2f} dB after {first['step']} steps, {metrics['psnr']:.2f} dB after "
+        f"{metrics['steps']}; {metrics['train_seconds']:.0f} s of training in {config.processes} processes"
+    )
+    print(f"truth, reconstruction, the same at 3x, and the way from the first to the last: {out / 'report.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Meta-learning's two steps as pure functions: the inner one fits patterns, the outer one the loss of what came of it.
+
+Source: algorithm 1 of Kim et al., "Generalizable Implicit Neural Representations via Instance Pattern Composers" (CVPR
+2023), MAML on patterns. The inner gradients come from ``torch.func``, so the same code serves first order, second order
+and evaluation under ``torch.no_grad``. Letters as in ``generalizable.base``.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from generalizable.base import Data, Decoder, Model, Patterns
+from generalizable.rendering import render
+
+
+def predictor(model: Model, coords: Float[Tensor, "_ K D"]) -> Decoder:
+    """From patterns to the signal's values at ``coords``; see ``predict``."""
+    task = model.task
+    if task.kind != "views":
+        return model.decoder(coords)
+    return lambda patterns: render(
+        lambda points: model.decode(patterns, points),
+        coords,
+        task.near,
+        task.far,
+        model.config.samples,
+        jitter=model.training,
+        white_background=task.white_background,
+    )
+
+
+def predict(model: Model, patterns: Patterns, coords: Float[Tensor, "_ K D"]) -> Float[Tensor, "B K C"]:
+    """The signal's values: the field's for images and sounds; for views, colours of the rays ``coords`` "B K 6".
+
+    Points along rays are jittered in training. One row of ``coords`` serves all instances.
+    """
+    return predictor(model, coords)(patterns)
+
+
+def inner_step(
+    loss: Callable[[Patterns], Float[Tensor, " B"]],
+    patterns: Patterns,
+    rate: float | Float[Tensor, " B"],
+    *,
+    first_order: bool = False,
+) -> Patterns:
+    """One step of gradient descent on every instance's patterns.
+
+    Args:
+        loss: each instance's loss, which depends on its own patterns alone.
+        patterns: "B ..." each; weights ("B I R") step by the rate × their squared length, others by the rate.
+        rate: of all instances, or of each.
+        first_order: keep no graph of the gradient.
+
+    The factor makes a rate mean the same for weights of any length, as the field normalises them (their gradient falls
+    with the inverse of the length): it is the paper's code's.
+    """
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
+        slopes = torch.func.grad(lambda at: loss(at).sum())(patterns)
+    stepped = {}
+    for name, pattern in patterns.items():
+        step = rate.reshape(-1, *[1] * (pattern.ndim - 1)) if isinstance(rate, Tensor) else rate
+        if pattern.ndim == 3:
+            step = step * pattern.square().sum((1, 2), keepdim=True)
+        stepped[name] = pattern - step * slopes[name]
+    return stepped
+
+
+def inner_loop(model: Model, initial: Patterns, data: Mapping[str, Tensor], inner_steps: int | None = None) -> Patterns:
+    """Patterns after the inner steps from ``initial`` on the points of ``data`` (see ``Model.encode``)."""
+    values = predictor(model, data["coords"])
+    rate = model.config.inner_lr * data["rate"] if "rate" in data else model.config.inner_lr
+
+    def loss(patterns: Patterns) -> Float[Tensor, " B"]:
+        error = (values(patterns) - data["target"]).square().mean(-1)
+        return (error * data["weight"] if "weight" in data else error).mean(1)
+
+    patterns = initial
+    for _ in range(model.inner_steps if inner_steps is None else inner_steps):
+        patterns = inner_step(loss, patterns, rate, first_order=model.config.first_order)
+    return patterns
+
+
+def outer_loss(
+    model: Model,
+    data: Data,
+    coords: Float[Tensor, "_ K D"],
+    target: Float[Tensor, "B K C"],
+    weight: Float[Tensor, "B K"] | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "B K C"]]:
+    """The outer step's loss, differentiable through the inner one, and the signed residual (prediction - target).
+
+    Args:
+        data: what the patterns are made from.
+        coords: the points that the patterns are judged at; one row of them serves all instances.
+        target: the signal there, in its own units.
+        weight: of each point; the loss is the mean of weight × squared error.
+    """
+    residual = predict(model, model.encode(data), coords) - target
+    error = residual.square().mean(-1)
+    return (error if weight is None else error * weight).mean(), residual.detach()

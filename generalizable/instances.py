@@ -1,0 +1,189 @@
+"""One instance from its file: a square picture, a second of sound, the posed views of a scene."""
+
+import json
+from dataclasses import dataclass, replace
+from math import gcd, tan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
+from scipy.signal import resample_poly
+from torch import Tensor
+
+from evos.errors import InputError
+from evos.images import read_image
+from generalizable.options import DataConfig
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A signal, and for views the cameras; of a batch, every tensor has the instances in front."""
+
+    signal: Float[Tensor, "*S"]
+    """Picture (3, H, W) in [0, 1], sound (1, T) in [-1, 1], or views (V, 3, H, W) in [0, 1]."""
+    poses: Float[Tensor, "*B V 3 4"] | None = None
+    """Camera to world, looking along -z with y up (OpenGL's convention)."""
+    focal: Float[Tensor, "*B"] | None = None
+    """Focal length in pixels."""
+
+    def to(self, device: torch.device) -> "Instance":
+        """The same on a device."""
+        found = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in found.items()})
+
+
+def stack(instances: list[Instance]) -> Instance:
+    """Instances as a batch."""
+    names = [name for name, value in vars(instances[0]).items() if value is not None]
+    return Instance(**{name: torch.stack([getattr(instance, name) for instance in instances]) for name in names})
+
+
+def load(path: Path, piece: int, config: DataConfig, chance: np.random.Generator | None = None) -> Instance:
+    """The instance in a file, or the ``piece``-th of a recording; with ``chance``, augmented by its draws.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds no such instance.
+    """
+    if config.task == "image":
+        return Instance(picture(path, config.size, chance))
+    if config.task == "sound":
+        return Instance(sound(path, piece, config.samples, config.rate, chance))
+    return scene(path, config.views, config.size)
+
+
+def picture(path: Path, size: int, chance: np.random.Generator | None = None) -> Float[Tensor, "3 H W"]:
+    """The middle square of a picture at size², antialiased; grey becomes colour, transparency white.
+
+    With ``chance`` a window of size² anywhere in the picture (of its shorter side where that is smaller), mirrored in
+    half of the cases: what the composer paper trains on ImageNette with.
+    """
+    pixels = on_white(read_image(path).pixels)
+    if chance is not None:
+        side = min(size, *pixels.shape[:2])
+        top, left = (int(chance.integers(length - side + 1)) for length in pixels.shape[:2])
+        pixels = pixels[top : top + side, left : left + side]
+        pixels = pixels.flip(1) if chance.random() < 0.5 else pixels
+    return square(pixels, size)
+
+
+def on_white(pixels: Float[Tensor, "H W C"]) -> Float[Tensor, "H W 3"]:
+    """Colours of grey, grey + alpha, RGB or RGB + alpha in front of white."""
+    if pixels.shape[-1] in (2, 4):
+        pixels = 1 - pixels[..., -1:] * (1 - pixels[..., :-1])
+    return pixels if pixels.shape[-1] == 3 else repeat(pixels, "h w 1 -> h w c", c=3)
+
+
+def square(pixels: Float[Tensor, "H W C"], size: int) -> Float[Tensor, "C size size"]:
+    """The middle square, resized (bicubic, antialiased, clamped to [0, 1])."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    image = rearrange(pixels[top : top + side, left : left + side], "h w c -> 1 c h w")
+    if side != size:
+        image = F.interpolate(image, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    return image[0].clamp(0, 1).contiguous()
+
+
+def sound(
+    path: Path, piece: int, samples: int, rate: int, chance: np.random.Generator | None = None
+) -> Float[Tensor, "1 T"]:
+    """The ``piece``-th stretch (with ``chance``, any) of ``samples`` samples at ``rate``, channels averaged.
+
+    A stretch that reaches beyond the end goes on in silence. Only the stretch is decoded; it is resampled by itself
+    (polyphase, antialiased).
+    """
+    try:
+        with soundfile.SoundFile(path) as file:
+            length = -(-samples * file.samplerate // rate)
+            if piece and piece * length >= file.frames:
+                raise InputError(str(path), f"{file.frames} samples", f"more than {piece * length}")
+            start = piece * length if chance is None else int(chance.integers(max(1, file.frames - length + 1)))
+            file.seek(start)
+            values, own_rate = file.read(length, dtype="float32", always_2d=True).mean(1), file.samplerate
+    except (OSError, RuntimeError) as error:
+        raise InputError(str(path), f"a damaged or missing sound ({error})", "a WAV, FLAC or OGG file") from error
+    if own_rate != rate and len(values):
+        common = gcd(own_rate, rate)
+        values = resample_poly(values, rate // common, own_rate // common)
+    wave = torch.from_numpy(values).float()[:samples].clamp(-1, 1)
+    if not len(wave) or not wave.isfinite().all():
+        raise InputError(str(path), "a sound without finite samples", "at least one sample")
+    return F.pad(wave, (0, samples - len(wave)))[None]
+
+
+def count_pieces(path: Path, samples: int, rate: int) -> int:
+    """How many whole stretches of ``samples`` at ``rate`` a recording has, at least 1; from its header alone."""
+    try:
+        info = soundfile.info(path)
+    except (OSError, RuntimeError):
+        return 1  # reading it will say what is wrong with it
+    return max(1, info.frames * rate // (info.samplerate * samples))
+
+
+def scene(path: Path, views: int, size: int) -> Instance:
+    """The first ``views`` views of a scene folder: transforms.json, or transforms_train, _val and _test one by one."""
+    single = path / "transforms.json"
+    names = ("train", "val", "test")
+    lists = [single] if single.exists() else [path / f"transforms_{name}.json" for name in names]
+    images, poses, focal = [], [], None
+    for listed in lists:
+        if len(images) == views or not listed.exists():
+            continue
+        content = read_transforms(listed)
+        for frame in content["frames"][: views - len(images)]:
+            pixels = read_image(frame_file(path, frame["file_path"])).pixels
+            focal = focal or focal_length(content, pixels.shape[1]) * size / min(pixels.shape[:2])
+            images.append(square(on_white(pixels), size))
+            poses.append(torch.tensor(frame["transform_matrix"], dtype=torch.float32)[:3])
+    if len(images) < views:
+        raise InputError(str(path), f"{len(images)} views", f"at least {views} (data.views)")
+    stacked = torch.stack(poses)
+    if stacked.shape != (views, 3, 4) or not stacked.isfinite().all():
+        raise InputError(str(path), "poses that are no finite 4 x 4 matrices", "camera-to-world matrices")
+    return Instance(torch.stack(images), stacked, torch.tensor(focal, dtype=torch.float32))
+
+
+def read_transforms(path: Path) -> dict[str, Any]:
+    """A list of views whose entries have what is needed."""
+    try:
+        content = json.loads(path.read_text())
+        for frame in content["frames"]:
+            if not isinstance(frame["file_path"], str):
+                raise TypeError("file_path")
+            torch.tensor(frame["transform_matrix"], dtype=torch.float32)
+        return content
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(str(path), f"a damaged list of views ({error!r})", "frames with file_path, matrix") from error
+
+
+def frame_file(folder: Path, name: str) -> Path:
+    """The picture of a frame: as listed, with .png where no extension is given, or beside the list ("learnit")."""
+    listed = folder / name if Path(name).suffix else folder / f"{name}.png"
+    return listed if listed.exists() else folder / listed.name
+
+
+def focal_length(content: dict[str, Any], width: int) -> float:
+    """In pixels of a picture ``width`` wide."""
+    if "fl_x" in content:
+        return float(content["fl_x"]) * width / float(content.get("w", width))
+    if "camera_angle_x" in content:
+        return width / 2 / tan(float(content["camera_angle_x"]) / 2)
+    raise InputError("transforms.json", "neither camera_angle_x nor fl_x", "one of the two")
+
+
+def pixel_rays(
+    poses: Float[Tensor, "B V 3 4"], focal: Float[Tensor, " B"], size: int, index: Int[Tensor, "B K"]
+) -> Float[Tensor, "B K 6"]:
+    """Rays (origin, unit direction) through the centres of some pixels, numbered in C order over (V, size, size)."""
+    view, y, x = index // size**2, index // size % size, index % size
+    half = size / 2
+    flat = torch.stack([x + 0.5 - half, half - y - 0.5], dim=-1) / focal[:, None, None]
+    directions = F.normalize(F.pad(flat, (0, 1), value=-1.0), dim=-1)
+    camera = poses[torch.arange(len(poses), device=poses.device)[:, None], view]
+    turned = torch.einsum("b k i j, b k j -> b k i", camera[..., :3], directions)
+    return torch.cat([camera[..., 3], turned], dim=-1)

@@ -1,0 +1,88 @@
+"""Train one network for whole data sets, each instance a small pattern.
+
+    python generalizable/main.py --config configs/generalizable/composer_images.yaml data.root=DIR out=runs/NAME
+    torchrun --nproc_per_node=2 generalizable/main.py --config ... data.root=DIR out=runs/NAME
+
+``--help`` lists every option; ``--resume`` goes on from the checkpoint, ``--eval`` only evaluates it.
+"""
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+
+import torch
+
+from evos.distributed import World, process_group, read_world
+from evos.errors import InputError, exit_on_input_error
+from evos.runs import Stopper, resolve_device
+from generalizable.data import Sources, find_sources
+from generalizable.options import Options, help_text, parse
+from generalizable.run import Stopped, train
+
+
+@exit_on_input_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if {"-h", "--help"} & set(words):
+        print(help_text())
+        return
+    world = read_world()
+    options, sources, device = prepare(words, world)
+    with Stopper() as stopper, process_group(world, device):
+        try:
+            metrics = train(options, sources, world, device, stopper)
+        except Stopped as stopped:
+            if world.is_main:
+                print(f"stopped; go on with: {resume_command(words, options)}", file=sys.stderr)
+            raise SystemExit(stopped.exit_code) from None
+    if world.is_main:
+        report(metrics, options)
+
+
+def prepare(words: Sequence[str], world: World) -> tuple[Options, Sources, torch.device]:
+    """Options, data sets and this process's device; what is wrong with them is wrong on every process."""
+    try:
+        options = parse(words)
+        device = resolve_device(options.run.device)
+        if device.type == "cuda":
+            device = device if device.index is not None else torch.device("cuda", world.local_rank)
+            torch.cuda.set_device(resolve_device(str(device)))
+        return options, find_sources(options.sources, options.data, seed=options.run.seed, world=world), device
+    except InputError:
+        if world.is_main:
+            raise
+        time.sleep(2)  # torchrun ends all processes with the first: the one that says why must be that
+        raise SystemExit(2) from None
+
+
+def report(metrics: dict, options: Options) -> None:
+    """The last lines on standard output."""
+    for name, entry in metrics["sources"].items():
+        extras = [
+            f"{title} " + ", ".join(f"{key}: {value:.2f}" for key, value in entry[key_of].items())
+            for title, key_of in (
+                ("by inner step", "psnr_by_inner_step"),
+                ("by support views", "psnr_by_support_views"),
+            )
+            if key_of in entry
+        ]
+        held_out = " (held out)" if entry["held_out"] else ""
+        print(
+            "; ".join([f"{name}{held_out}: {entry['psnr']:.2f} dB over {entry['instances']} unseen instances", *extras])
+        )
+    if metrics["skipped"]["count"]:
+        print(f"skipped {metrics['skipped']['count']} files, the first: {metrics['skipped']['files'][0]}")
+    print(f"{metrics['train_seconds']:.1f} s of training, {metrics['points_trained']:,} points -> {options.run.out}")
+
+
+def resume_command(words: Sequence[str], options: Options) -> str:
+    """The command that goes on with this run; with several processes, after torchrun and its flags."""
+    again = ["--resume", *(["overwrite=false"] if options.run.overwrite else [])]
+    kept = [word for word in words if word != "--overwrite"]
+    return shlex.join([sys.executable, __file__, *kept, *again])
+
+
+if __name__ == "__main__":
+    main()

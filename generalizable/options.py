@@ -1,0 +1,468 @@
+"""The command line and config files of meta-learning: OmegaConf over the option dataclasses.
+
+    python generalizable/main.py --config FILE.yaml data.root=DIR train.steps=1000 model=transinr selector=evos
+
+The command line beats the config file. ``model=NAME`` and ``selector=NAME`` choose a part, ``model.rank=64`` sets one
+of its options; in a file a part is its name or a mapping with ``name``. ``--resume`` stands for ``resume=true``, and so
+for every switch.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from evos.config import build_config, check_choice, check_range, options
+from evos.errors import InputError, unknown_name
+from evos.selection import SELECTORS, SelectorConfig
+from generalizable.layouts import LAYOUTS
+from generalizable.models import KINDS, MODELS, ModelConfig
+
+T = TypeVar("T")
+USABLE = ("full", "uniform", "evos")
+"""Selectors that need neither the whole data set at once nor gradients of coordinates."""
+FREE = ("out", "resume", "overwrite", "quiet", "device", "eval", "workers", "in_memory", "save_every")
+"""Options that may differ between a run and its resumption."""
+FLAGS = ("resume", "overwrite", "eval", "quiet")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Options of a run as such."""
+
+    out: str = "runs/meta"
+    """Folder the run is written to."""
+
+    seed: int = 0
+    """Seed of the initial weights and of every draw, in [0, 2^32)."""
+
+    device: str = "auto"
+    """auto (cuda where there is one, with torchrun each process its own), cpu, cuda or cuda:n."""
+
+    precision: str = "fp32"
+    """fp32, bf16 or fp16 (autocast; fp16 with loss scaling)."""
+
+    resume: bool = False
+    """Go on from the run's checkpoint, with any number of processes."""
+
+    overwrite: bool = False
+    """Replace an existing run of the same name."""
+
+    eval: bool = False
+    """Only evaluate the checkpoint in ``out``, and write its metrics and pictures anew."""
+
+    quiet: bool = False
+    """No progress bar."""
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, 0, 2**32 - 1)
+        check_choice("precision", self.precision, ("fp32", "bf16", "fp16"))
+        if self.overwrite and (self.resume or self.eval):
+            raise InputError("overwrite", True, "either --overwrite, or --resume, or --eval")
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Options of one data set among several (``data.sources``)."""
+
+    root: str = ""
+    """Folder of the data set; for shards also a pattern such as shards-{000..099}.tar."""
+
+    name: str | None = None
+    """What metrics call it; none: the folder's name."""
+
+    layout: str = "auto"
+    """auto (by what the folder holds), folder, celeba, ffhq, imagenette, librispeech, learnit, blender or shards."""
+
+    weight: float = 1.0
+    """Its share of the training draws relative to the other sources', at least 0; 0: only evaluated (held out)."""
+
+    def __post_init__(self) -> None:
+        check_choice("layout", self.layout, LAYOUTS)
+        check_range("weight", self.weight, 0)
+        if not self.root:
+            raise InputError("root", self.root, "a folder of pictures, recordings or scenes")
+
+    @property
+    def title(self) -> str:
+        """What metrics call it."""
+        return self.name or Path(self.root).name
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Options of the data."""
+
+    task: str = "image"
+    """What an instance is: image, sound or views."""
+
+    root: str | None = None
+    """Folder of the one data set; for several there is data.sources."""
+
+    layout: str = "auto"
+    """Layout of ``root``: auto, folder, celeba, ffhq, imagenette, librispeech, learnit, blender or shards."""
+
+    size: int = 178
+    """Side of a picture or view in pixels: the middle square is cut out and resized, antialiased; at least 8."""
+
+    seconds: float = 1.0
+    """Length of a sound, above 0; shorter recordings end in silence."""
+
+    rate: int = 16000
+    """Sampling rate sounds are resampled to, in Hz, at least 1000."""
+
+    augment: bool = False
+    """Training draws show a random window of the picture, mirrored or not, or a random stretch of the recording; not
+    with selectors that remember errors by place."""
+
+    pieces: str = "first"
+    """first: a recording gives its first ``seconds``; all: every whole piece of that length is an instance."""
+
+    views: int = 25
+    """Views of a scene that are used, at least 2; scenes with fewer are skipped."""
+
+    support_views: int = 1
+    """Views that patterns are made from in training, below ``views``."""
+
+    eval_support_views: int = 3
+    """Evaluation takes 1, 2, ... up to this number of support views, below ``views``; the others are held out."""
+
+    near: float = 2.0
+    """Distance from the camera where a scene begins, in its own units, at least 0."""
+
+    far: float = 6.0
+    """Distance from the camera where a scene ends, above ``near``."""
+
+    test_share: float = 0.1
+    """Share of the instances held out where a data set has no test part of its own, in (0, 0.5]."""
+
+    limit: int | None = None
+    """Most training instances of a source, at least 1; none: all."""
+
+    in_memory: bool = False
+    """Keep what was decoded once (for sets that fit in memory)."""
+
+    workers: int = 0
+    """Processes that decode beside each training process, at least 0."""
+
+    def __post_init__(self) -> None:
+        check_choice("task", self.task, KINDS)
+        check_choice("layout", self.layout, LAYOUTS)
+        check_choice("pieces", self.pieces, ("first", "all"))
+        check_range("size", self.size, 8)
+        check_range("seconds", self.seconds, 0, open_low=True)
+        check_range("rate", self.rate, 1000)
+        check_range("views", self.views, 2)
+        check_range("support_views", self.support_views, 1, self.views - 1)
+        check_range("eval_support_views", self.eval_support_views, 1)
+        if self.task == "views":
+            check_range("eval_support_views", self.eval_support_views, 1, self.views - 1)
+        check_range("near", self.near, 0)
+        check_range("far", self.far, self.near, open_low=True)
+        check_range("test_share", self.test_share, 0, 0.5, open_low=True)
+        check_range("limit", self.limit, 1)
+        check_range("workers", self.workers, 0)
+
+    @property
+    def samples(self) -> int:
+        """T, the number of samples of a sound."""
+        return max(1, round(self.seconds * self.rate))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The grid of an instance: (H, W), (T,) or (V, H, W), of all its views."""
+        grids = {
+            "image": (self.size, self.size),
+            "sound": (self.samples,),
+            "views": (self.views, self.size, self.size),
+        }
+        return grids[self.task]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options of the training."""
+
+    steps: int = 100000
+    """Training steps, at least 1."""
+
+    batch: int = 16
+    """Instances a step over all processes together, a multiple of their number: a run's result doesn't depend on it."""
+
+    lr: float = 1e-4
+    """Adam's learning rate, above 0."""
+
+    warmup: int = 0
+    """Steps in which the learning rate rises from 0, at least 0."""
+
+    schedule: str = "constant"
+    """Learning rate after that: constant, or cosine (to 0 at the last step)."""
+
+    clip: float | None = None
+    """Largest norm of the gradient of all weights, above 0; none: unbounded."""
+
+    ema: float | None = None
+    """Decay of the moving average of the weights that is evaluated, in (0, 1); none: the weights themselves."""
+
+    coord_noise: float = 0.0
+    """Width of the uniform noise on training coordinates in cells, at least 0 (images and sounds); the paper's is 1 on
+    ImageNette, 0 elsewhere."""
+
+    inner_points: str = "all"
+    """Support points of the inner loop in training: all, or selected (those that the selector chose for the loss; not
+    for views, whose support and target are different pixels)."""
+
+    inner_rays: int = 1024
+    """Rays of the support views in each inner step's loss, at least 1."""
+
+    cache_rows: int = 4096
+    """Most instances whose errors a process keeps for the selector, at least 1; beyond that the instance not seen for
+    longest is forgotten and, when it comes again, treated as new."""
+
+    chunk: int = 65536
+    """Most points in one pass of an evaluation, at least 1."""
+
+    eval_every: int | None = None
+    """Steps between evaluations, at least 1; none: a tenth of the run."""
+
+    eval_instances: int | None = 64
+    """Test instances of each source in the evaluations on the way, at least 1; the last one takes all. none: all."""
+
+    save_every: int | None = None
+    """Steps between checkpoints, at least 1; none: a tenth of the run."""
+
+    pictures: int = 4
+    """Test instances of each source that are shown, at least 1."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "inner_rays", "cache_rows", "chunk", "eval_every", "eval_instances"):
+            check_range(name, getattr(self, name), 1)
+        for name in ("save_every", "pictures"):
+            check_range(name, getattr(self, name), 1)
+        check_range("lr", self.lr, 0, open_low=True)
+        check_range("warmup", self.warmup, 0)
+        check_choice("schedule", self.schedule, ("constant", "cosine"))
+        check_range("clip", self.clip, 0, open_low=True)
+        check_range("ema", self.ema, 0, 1, open_low=True)
+        check_range("coord_noise", self.coord_noise, 0)
+        check_choice("inner_points", self.inner_points, ("all", "selected"))
+
+
+@dataclass(frozen=True)
+class Options:
+    """A run's options with those of its parts."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sources: tuple[SourceConfig, ...] = ()
+    train: TrainConfig = field(default_factory=TrainConfig)
+    model: ModelConfig = field(default_factory=lambda: MODELS["pattern_composer"][0]())
+    selector: SelectorConfig = field(default_factory=lambda: SELECTORS["full"][0]())
+
+    def __post_init__(self) -> None:
+        check_choice("selector", self.selector.name, USABLE)
+        titles = [source.title for source in self.sources]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise InputError("data.sources", f"two named {title}", "a name of its own for each source")
+        if self.sources and not any(source.weight for source in self.sources):
+            raise InputError("data.sources", "weights that are all 0", "a source to train on, of weight above 0")
+        if self.data.augment and self.selector.name == "evos":
+            raise InputError("data.augment", True, "false with the evos selector, which remembers errors by place")
+        if self.data.augment and self.data.task == "views":
+            raise InputError("data.augment", True, "false, for views")
+        if self.train.inner_points == "selected" and self.data.task == "views":
+            raise InputError("train.inner_points", "selected", "all, for views")
+
+    def resolved(self) -> dict[str, Any]:
+        """Every option as a config file names it; ``from_values`` builds the same options from it."""
+        data = asdict(self.data) | {"sources": [asdict(source) for source in self.sources]}
+        del data["root"], data["layout"]
+        parts = {name: {"name": part.name, **asdict(part)} for name, part in self.parts.items()}
+        return {**asdict(self.run), "data": data, "train": asdict(self.train), **parts}
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """The exchangeable parts by name."""
+        return {"model": self.model, "selector": self.selector}
+
+
+PARTS: dict[str, tuple[Mapping[str, Any], str, dict[str, Any]]] = {
+    "model": ({name: config for name, (config, _) in MODELS.items()}, "pattern_composer", {}),
+    # A dense evaluation looks at every point of the batch's instances on key steps; here errors come in as they train.
+    "selector": ({name: SELECTORS[name][0] for name in USABLE}, "full", {"evos": {"evaluation": "streaming"}}),
+}
+"""Of each exchangeable part: the configs by name, the default name, and defaults of this application's own."""
+
+
+def parse(argv: Sequence[str] | None = None) -> Options:
+    """The options that a command line (None: that of this process) and its config file describe.
+
+    Raises:
+        InputError: unknown option (names the nearest), value of the wrong kind or out of range, unreadable file.
+    """
+    return from_values(read_words(sys.argv[1:] if argv is None else argv))
+
+
+def read_words(argv: Sequence[str]) -> dict[str, Any]:
+    """Nested plain values from ``--config FILE``, ``--flag`` and ``key=value`` words, the later ones stronger."""
+    words, files, flags = list(argv), [], {}
+    assignments = []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word in ("--config", "-c") or (word.startswith("--config") and equals):
+            if not equals and not words:
+                raise InputError("--config", "no value", "a YAML file")
+            files.append(value if equals else words.pop(0))
+        elif word.startswith("--"):
+            if name not in FLAGS:
+                raise unknown_name("option", word, [f"--{flag}" for flag in ("config", *FLAGS)])
+            flags[name] = value if equals else "true"
+        elif not equals or not name:
+            raise InputError("command line", word, "key=value words, --config FILE, --" + ", --".join(FLAGS))
+        else:
+            assignments.append(word)
+    try:
+        typed: dict[str, Any] = {}
+        for word in assignments:
+            # One by one: "model=NAME model.rank=64" gives a part's name and one of its options.
+            typed = deep_update(typed, named_parts(OmegaConf.to_container(OmegaConf.from_dotlist([word]))))
+        merged: dict[str, Any] = {}
+        for layer in [*(named_parts(read_yaml(file)) for file in files), typed, flags]:
+            merged = deep_update(other_parts_dropped(merged, layer), layer)
+        return OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[return-value]
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise InputError("command line", str(error).splitlines()[0], "key=value words of YAML values") from None
+
+
+def deep_update(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two layers of nested values, the upper one stronger."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = deep_update(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return result
+
+
+def other_parts_dropped(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The lower layer without the options of parts for which the upper one names another."""
+    names = {part: above[part].get("name") for part in PARTS if isinstance(above.get(part), dict)}
+    return {
+        key: value
+        for key, value in below.items()
+        if not names.get(key) or names[key] == mapping(key, value).get("name", PARTS[key][1])
+    }
+
+
+def named_parts(values: Any) -> dict[str, Any]:
+    """``model: NAME`` as ``model: {name: NAME}``."""
+    if not isinstance(values, dict):
+        raise InputError("--config", type(values).__name__, "a mapping of options")
+    return {key: {"name": value} if key in PARTS and isinstance(value, str) else value for key, value in values.items()}
+
+
+def read_yaml(path: str) -> Any:
+    """The values of a config file."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except OSError as error:
+        raise InputError("--config", f"{path} ({error.strerror or error})", "a file that can be read") from None
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError("--config", f"{path} ({reason})", "a YAML file of options") from None
+
+
+def from_values(values: Mapping[str, Any]) -> Options:
+    """Options from nested plain values, such as ``Options.resolved`` gives.
+
+    Raises:
+        InputError: as ``parse``.
+    """
+    groups = ("data", "train", *PARTS)
+    own = {key: value for key, value in values.items() if key not in groups}
+    known = [option.name for option in options(RunConfig)]
+    for key in own:
+        if key not in known:
+            raise unknown_name("option", key, [*known, *groups])
+    data = mapping("data", values.get("data"))
+    sources = read_sources(data)
+    built = {name: build_part(name, mapping(name, values.get(name))) for name in PARTS}
+    return Options(
+        build_config(RunConfig, own),
+        build_config(DataConfig, {key: value for key, value in data.items() if key != "sources"}, "data."),
+        sources,
+        build_config(TrainConfig, mapping("train", values.get("train")), "train."),
+        **built,
+    )
+
+
+def build_part(part: str, values: dict[str, Any]) -> Any:
+    """The config of an exchangeable part from its name and options."""
+    table, default, defaults = PARTS[part]
+    name = values.get("name", default)
+    check_choice(part, name, table)
+    given = {key: value for key, value in values.items() if key != "name"}
+    return build_config(table[name], defaults.get(name, {}) | given, f"{part}.")
+
+
+def read_sources(data: Mapping[str, Any]) -> tuple[SourceConfig, ...]:
+    """``data.sources``, or the one that ``data.root`` and ``data.layout`` name."""
+    listed = data.get("sources") or []
+    if not isinstance(listed, list):
+        raise InputError("data.sources", listed, "a list such as [{root: DIR}, {root: DIR2, weight: 2}]")
+    if data.get("root") is not None:
+        if listed:
+            raise InputError("data.root", data["root"], "either data.root or data.sources")
+        listed = [{"root": data["root"], "layout": data.get("layout", "auto")}]
+    entries = [{"root": entry} if isinstance(entry, str) else entry for entry in listed]
+    return tuple(
+        build_config(SourceConfig, mapping(f"data.sources[{i}]", entry), f"data.sources[{i}].")
+        for i, entry in enumerate(entries)
+    )
+
+
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    """A group of options, which may be absent."""
+    if not isinstance(value, dict | None):
+        raise InputError(name, value, f"options such as {name}.NAME=VALUE")
+    return value or {}
+
+
+def as_yaml(options_: Options) -> str:
+    """The options that differ from their defaults, as a config file that repeats the run."""
+    values: dict[str, Any] = {}
+    groups: list[tuple[dict[str, Any], Any]] = [(values, options_.run)]
+    for name, config in {"data": options_.data, "train": options_.train, **options_.parts}.items():
+        values[name] = {"name": config.name} if name in PARTS else {}
+        groups.append((values[name], config))
+    for group, config in groups:
+        for entry in fields(config):
+            value = getattr(config, entry.name)
+            if value != entry.default and entry.name not in ("resume", "overwrite", "eval", "root", "layout"):
+                group[entry.name] = value
+    if options_.sources:
+        values["data"]["sources"] = [
+            {entry.name: getattr(source, entry.name) for entry in fields(source)} for source in options_.sources
+        ]
+    return OmegaConf.to_yaml(OmegaConf.create({key: value for key, value in values.items() if value != {}}))
+
+
+def help_text() -> str:
+    """Every option with its default, a line each."""
+    lines = [__doc__ or "", "flags: --config FILE, --" + ", --".join(FLAGS), ""]
+    groups = [("", RunConfig), ("data.", DataConfig), ("data.sources[].", SourceConfig), ("train.", TrainConfig)]
+    groups += [
+        (f"{part}={name} {part}.", config) for part, (table, _, _) in PARTS.items() for name, config in table.items()
+    ]
+    for prefix, config in groups:
+        *title, prefix = prefix.split(" ")
+        lines += [*title]
+        for entry in options(config):
+            lines.append(f"  {prefix}{entry.name}={entry.default}".ljust(40) + f"  {entry.help}")
+    return "\n".join(lines)

@@ -1,0 +1,193 @@
+"""Tiny data, tiny models, and a program in several processes."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import cos, pi, sin
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import soundfile
+import torch
+
+from generalizable.main import main
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    *("--quiet", "device=cpu", "data.size=8", "train.batch=4", "train.steps=6", "train.pictures=2"),
+    *("model.hidden_features=8", "model.features=8", "model.frequency=4"),
+]
+HYPER = ["model.width=8", "model.blocks=1", "model.heads=2", "model.patch=4", "model.rank=4"]
+
+
+def make_picture(path: Path, seed: int, size: tuple[int, int] = (12, 10)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    y, x = np.mgrid[: size[0], : size[1]]
+    chance = np.random.default_rng(seed)
+    waves = [np.sin(chance.uniform(0.1, 1) * x + chance.uniform(0.1, 1) * y + chance.uniform(0, 6)) for _ in range(3)]
+    PIL.Image.fromarray(((np.stack(waves, -1) + 1) * 127).astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory) -> Path:
+    """A folder of 12 pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(12):
+        make_picture(folder / f"{i:02}.png", i)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sounds(tmp_path_factory) -> Path:
+    """A folder of 6 tones of 0.25 s at 8 kHz."""
+    folder = tmp_path_factory.mktemp("sounds")
+    for i in range(6):
+        wave = 0.5 * np.sin(2 * pi * (200 + 50 * i) * np.arange(2000) / 8000)
+        soundfile.write(folder / f"{i}.wav", wave, 8000)
+    return folder
+
+
+def make_pose(angle: float, distance: float = 4.0) -> list[list[float]]:
+    """A camera on a circle around the y axis that looks at the origin."""
+    c, s = cos(angle), sin(angle)
+    return [[c, 0, s, distance * s], [0, 1, 0, 0], [-s, 0, c, distance * c], [0, 0, 0, 1]]
+
+
+def make_scene(folder: Path, colour: tuple[int, int, int], views: int = 6, size: int = 8) -> Path:
+    """A scene: an opaque square on nothing, the same from everywhere."""
+    folder.mkdir(parents=True)
+    image = np.zeros((size, size, 4), np.uint8)
+    image[size // 4 : -size // 4, size // 4 : -size // 4] = (*colour, 255)
+    frames = []
+    for i in range(views):
+        PIL.Image.fromarray(image).save(folder / f"r_{i}.png")
+        frames.append({"file_path": f"./r_{i}", "transform_matrix": make_pose(2 * pi * i / views)})
+    (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": 0.6, "frames": frames}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """A folder of 6 scenes."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for i in range(6):
+        make_scene(folder / f"scene_{i}", (40 * i, 255 - 40 * i, 90))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_picture() -> Callable[..., Path]:
+    """write_picture(path, seed, size=(height, width)): waves of the seed's own."""
+    return make_picture
+
+
+@pytest.fixture(scope="session")
+def write_scene() -> Callable[..., Path]:
+    """write_scene(folder, colour, views=6, size=8)"""
+    return make_scene
+
+
+@pytest.fixture(scope="session")
+def pose() -> Callable[..., list[list[float]]]:
+    """pose(angle, distance=4): a camera-to-world matrix."""
+    return make_pose
+
+
+@pytest.fixture
+def tiny() -> list[str]:
+    """Options of a run that takes a fraction of a second, but for data.root and out."""
+    return [*TINY, *HYPER]
+
+
+@pytest.fixture
+def refused(capsys) -> Callable[..., str]:
+    """refused(*argv, program=main) -> the one line that the program ends in; it must exit with status 2."""
+
+    def run(*argv: str, program: Callable[[list[str]], None] = main) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            program(list(argv))
+        lines = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+        return lines[0].removeprefix("error: ")
+
+    return run
+
+
+@dataclass
+class Processes:
+    """Forked processes with torchrun's environment."""
+
+    pids: list[int]
+    folder: Path
+
+    def wait(self, seconds: float = 60) -> list[int]:
+        """Their exit statuses: minus the number of the signal that killed one."""
+        found: dict[int, int] = {}
+        end = time.monotonic() + seconds
+        while len(found) < len(self.pids) and time.monotonic() < end:
+            for pid in self.pids:
+                if pid not in found and (done := os.waitpid(pid, os.WNOHANG))[0]:
+                    found[pid] = os.waitstatus_to_exitcode(done[1])
+            time.sleep(0.02)
+        for pid in set(self.pids) - set(found):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        assert len(found) == len(self.pids), f"still running: {[self.stderr(rank) for rank in range(len(self.pids))]}"
+        return [found[pid] for pid in self.pids]
+
+    def stderr(self, rank: int) -> str:
+        return (self.folder / f"stderr{rank}").read_text()
+
+
+@pytest.fixture
+def together(tmp_path) -> Callable[..., Processes]:
+    """together(work, size=2) -> Processes, each of which has called work() in an environment like torchrun's."""
+
+    def start(work: Callable[[], object], size: int = 2) -> Processes:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        return Processes([fork(work, rank, size, port, tmp_path) for rank in range(size)], tmp_path)
+
+    return start
+
+
+def fork(work: Callable[[], object], rank: int, size: int, port: int, folder: Path) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        numbers = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": size,
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": port,
+        }
+        os.environ |= {name: str(value) for name, value in numbers.items()}
+        torch.set_num_threads(1)
+        work()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

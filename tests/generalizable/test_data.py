@@ -1,0 +1,355 @@
+"""Layouts, decoding, the order of draws, shards, damaged files."""
+
+import json
+import tarfile
+from collections import Counter
+from math import pi, tan
+
+import numpy as np
+import PIL.Image
+import pytest
+import soundfile
+import torch
+
+from evos.distributed import World
+from evos.errors import InputError
+from generalizable.data import Draws, Instances, Shards, Source, evaluation_batches, find_sources, training_batches
+from generalizable.instances import count_pieces, load, on_white, picture, pixel_rays, scene, sound, square
+from generalizable.layouts import find
+from generalizable.options import DataConfig, SourceConfig
+from generalizable.rows import Rows
+
+ALONE = World()
+
+
+def names(paths):
+    return [path.stem for path in paths]
+
+
+# ---- layouts
+
+
+def test_a_folder_holds_out_every_tenth(pictures):
+    split = find(str(pictures), "auto", "image", 0.1)
+    assert names(split.test) == ["09"] and len(split.train) == 11
+    assert names(find(str(pictures), "auto", "image", 0.25).test) == ["03", "07", "11"]
+
+
+def test_train_and_val_folders_are_used(tmp_path, write_picture):
+    for name in ("train/a/1.png", "train/b/2.JPEG", "val/a/3.png"):
+        write_picture(tmp_path / name, 0)
+    split = find(str(tmp_path), "imagenette", "image", 0.1)
+    assert (names(split.train), names(split.test)) == (["1", "2"], ["3"])
+
+
+def test_celeba_names_its_parts(tmp_path, write_picture):
+    for i in range(4):
+        write_picture(tmp_path / "img_align_celeba" / f"{i:06}.jpg", i)
+    (tmp_path / "list_eval_partition.txt").write_text("000000.jpg 0\n000001.jpg 1\n000002.jpg 2\n000003.jpg 0\n")
+    split = find(str(tmp_path), "auto", "image", 0.1)
+    assert (names(split.train), names(split.test)) == (["000000", "000003"], ["000002"])
+
+
+def test_ffhq_is_split_by_number_or_by_the_papers_lists(tmp_path, write_picture):
+    for name in ("00000/00001", "59000/59999", "60000/60000"):
+        write_picture(tmp_path / "images1024x1024" / f"{name}.png", 0)
+    assert names(find(str(tmp_path), "auto", "image", 0.1).test) == ["60000"]
+    (tmp_path / "ffhqtrain.txt").write_text("60000.png\n")
+    (tmp_path / "ffhqvalidation.txt").write_text("00001.png\n59999.png\n")
+    split = find(str(tmp_path), "auto", "image", 0.1)
+    assert (names(split.train), names(split.test)) == (["60000"], ["00001", "59999"])
+
+
+def test_librispeech_has_train_and_test_folders(tmp_path):
+    for name in ("train-clean-100/1/2/a.flac", "test-clean/3/4/b.flac", "test-other/5/6/c.flac"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        soundfile.write(tmp_path / name, np.zeros(100), 16000)
+    split = find(str(tmp_path), "auto", "sound", 0.1)
+    assert (names(split.train), names(split.test)) == (["a"], ["b"])
+
+
+def test_learnit_lists_its_scenes_beside_the_folder(tmp_path, write_scene):
+    for name in "abc":
+        write_scene(tmp_path / "cars" / name, (1, 2, 3))
+    (tmp_path / "car_splits.json").write_text(json.dumps({"train": ["a", "c", "absent"], "test": ["b"]}))
+    split = find(str(tmp_path / "cars"), "auto", "views", 0.1)
+    assert (names(split.train), names(split.test)) == (["a", "c"], ["b"])
+    (tmp_path / "car_splits.json").write_text("[1]")
+    with pytest.raises(InputError, match="without lists of scenes"):
+        find(str(tmp_path / "cars"), "auto", "views", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("layout", "kind", "text"),
+    [
+        ("auto", "image", "finds nothing"),
+        ("celeba", "image", "list_eval_partition"),
+        ("blender", "image", "a layout of"),
+    ],
+)
+def test_a_folder_without_the_data_is_refused(tmp_path, layout, kind, text):
+    with pytest.raises(InputError, match=text):
+        find(str(tmp_path), layout, kind, 0.1)
+
+
+def test_an_absent_folder_and_a_lone_picture_are_refused(tmp_path, write_picture):
+    with pytest.raises(InputError, match="a folder that exists"):
+        find(str(tmp_path / "none"), "auto", "image", 0.1)
+    write_picture(tmp_path / "one.png", 0)
+    with pytest.raises(InputError, match="at least two"):
+        find(str(tmp_path), "auto", "image", 0.1)
+
+
+# ---- decoding
+
+
+def test_the_middle_square_is_cut_out():
+    pixels = torch.arange(4 * 8).reshape(4, 8, 1).float() / 32
+    assert torch.equal(square(pixels, 4)[0], pixels[:, 2:6, 0])
+
+
+def test_a_constant_stays_constant_when_resized(tmp_path):
+    PIL.Image.new("RGB", (20, 30), (255, 128, 0)).save(tmp_path / "a.png")
+    found = picture(tmp_path / "a.png", 7)
+    assert found.shape == (3, 7, 7)
+    assert torch.allclose(found, torch.tensor([1, 128 / 255, 0])[:, None, None].expand(3, 7, 7), atol=1e-6)
+
+
+def test_transparency_is_white_and_grey_has_three_channels():
+    assert on_white(torch.tensor([[[0.2, 0.4, 0.6, 0.25]]])).flatten().tolist() == pytest.approx([0.8, 0.85, 0.9])
+    assert on_white(torch.tensor([[[0.2]]])).flatten().tolist() == pytest.approx([0.2] * 3)
+
+
+def test_augmentation_shows_a_window_of_the_picture_itself(tmp_path):
+    values = np.arange(6 * 9 * 3, dtype=np.uint8).reshape(6, 9, 3)
+    PIL.Image.fromarray(values).save(tmp_path / "a.png")
+    windows = {
+        (top, left, mirrored): values[top : top + 4, left : left + 4][:, :: -1 if mirrored else 1]
+        for top in range(3)
+        for left in range(6)
+        for mirrored in (False, True)
+    }
+    seen = Counter()
+    for seed in range(60):
+        found = (picture(tmp_path / "a.png", 4, np.random.default_rng(seed)) * 255).round().byte().permute(1, 2, 0)
+        (key,) = [key for key, window in windows.items() if np.array_equal(found.numpy(), window)]
+        seen[key] += 1
+    assert len(seen) > 20
+
+
+def test_a_tone_keeps_its_frequency_when_resampled(tmp_path):
+    wave = 0.5 * np.sin(2 * pi * 400 * np.arange(32000) / 32000)
+    soundfile.write(tmp_path / "a.wav", np.stack([wave, wave], 1), 32000, subtype="FLOAT")
+    found = sound(tmp_path / "a.wav", 0, 4000, 8000)[0]
+    truth = 0.5 * np.sin(2 * pi * 400 * np.arange(4000) / 8000)
+    assert np.abs(found.numpy() - truth)[50:-50].max() < 2e-3
+
+
+def test_a_short_recording_ends_in_silence_and_pieces_follow_each_other(tmp_path):
+    wave = np.linspace(-0.5, 0.5, 250).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wave, 1000, subtype="FLOAT")
+    assert count_pieces(tmp_path / "a.wav", 100, 1000) == 2
+    assert np.array_equal(sound(tmp_path / "a.wav", 1, 100, 1000)[0], wave[100:200])
+    found = sound(tmp_path / "a.wav", 0, 300, 1000)[0]
+    assert np.array_equal(found[:250], wave) and not found[250:].any()
+
+
+def test_a_scene_has_its_views_on_white_and_its_focal_length(tmp_path, write_scene, pose):
+    found = scene(write_scene(tmp_path / "a", (255, 0, 0)), 4, 8)
+    assert found.signal.shape == (4, 3, 8, 8)
+    assert found.signal[0, :, 0, 0].tolist() == [1, 1, 1] and found.signal[0, :, 4, 4].tolist() == [1, 0, 0]
+    assert float(found.focal) == pytest.approx(4 / tan(0.3))
+    assert torch.allclose(found.poses[1], torch.tensor(pose(2 * pi / 6))[:3])
+    with pytest.raises(InputError, match="6 views; allowed: at least 7"):
+        scene(tmp_path / "a", 7, 8)
+
+
+def test_rays_go_through_the_pixels_they_are_of(tmp_path, pose):
+    """A point projected by hand lands in the pixel whose ray points at it."""
+    size, focal = 8, 9.0
+    poses = torch.tensor([[pose(0.3), pose(2.0)]])[..., :3, :]
+    index = torch.tensor([[0, 5, 64 + 19, 127]])
+    rays = pixel_rays(poses, torch.tensor([focal]), size, index)
+    for ray, i in zip(rays[0], index[0].tolist(), strict=True):
+        view, row, column = i // 64, i % 64 // 8, i % 8
+        point = ray[:3] + 2.5 * ray[3:]
+        x, y, z = poses[0, view, :, :3].T @ (point - poses[0, view, :, 3])
+        assert float(ray[3:].norm()) == pytest.approx(1, abs=1e-6) and z < 0
+        assert float(size / 2 + focal * x / -z) == pytest.approx(column + 0.5, abs=1e-4)
+        assert float(size / 2 - focal * y / -z) == pytest.approx(row + 0.5, abs=1e-4)
+
+
+# ---- the order of draws
+
+
+def take(draws, steps):
+    found = iter(draws)
+    return [[(source, index) for source, index, _ in next(found)] for _ in range(steps)]
+
+
+@pytest.mark.parametrize("sizes", [[12], [3], [20, 7]])
+def test_batches_do_not_depend_on_the_number_of_processes(sizes):
+    weights = [1.0, 2.0][: len(sizes)]
+    alone = take(Draws(sizes, weights, 4, seed=3, world=ALONE), 20)
+    for size in (2, 4):
+        parts = [take(Draws(sizes, weights, 4, seed=3, world=World(r, size)), 20) for r in range(size)]
+        assert [[draw for part in parts for draw in part[step]] for step in range(20)] == alone
+
+
+def test_draws_go_on_where_they_stopped():
+    for sizes, weights in (([13], [1.0]), ([20, 7], [1.0, 2.0])):
+        whole = take(Draws(sizes, weights, 4, seed=0, world=ALONE), 30)
+        assert take(Draws(sizes, weights, 4, seed=0, world=ALONE, start=17), 13) == whole[17:]
+
+
+def test_every_instance_comes_once_in_an_epoch_and_the_order_changes():
+    steps = take(Draws([24], [1.0], 4, seed=0, world=ALONE), 12)
+    epochs = [[index for step in part for _, index in step] for part in (steps[:6], steps[6:])]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(24)) and epochs[0] != epochs[1]
+    assert take(Draws([24], [1.0], 4, seed=1, world=ALONE), 12) != steps
+
+
+def test_a_process_owns_its_instances():
+    seen = []
+    for rank in range(2):
+        draws = Draws([30], [1.0], 4, seed=0, world=World(rank, 2))
+        seen.append({index for step in take(draws, 40) for _, index in step})
+        assert len(seen[-1]) == draws.owned
+    assert seen[0] | seen[1] == set(range(30)) and not seen[0] & seen[1]
+
+
+def test_sources_come_by_their_weights_in_every_process():
+    for rank in range(2):
+        drawn = take(Draws([50, 50, 50], [1.0, 2.0, 5.0], 16, seed=0, world=World(rank, 2)), 50)
+        counts = Counter(source for step in drawn for source, _ in step)
+        assert [counts[i] for i in range(3)] == pytest.approx([50, 100, 250], abs=4)
+
+
+def test_a_batch_that_the_processes_can_not_share_is_refused():
+    with pytest.raises(InputError, match="a multiple of the 3 processes"):
+        Draws([30], [1.0], 4, seed=0, world=World(0, 3))
+
+
+# ---- rows
+
+
+def test_rows_are_kept_and_the_oldest_gives_way():
+    rows = Rows(3)
+    assert rows.assign([7, 8]) == ([0, 1], [0, 1])
+    assert rows.assign([8, 9]) == ([1, 2], [2])
+    assert rows.assign([5, 8]) == ([0, 1], [0])  # 7 is the oldest
+    again = Rows(3)
+    again.load_state_dict(rows.state_dict())
+    assert again.assign([7]) == rows.assign([7]) == ([2], [2])
+
+
+# ---- reading
+
+
+def test_damaged_files_are_skipped_by_name_and_the_next_is_taken(tmp_path, write_picture):
+    for i in range(4):
+        write_picture(tmp_path / f"{i}.png", i)
+    (tmp_path / "1.png").write_bytes(b"")
+    (tmp_path / "2.png").write_bytes((tmp_path / "3.png").read_bytes()[:60])
+    config = DataConfig(size=8)
+    source = Source("x", sorted(tmp_path.glob("*.png")), config)
+    key, found, skipped = Instances([source], None)[0, 1, 0]
+    assert key == 3 and torch.equal(found.signal, load(tmp_path / "3.png", 0, config).signal)
+    assert len(skipped) == 2 and "1.png" in skipped[0] and "2.png" in skipped[1]
+    lines: list[str] = []
+    batches = list(evaluation_batches(source, 4, world=ALONE, limit=None, skipped=lines))
+    assert [len(batch.signal) for batch in batches] == [2] and len(lines) == 2
+    (tmp_path / "0.png").write_bytes(b"")
+    (tmp_path / "3.png").write_bytes(b"")
+    with pytest.raises(InputError, match="nothing can be read"):
+        Instances([source], None)[0, 1, 0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_each_test_instance_is_measured_by_one_process(pictures, size):
+    source = Source("x", sorted(pictures.glob("*.png")), DataConfig(size=8))
+    signals = []
+    for rank in range(size):
+        for batch in evaluation_batches(source, 5, world=World(rank, size), limit=None, skipped=[]):
+            signals += list(batch.signal)
+    assert sorted(float(s.sum()) for s in signals) == sorted(float(source.get(i).signal.sum()) for i in range(12))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_hold_what_was_drawn(pictures, workers):
+    config = DataConfig(size=8, workers=workers, in_memory=True)
+    sources = find_sources([SourceConfig(root=str(pictures))], config, seed=0, world=ALONE)
+    _, batches = training_batches(sources, config, 4, seed=0, world=ALONE, start=2)
+    expected = take(Draws([11], [1.0], 4, seed=0, world=ALONE, start=2), 3)
+    for drawn in expected:
+        batch = next(batches)
+        assert list(batch.keys) == [index for _, index in drawn]
+        for key, signal in zip(batch.keys, batch.instance.signal, strict=True):
+            assert torch.equal(signal, sources.train[0].get(key).signal)
+
+
+def test_held_out_sources_are_only_tested_on(pictures, tmp_path, write_picture):
+    for i in range(5):
+        write_picture(tmp_path / "other" / f"{i}.png", 50 + i)
+    configs = [SourceConfig(root=str(pictures)), SourceConfig(root=str(tmp_path / "other"), weight=0.0)]
+    sources = find_sources(configs, DataConfig(size=8), seed=0, world=ALONE)
+    assert [source.name for source in sources.train] == [pictures.name] and set(sources.test) == {
+        pictures.name,
+        "other",
+    }
+
+
+# ---- shards
+
+
+def write_shard(path, pictures, broken=()):
+    with tarfile.open(path, "w") as shard:
+        for i, picture_ in enumerate(pictures):
+            shard.add(picture_, arcname=f"{path.stem}_{i}.png")
+        for i, data in enumerate(broken):
+            bad = path.with_name("bad.png")
+            bad.write_bytes(data)
+            shard.add(bad, arcname=f"{path.stem}_bad{i}.png")
+
+
+def test_shards_are_streamed_again_and_again(pictures, tmp_path):
+    files = sorted(pictures.glob("*.png"))
+    write_shard(tmp_path / "train-0.tar", files[:4], broken=[b"no picture"])
+    write_shard(tmp_path / "train-1.tar", files[4:8])
+    write_shard(tmp_path / "test-0.tar", files[8:])
+    config = DataConfig(size=8)
+    root = str(tmp_path / "{train-0,train-1,test-0}.tar")
+    for where in (root, str(tmp_path)):
+        sources = find_sources([SourceConfig(root=where, name="s")], config, seed=0, world=ALONE)
+        instances, skipped, seen = Instances(sources.train, None), [], {}
+        for number in range(30):
+            key, instance, lines = instances[0, 0, number]
+            skipped += lines
+            assert torch.equal(seen.setdefault(key, instance.signal), instance.signal)
+        assert len(seen) == 8 and all("train-0_bad0.png" in line for line in skipped) and skipped
+        (batch,) = evaluation_batches(sources.test["s"], 4, world=ALONE, limit=None, skipped=[])
+        truth = torch.stack([load(path, 0, config).signal for path in files[8:]])
+        assert torch.equal(batch.signal, truth)
+
+
+def test_processes_read_shards_of_their_own(pictures, tmp_path):
+    files = sorted(pictures.glob("*.png"))
+    write_shard(tmp_path / "a.tar", files[:3])
+    write_shard(tmp_path / "b.tar", files[3:6])
+    keys = []
+    for rank in range(2):
+        shards = Shards("s", [tmp_path / "a.tar", tmp_path / "b.tar"], DataConfig(size=8), seed=0, world=World(rank, 2))
+        keys.append({shards.draw(0, None, [])[0] for _ in range(12)})
+    assert len(keys[0]) == len(keys[1]) == 3 and not keys[0] & keys[1]
+
+
+def test_a_damaged_shard_is_skipped_and_only_damaged_ones_are_refused(pictures, tmp_path):
+    write_shard(tmp_path / "a.tar", sorted(pictures.glob("*.png"))[:3])
+    (tmp_path / "b.tar").write_bytes(b"no tar file" * 100)
+    skipped: list[str] = []
+    shards = Shards("s", [tmp_path / "a.tar", tmp_path / "b.tar"], DataConfig(size=8), seed=0, world=ALONE)
+    assert len({shards.draw(0, None, skipped)[0] for _ in range(12)}) == 3 and any("b.tar" in line for line in skipped)
+    with pytest.raises(InputError, match="whose shards give nothing"):
+        Shards("s", [tmp_path / "b.tar"], DataConfig(size=8), seed=0, world=ALONE).draw(0, None, [])
+    with pytest.raises(InputError, match="a tar file"):
+        find(str(tmp_path / "c.tar"), "auto", "image", 0.1)

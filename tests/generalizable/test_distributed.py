@@ -1,0 +1,99 @@
+"""evos.distributed: torchrun's environment, exact means, one verdict, a lost process."""
+
+import os
+import signal
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+
+from evos.distributed import (
+    PeerLost,
+    World,
+    any_process,
+    gather,
+    is_main,
+    process_group,
+    read_world,
+    reduce_mean,
+    reduce_sum,
+    watching_peers,
+)
+from evos.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def test_without_torchrun_a_process_is_alone():
+    assert read_world({}) == World(rank=0, size=1, local_rank=0) and read_world({}).is_main and is_main()
+
+
+def test_torchrun_says_which_process_this_is():
+    world = read_world({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
+    assert world == World(5, 8, 1) and not world.is_main
+
+
+@pytest.mark.parametrize(
+    ("environ", "argument"),
+    [
+        ({"RANK": "0"}, "WORLD_SIZE"),
+        ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK"),
+        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "RANK"),
+    ],
+)
+def test_a_wrong_environment_is_refused(environ, argument):
+    with pytest.raises(InputError) as error:
+        read_world(environ)
+    assert error.value.argument == argument
+
+
+def test_alone_a_mean_is_total_over_count():
+    assert reduce_mean(torch.tensor([6.0, 1.0]), torch.tensor([3, 4])).tolist() == [2.0, 0.25]
+    assert gather("x") == ["x"] and any_process(True) and not any_process(False)
+
+
+def test_other_errors_are_not_taken_for_a_lost_process():
+    with pytest.raises(RuntimeError, match="shapes") as error, watching_peers():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    assert not isinstance(error.value, PeerLost)
+    with pytest.raises(PeerLost), watching_peers():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711")
+
+
+@pytest.mark.dist
+def test_means_are_exact_over_uneven_batches(together):
+    values = [[1.0, 2.0, 4.0], [10.0]]
+
+    def work():
+        world = read_world()
+        with process_group(world, CPU):
+            own = torch.tensor(values[world.rank])
+            mean = float(reduce_mean(own.sum(), torch.tensor(float(len(own)))))
+            assert mean == 17 / 4 and float(reduce_sum(own.sum())) == 17  # the mean of means is 6.17
+            assert any_process(world.rank == 1) and not any_process(False)
+            assert gather(world.rank * 2) == ([0, 2] if world.is_main else []) and is_main() == (world.rank == 0)
+
+    processes = together(work)
+    assert processes.wait() == [0, 0], processes.stderr(0) + processes.stderr(1)
+
+
+@pytest.mark.dist
+def test_a_killed_process_is_noticed(together):
+    def work():
+        world = read_world()
+        with process_group(world, CPU, timedelta(seconds=20)), watching_peers():
+            reduce_sum(torch.ones(1))
+            if world.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            reduce_sum(torch.ones(1))
+
+    def survivor():
+        try:
+            work()
+        except PeerLost as error:
+            raise SystemExit(7) from error
+
+    start = time.monotonic()
+    assert together(survivor).wait() == [7, -signal.SIGKILL]
+    assert time.monotonic() - start < 15  # by the closed connection, not by the time-out

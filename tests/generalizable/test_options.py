@@ -1,0 +1,145 @@
+"""Options: YAML and key=value words on the dataclasses."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from evos.config import field_docs, options
+from evos.errors import InputError
+from evos.selection import EvosConfig
+from generalizable.models import MODELS
+from generalizable.options import (
+    DataConfig,
+    RunConfig,
+    SourceConfig,
+    TrainConfig,
+    as_yaml,
+    from_values,
+    help_text,
+    parse,
+)
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "generalizable").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "config.yaml").write_text(text)
+    return str(folder / "config.yaml")
+
+
+def test_words_beat_the_file_and_the_file_beats_the_defaults(tmp_path):
+    config = write(tmp_path, "train: {steps: 7, lr: 0.5}\ndata: {size: 32}\nout: runs/file\n")
+    found = parse(["--config", config, "train.steps=9", "out=runs/words"])
+    assert (found.train.steps, found.train.lr, found.data.size, found.run.out) == (9, 0.5, 32, "runs/words")
+    assert found.train.batch == TrainConfig().batch
+
+
+def test_a_part_is_named_and_given_options_in_any_order():
+    for words in (["selector=evos", "selector.keep_ratio=0.25"], ["selector.keep_ratio=0.25", "selector=evos"]):
+        assert parse(words).selector == EvosConfig(keep_ratio=0.25, evaluation="streaming")
+
+
+def test_naming_another_part_drops_the_options_of_the_files(tmp_path):
+    config = write(tmp_path, "model: {name: pattern_composer, rank: 8}\n")
+    assert parse(["--config", config]).model.rank == 8
+    found = parse(["--config", config, "model=transinr", "model.groups=16"]).model
+    assert found == MODELS["transinr"][0](groups=16)
+    assert parse(["--config", config, "model=pattern_composer"]).model.rank == 8
+
+
+def test_values_may_refer_to_others(tmp_path):
+    config = write(tmp_path, "train:\n  batch: 8\n  eval_instances: ${train.batch}\n")
+    assert parse(["--config", config]).train.eval_instances == 8
+
+
+def test_switches_stand_for_true():
+    assert parse(["--resume"]).run.resume and not parse(["resume=false"]).run.resume
+
+
+def test_one_root_or_several_sources():
+    assert parse(["data.root=a/b"]).sources == (SourceConfig(root="a/b"),)
+    found = parse(["data.sources=[{root: a, weight: 2}, {root: b/c, name: z, weight: 0}]"]).sources
+    assert [(source.title, source.weight) for source in found] == [("a", 2.0), ("z", 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("words", "argument", "allowed"),
+    [
+        (["data.rot=x"], "option", "data.root"),
+        (["train.step=3"], "option", "train.steps"),
+        (["selector.keep=1"], "option", "selector.keep_ratio"),
+        (["modl=transinr"], "option", "model"),
+        (["--resum"], "option", "--resume"),
+        (["model=transiner"], "model", "transinr"),
+        (["selector=evo"], "selector", "evos"),
+        (["selector=soft"], "selector", "full, uniform"),
+        (["train.steps=0"], "train.steps", "at least 1"),
+        (["train.steps=many"], "train.steps", "a whole number"),
+        (["train=3"], "train", "train.NAME=VALUE"),
+        (["data.sources=3"], "data.sources", "a list"),
+        (["data.sources=[{root: a, weigt: 1}]"], "option", "data.sources[0].weight"),
+        (["data.sources=[{root: a, weight: 0}]"], "data.sources", "above 0"),
+        (["data.sources=[{root: x/a}, {root: y/a}]"], "data.sources", "a name of its own"),
+        (["data.root=a", "data.sources=[b]"], "data.root", "either"),
+        (["data.augment=true", "selector=evos"], "data.augment", "false"),
+        (["data.task=views", "data.eval_support_views=25"], "data.eval_support_views", "at most 24"),
+        (["steps"], "command line", "key=value"),
+        (["data.size=[1"], "command line", "YAML"),
+        (["--config"], "--config", "a YAML file"),
+        (["--config", "none.yaml"], "--config", "can be read"),
+    ],
+)
+def test_mistakes_are_refused_with_the_right_name(words, argument, allowed):
+    with pytest.raises(InputError) as error:
+        parse(words)
+    assert error.value.argument == argument and allowed in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "\x00", "data: 3\n"])
+def test_a_damaged_file_is_refused(tmp_path, text):
+    with pytest.raises(InputError):
+        parse(["--config", write(tmp_path, text)])
+
+
+def test_resolved_options_build_the_same_options():
+    words = ["data.sources=[{root: a}, {root: b, weight: 0}]", "selector=evos", "model.rank=8", "train.clip=1"]
+    found = parse(words)
+    assert from_values(found.resolved()) == found
+
+
+def test_the_config_file_of_a_run_repeats_it(tmp_path):
+    words = [
+        "data.root=a",
+        "selector=evos",
+        "selector.keep_ratio=0.3",
+        "model=transinr",
+        "train.lr=1e-5",
+        "--overwrite",
+    ]
+    found = parse(words)
+    again = parse(["--config", write(tmp_path, as_yaml(found))])
+    assert again.resolved() | {"overwrite": True} == found.resolved()
+    assert again.data.root is None and asdict(again.sources[0])["root"] == "a"
+
+
+def test_every_option_is_explained():
+    for config in (RunConfig, DataConfig, SourceConfig, TrainConfig):
+        assert {option.name for option in options(config)} == set(field_docs(config))
+        assert all(f"{option.name}=" in help_text() for option in options(config))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_valid_and_says_what_it_is(path):
+    assert path.read_text().startswith("# ")
+    found = parse(["--config", str(path), "data.root=a"])
+    assert as_yaml(found) != as_yaml(parse(["data.root=a"]))
+
+
+def test_there_is_a_config_for_every_method_and_task():
+    methods = {"composer": "pattern_composer", "meta_composer": "meta_pattern_composer"}
+    methods |= {"transinr": "transinr", "learned_init": "learned_init"}
+    for method, model in methods.items():
+        for suffix, task in (("images", "image"), ("sounds", "sound"), ("views", "views")):
+            found = parse(["--config", str(CONFIGS[0].with_name(f"{method}_{suffix}.yaml"))])
+            assert (found.model.name, found.data.task) == (model, task)

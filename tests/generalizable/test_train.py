@@ -1,0 +1,425 @@
+"""Training: the step, several processes, stopping, resuming, evaluation, what a run leaves behind."""
+
+import json
+import math
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from evos.coords import grid
+from evos.distributed import World
+from evos.images import read_image
+from evos.runs import load_checkpoint
+from generalizable.data import Batch, Instances, collate, find_sources
+from generalizable.inner import predict
+from generalizable.main import main
+from generalizable.models.meta_pattern_composer import InnerConfig
+from generalizable.options import TrainConfig, parse
+from generalizable.pictures import waveform
+from generalizable.trainer import Trainer, Variant, cells, learning_rate, psnr, take
+
+CPU = torch.device("cpu")
+EXACT = ["train.coord_noise=0", "selector=full"]
+META = ["model=meta_pattern_composer", "model.rank=4", "model.inner_lr=0.1"]
+
+
+def without_hypernetwork(words):
+    return [
+        word for word in words if not word.startswith(("model.width", "model.blocks", "model.heads", "model.patch"))
+    ]
+
+
+def build(words, root) -> tuple[Trainer, Instances]:
+    options = parse([*words, f"data.root={root}", "out=none"])
+    sources = find_sources(options.sources, options.data, seed=0, world=World())
+    return Trainer(options, World(), CPU, 11), Instances(sources.train, None)
+
+
+def batch_of(instances: Instances, *indices: int) -> Batch:
+    return collate([instances[0, index, 0] for index in indices])
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def losses(folder):
+    return [loss for _, loss in metrics_of(folder)["loss_curve"]]
+
+
+# ---- pure functions
+
+
+def test_cells_are_in_the_order_of_coordinates():
+    image = torch.rand(2, 3, 4, 5)
+    values = cells(image, "image")
+    for i, (y, x) in enumerate((grid((4, 5)) + 1) / 2):
+        assert torch.equal(values[:, i], image[:, :, round(float(y * 3)), round(float(x * 4))])
+    views = torch.rand(2, 6, 3, 4, 4)
+    assert torch.equal(cells(views, "views")[:, 3 * 16 + 2 * 4 + 1], views[:, 3, :, 2, 1])
+    index = torch.tensor([[3, 1], [7, 0]])
+    assert torch.equal(take(values, index)[1, 0], values[1, 7]) and take(values, None) is values
+
+
+def test_psnr_is_that_of_each_instance():
+    truth = torch.full((2, 10, 3), 0.5)
+    found = psnr(torch.stack([truth[0] + 0.1, truth[1] + 5]), truth, "image")
+    assert found.tolist() == pytest.approx([20, -20 * math.log10(0.5)], abs=1e-4)
+    assert float(psnr(torch.zeros(1, 4, 1), torch.full((1, 4, 1), -0.1), "sound")) == pytest.approx(20, abs=1e-4)
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    config = TrainConfig(steps=110, warmup=10, lr=2.0, schedule="cosine")
+    rates = [learning_rate(config, step) for step in (1, 10, 60, 110)]
+    assert rates == pytest.approx([0.2, 2.0, 1.0, 0.0])
+    assert learning_rate(TrainConfig(lr=2.0), 99) == 2.0
+
+
+def test_a_waveform_is_drawn_where_the_sound_is():
+    picture = waveform(torch.cat([torch.full((256,), 1.0), torch.full((256,), -1.0)]), height=5, width=2)
+    assert picture[0].tolist() == [[0, 1], [1, 1], [1, 1], [1, 1], [1, 0]]
+
+
+# ---- one step
+
+
+@pytest.mark.parametrize("model", ["hyper", "meta"])
+def test_a_step_is_adam_on_the_mean_squared_error_of_the_selected_points(tiny, pictures, model):
+    words = [*tiny, "selector=uniform", "selector.keep_ratio=0.25", "train.lr=0.01"]
+    words = words if model == "hyper" else [*without_hypernetwork(words), *META]
+    trainer, instances = build(words, pictures)
+    twin, _ = build(words, pictures)
+    batch = batch_of(instances, 2, 5, 7, 10)
+    selection = twin.selector.select(1, torch.arange(4))
+    assert selection.index.shape == (4, 16)
+    signal = batch.instance.signal
+    data = {"coords": grid((8, 8))[None], "target": cells(signal, "image")} if model == "meta" else signal
+    prediction = predict(twin.model, twin.model.encode(data), grid((8, 8))[selection.index])
+    target = torch.stack([cells(signal, "image")[i, selection.index[i]] for i in range(4)])
+    loss = (prediction - target).square().mean()
+    loss.backward()
+    torch.optim.Adam(twin.model.parameters(), lr=0.01).step()
+    assert float(trainer.step(1, batch)) == pytest.approx(float(loss.detach()), rel=1e-6)
+    for mine, theirs in zip(trainer.model.parameters(), twin.model.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_evos_remembers_errors_by_instance_and_trains_on_the_largest(tiny, pictures):
+    words = [*tiny, "selector=evos", "selector.keep_ratio=0.5", "selector.mutation_share=0", "train.lr=1e-9"]
+    trainer, instances = build([*words, "selector.crossover=none"], pictures)
+    for step, indices in enumerate(((0, 1, 2, 3), (4, 5, 6, 7), (3, 2, 1, 0)), start=1):
+        trainer.step(step, batch_of(instances, *indices))
+    assert bool(trainer.selector.cache.seen[:4].all()) and not bool(trainer.selector.cache.seen[8:].any())
+    batch = batch_of(instances, 2, 9, 0, 4)
+    with trainer.evaluating() as model:  # the weights have not moved: the residual is what it was
+        truth = cells(batch.instance.signal, "image")
+        error = (predict(model, model.encode(batch.instance.signal), grid((8, 8))[None]) - truth).square().mean(-1)
+    rows = trainer.assign(batch.keys)
+    assert rows.tolist() == [2, 8, 0, 4]
+    chosen = trainer.selector.select(4, rows).index
+    for i in (0, 2):
+        assert set(chosen[i].tolist()) == set(error[i].topk(32).indices.tolist())
+    # Half of instance 4 has been seen: the other half comes first.
+    assert not bool(trainer.selector.cache.seen[4, chosen[3]].any())
+
+
+def test_a_row_that_changes_hands_forgets(tiny, pictures):
+    trainer, instances = build([*tiny, "selector=evos", "train.cache_rows=4"], pictures)
+    trainer.step(1, batch_of(instances, 0, 1, 2, 3))
+    assert trainer.rows.capacity == 4 and bool(trainer.selector.cache.seen.any(1).all())
+    assert trainer.assign(batch_of(instances, 3, 8, 1, 9).keys).tolist() == [3, 0, 1, 2]
+    assert trainer.selector.cache.seen.any(1).tolist() == [False, True, False, True]
+
+
+def test_the_inner_loop_may_see_the_selected_points_alone(tiny, pictures):
+    words = [*without_hypernetwork(tiny), *META, "selector=uniform", "selector.keep_ratio=0.25"]
+    for option, count in (("all", 64), ("selected", 16)):
+        trainer, instances = build([*words, f"train.inner_points={option}"], pictures)
+        instance = batch_of(instances, 0, 1).instance
+        chosen = (torch.rand(2, 16, 2), torch.rand(2, 16, 3))
+        data = trainer.support(instance, [], chosen)
+        assert data["coords"].shape[1] == data["target"].shape[1] == count
+        assert option == "all" or data["target"] is chosen[1]
+        assert trainer.support(instance, [])["target"].shape[1] == 64  # evaluation
+
+
+def test_noise_stays_in_its_cell(tiny, pictures):
+    trainer, instances = build([*tiny, "train.coord_noise=1"], pictures)
+    offset = trainer.points(batch_of(instances, 0).instance, None) - grid((8, 8))
+    assert 0.8 / 7 < float(offset.abs().max()) <= 1 / 7 and abs(float(offset.mean())) < 0.02
+
+
+def test_views_are_made_from_support_rays_and_judged_on_held_out_ones(tiny, scenes):
+    words = [*tiny, "data.task=views", "data.views=6", "data.eval_support_views=3", "model.samples=4"]
+    trainer, instances = build(words, scenes)
+    instance = batch_of(instances, 0, 1).instance
+    data = trainer.support(instance, [2, 4])
+    assert torch.equal(data["images"], instance.signal[:, [2, 4]])
+    assert torch.allclose(data["origins"][:, 1, :, 3, 5], instance.poses[:, 4, :, 3])
+    assert data["directions"].norm(dim=2).sub(1).abs().max() < 1e-6
+    assert trainer.held_out == [3, 4, 5]
+    assert trainer.variants == [Variant(2), Variant(3), Variant(1)]
+    meta, _ = build([*without_hypernetwork(words), *META, "train.inner_rays=10"], scenes)
+    support = meta.support(instance, [2])
+    assert support["coords"].shape == (2, 10, 6) and isinstance(meta.options.model, InnerConfig)
+    view = cells(instance.signal[:, [2]], "views")
+    assert all(any(torch.equal(ray, pixel) for pixel in view[0]) for ray in support["target"][0])
+
+
+def test_chunks_do_not_change_an_evaluation(tiny, pictures):
+    whole, instances = build(tiny, pictures)
+    chunked, _ = build([*tiny, "train.chunk=10"], pictures)
+    instance = batch_of(instances, 0, 1, 2).instance
+    with whole.evaluating() as a, chunked.evaluating() as b:
+        found = [t.measure(m, instance, Variant()) for t, m in ((whole, a), (chunked, b))]
+    assert torch.allclose(*found, atol=1e-5) and chunked.chunk(3) == 3
+
+
+def test_an_evaluation_draws_nothing_from_the_trainings_generators(tiny, scenes):
+    words = [*without_hypernetwork(tiny), *META, "data.task=views", "data.views=6", "train.inner_rays=10"]
+    trainer, instances = build([*words, "model.samples=4"], scenes)
+    before = torch.get_rng_state()
+    with trainer.evaluating() as model:
+        first = trainer.measure(model, batch_of(instances, 0).instance, Variant(1, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    with trainer.evaluating() as model:
+        assert torch.equal(trainer.measure(model, batch_of(instances, 0).instance, Variant(1, 1)), first)
+
+
+# ---- runs
+
+
+def test_a_run_leaves_metrics_pictures_and_what_repeats_it(tiny, pictures, tmp_path):
+    main([*tiny, f"data.root={pictures}", f"out={tmp_path / 'a'}", "train.ema=0.5", "train.clip=0.1", "precision=bf16"])
+    metrics = metrics_of(tmp_path / "a")
+    assert metrics["psnr"] == metrics["sources"][pictures.name]["psnr"] > 3
+    assert metrics["sources"][pictures.name]["instances"] == 1 and metrics["skipped"]["count"] == 0
+    assert metrics["points_trained"] == 6 * 4 * 64 and len(metrics["loss_curve"]) == 6
+    for scale in (1, 3):
+        shown = read_image(tmp_path / "a" / "images" / f"{pictures.name}_{scale}x.png").pixels
+        assert shown.shape == (2 * 8 * scale, 8 * scale, 3)
+    main(["--config", str(tmp_path / "a" / "config.yaml"), f"out={tmp_path / 'b'}"])
+    assert losses(tmp_path / "b") == losses(tmp_path / "a")
+    assert (tmp_path / "a" / "config.yaml").read_text().startswith("# Repeats this run")
+
+
+def test_the_moving_average_is_what_is_evaluated(tiny, pictures):
+    trainer, instances = build([*tiny, "train.ema=0.5", "train.lr=0.1"], pictures)
+    before = trainer.model.field.layers[0].weight.detach().clone()
+    trainer.step(1, batch_of(instances, 0, 1, 2, 3))
+    first = trainer.model.field.layers[0].weight.detach().clone()
+    trainer.step(2, batch_of(instances, 0, 1, 2, 3))
+    second = trainer.model.field.layers[0].weight.detach()
+    # The first update copies the weights.
+    assert torch.allclose(trainer.best.field.layers[0].weight, 0.5 * first + 0.5 * second) and not first.equal(before)
+
+
+def test_several_sources_are_reported_one_by_one_and_held_out_ones_are_not_trained_on(
+    tiny, pictures, tmp_path, write_picture
+):
+    for i in range(3):
+        write_picture(tmp_path / "other" / f"{i}.png", 90 + i)
+    sources = f"data.sources=[{{root: {pictures}, name: a}}, {{root: {tmp_path / 'other'}, weight: 0}}]"
+    main([*tiny, sources, f"out={tmp_path / 'run'}"])
+    metrics = metrics_of(tmp_path / "run")
+    assert [(name, entry["held_out"]) for name, entry in metrics["sources"].items()] == [("a", False), ("other", True)]
+    assert metrics["psnr"] == metrics["sources"]["a"]["psnr"] and len(load_checkpoint(tmp_path / "run/checkpoint.pt"))
+
+
+def test_sounds_are_written_to_listen_to(tiny, sounds, tmp_path):
+    words = [*tiny, "data.task=sound", "data.seconds=0.1", "data.rate=4000", f"data.root={sounds}"]
+    main([*words, f"out={tmp_path / 'run'}", "selector=evos"])
+    wave, rate = soundfile.read(tmp_path / "run" / "images" / f"{sounds.name}_0_3x.wav")
+    assert (len(wave), rate) == (1200, 12000)
+    truth, rate = soundfile.read(tmp_path / "run" / "images" / f"{sounds.name}_0_truth.wav")
+    assert (len(truth), rate) == (400, 4000) and np.abs(truth).max() == pytest.approx(0.5, abs=0.02)
+
+
+def test_views_are_reported_by_support_views_and_by_inner_step(tiny, scenes, tmp_path):
+    words = [*without_hypernetwork(tiny), *META, "data.task=views", "data.views=6", "train.inner_rays=16"]
+    words += ["model.samples=4", "selector=evos", "selector.budget=16", f"data.root={scenes}"]
+    main([*words, "data.eval_support_views=2", f"out={tmp_path / 'run'}"])
+    entry = metrics_of(tmp_path / "run")["sources"][scenes.name]
+    assert sorted(entry["psnr_by_support_views"]) == ["1", "2"]
+    assert list(entry["psnr_by_inner_step"]) == ["0", "1", "2"]
+    assert entry["psnr"] == entry["psnr_by_support_views"]["1"] == entry["psnr_by_inner_step"]["2"]
+
+
+def test_damaged_files_are_counted_and_named(tiny, pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "data")
+    (tmp_path / "data" / "03.png").write_bytes(b"x")
+    main([*tiny, f"data.root={tmp_path / 'data'}", f"out={tmp_path / 'run'}"])
+    skipped = metrics_of(tmp_path / "run")["skipped"]
+    assert skipped["count"] == 1 and "03.png" in skipped["files"][0]
+
+
+def test_evaluating_a_run_again_gives_its_metrics(tiny, pictures, tmp_path):
+    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}"]
+    main(words)
+    before = metrics_of(tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    main([*words, "--eval"])
+    after = metrics_of(tmp_path / "run")
+    assert after["psnr"] == before["psnr"] and after["steps"] == 6
+
+
+def test_mistakes_end_in_one_line(tiny, pictures, tmp_path, refused):
+    run = f"out={tmp_path / 'run'}"
+    assert "data.root: got None" in refused(*tiny, run)
+    assert "a folder that exists" in refused(*tiny, run, "data.root=none/here")
+    assert "did you mean train.batch" in refused(*tiny, run, "train.bach=3")
+    assert "a checkpoint, for --eval" in refused(*tiny, run, f"data.root={pictures}", "--eval")
+    assert not (tmp_path / "run").exists()
+    main([*tiny, run, f"data.root={pictures}"])
+    assert "--resume, or --overwrite" in refused(*tiny, run, f"data.root={pictures}")
+    assert "train.lr" in refused(*tiny, run, f"data.root={pictures}", "train.lr=3", "--resume")
+
+
+def test_a_diverging_loss_ends_the_run_and_keeps_the_checkpoint(tiny, pictures, tmp_path, refused):
+    run = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "train.lr=1e30", "train.save_every=1"]
+    assert refused(*run).startswith("loss: got nan at step")
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+# ---- stopping and going on
+
+
+def stop_after(monkeypatch, steps):
+    """Send this process a SIGTERM in step ``steps``."""
+    original = Trainer.step
+
+    def step(self, number, batch):
+        if number == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, number, batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+
+@pytest.mark.parametrize("model", ["hyper", "meta"])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tiny, pictures, tmp_path, monkeypatch, capsys, model):
+    words = [*tiny, f"data.root={pictures}", "selector=evos", "train.coord_noise=1", "train.ema=0.9"]
+    words = words if model == "hyper" else [*without_hypernetwork(words), *META]
+    main([*words, f"out={tmp_path / 'whole'}"])
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(SystemExit) as stopped:
+            main([*words, f"out={tmp_path / 'parts'}"])
+    assert stopped.value.code == 143 and "--resume" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "parts" / "checkpoint.pt")["step"] == 3
+    main([*words, f"out={tmp_path / 'parts'}", "--resume"])
+    whole, parts = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    for name, tensor in whole["model"].items():
+        assert torch.equal(parts["model"][name], tensor)
+    for name in ("residual", "seen", "order", "generator"):
+        own = [state["processes"][0]["selector"][name] for state in (whole, parts)]
+        assert torch.equal(*own)
+    assert metrics_of(tmp_path / "parts")["psnr"] == metrics_of(tmp_path / "whole")["psnr"]
+
+
+def test_resuming_a_finished_run_only_reports_it(tiny, pictures, tmp_path, capsys):
+    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}"]
+    main(words)
+    first = capsys.readouterr().out
+    before = (tmp_path / "run" / "metrics.json").read_bytes()
+    main([*words, "--resume"])
+    assert (tmp_path / "run" / "metrics.json").read_bytes() == before and capsys.readouterr().out == first
+
+
+# ---- several processes
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("model", ["hyper", "meta"])
+def test_two_processes_train_as_one_with_twice_the_batch(tiny, pictures, tmp_path, together, model):
+    words = [*tiny, *EXACT, f"data.root={pictures}", "data.test_share=0.25", "train.lr=0.01", "train.batch=2"]
+    words = words if model == "hyper" else [*without_hypernetwork(words), *META]
+    processes = together(lambda: main([*words, f"out={tmp_path / 'two'}"]))
+    assert processes.wait() == [0, 0], processes.stderr(0) + processes.stderr(1)
+    main([*words, f"out={tmp_path / 'one'}"])
+    one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    # Three instances: two are measured by one process, one by the other.
+    assert one["sources"][pictures.name]["instances"] == two["sources"][pictures.name]["instances"] == 3
+    assert two["psnr"] == pytest.approx(one["psnr"], abs=1e-3) and two["points_trained"] == one["points_trained"]
+    weights = [load_checkpoint(tmp_path / name / "checkpoint.pt")["model"] for name in ("one", "two")]
+    # Not the attention's key biases: their gradient is 0 but for rounding, which Adam makes steps of.
+    for name in (name for name in weights[0] if name.startswith("field")):
+        assert torch.allclose(weights[0][name], weights[1][name], atol=1e-4)
+
+
+@pytest.mark.dist
+def test_a_run_of_two_processes_goes_on_in_one(tiny, pictures, tmp_path, together, monkeypatch):
+    words = [*tiny, *EXACT, f"data.root={pictures}"]
+    main([*words, f"out={tmp_path / 'whole'}"])
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        processes = together(lambda: main([*words, f"out={tmp_path / 'parts'}"]))
+        assert processes.wait() == [143, 143], processes.stderr(0)
+    main([*words, f"out={tmp_path / 'parts'}", "--resume"])
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+@pytest.mark.dist
+def test_a_signal_to_one_process_stops_both_after_the_same_step(tiny, pictures, tmp_path, together, monkeypatch):
+    original = Trainer.step
+
+    def step(self, number, batch):
+        if number == 3 and self.world.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, number, batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    processes = together(lambda: main([*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "selector=evos"]))
+    assert processes.wait() == [143, 143]
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert state["step"] == 3 and len(state["processes"]) == 2
+    assert "--resume" in processes.stderr(0) and not processes.stderr(1)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_process_ends_the_run_with_one_line_and_a_usable_checkpoint(
+    tiny, pictures, tmp_path, together, monkeypatch, victim
+):
+    original = Trainer.step
+
+    def step(self, number, batch):
+        if number == 5 and self.world.rank == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, number, batch)
+
+    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "selector=evos", "train.save_every=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        processes = together(lambda: main(words))
+        statuses = processes.wait()
+    assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] == 2
+    (line,) = processes.stderr(1 - victim).splitlines()
+    assert line.startswith("error: process group: got a process that no longer answers")
+    assert "the checkpoint of step 4 is kept: go on with --resume" in line
+    main([*words, "--resume"])
+    assert metrics_of(tmp_path / "run")["steps"] == 6
+
+
+@pytest.mark.dist
+def test_a_mistake_is_told_once(tiny, tmp_path, together, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    processes = together(lambda: main([*tiny, "data.root=none/here", f"out={tmp_path / 'run'}"]))
+    assert processes.wait() == [2, 2]
+    assert len(processes.stderr(0).splitlines()) == 1 and not processes.stderr(1)
+
+
+@pytest.mark.dist
+def test_a_taken_folder_is_refused_by_all(tiny, pictures, tmp_path, together):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    processes = together(lambda: main([*tiny, f"data.root={pictures}", f"out={tmp_path / 'taken'}"]))
+    assert processes.wait() == [2, 2]
+    assert "a new folder" in processes.stderr(0) and not processes.stderr(1)
