@@ -22,8 +22,8 @@ from evos.config import check_choice
 from evos.fields import MLPField, RealMLPField
 from evos.fields.base import ScaledLinear
 
-CPU_POINTS = 4096
-"""Points per thread that a CPU carries through all layers at a time: what a layer works on stays in the cache."""
+CPU_POINTS = 8192
+"""Points that a CPU carries through all layers at a time, so that what a layer works on stays in the cache."""
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 """Whether PyTorch has oneDNN's linear layer, which its compiler uses, for tensors of the usual layout."""
@@ -60,7 +60,7 @@ def value_and_tangents(
     if not isinstance(field, MLPField):
         return forward_mode(field, coords, tangents)
     values, tangents = encode(field.encoding, coords, tangents)
-    points = CPU_POINTS * torch.get_num_threads() if coords.device.type == "cpu" else max(1, len(coords))
+    points = CPU_POINTS if coords.device.type == "cpu" else max(1, len(coords))
     layers = scaled_weights(field)
     parts = [
         carry(field, layers, some_values, some_tangents)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from evos.distributed import PeerLost, World, any_process, gather, reduce_mean, watching_peers
+from evos.distributed import PeerLost, World, any_process, gather, reduce_mean, reduce_sum, watching_peers
 from evos.errors import InputError
 from evos.runs import (
     Clock,
@@ -59,7 +59,9 @@ class Session:
         self.skipped: list[str] = []
         self.curve: list[dict[str, float]] = []
         self.loss_curve: list[tuple[int, float]] = []
-        self.pending = torch.zeros(2, dtype=torch.float64)  # sum and number of the losses since the last entry
+        self.pending = torch.zeros(
+            2, dtype=torch.float64, device=device
+        )  # sum and number of losses since the last entry
         draws, self.batches = training_batches(
             sources, options.data, options.train.batch, seed=options.run.seed, world=world
         )
@@ -68,7 +70,7 @@ class Session:
         self.trainer = Trainer(options, world, device, owned)
         self.run = self.open()
         if self.run.resuming:
-            self.load(load_checkpoint(self.run.checkpoint_path, device=device))
+            self.load(load_checkpoint(self.run.checkpoint_path))
             _, self.batches = training_batches(
                 sources, options.data, options.train.batch, seed=options.run.seed, world=world, start=self.done
             )
@@ -95,12 +97,13 @@ class Session:
         """Write the checkpoint of a finished step, with what every process has for itself."""
         processes = gather(self.trainer.own_state())
         skipped = sorted({line for lines in gather(self.skipped) for line in lines})
+        pending = reduce_sum(self.pending) / self.world.size  # alike in all, and so right for any number of them
         if self.world.is_main:
             state = {
                 "step": step,
                 "curve": self.curve,
                 "loss_curve": self.loss_curve,
-                "pending": self.pending,
+                "pending": pending,
                 "clock": self.clock.state_dict(),
                 "skipped": skipped,
                 "processes": processes,
@@ -118,7 +121,7 @@ class Session:
         self.trainer.load_shared_state(state)
         self.done = self.saved = state["step"]
         self.curve, self.loss_curve = state["curve"], state["loss_curve"]
-        self.pending, self.skipped = state["pending"].cpu(), state["skipped"]
+        self.pending, self.skipped = state["pending"].to(self.device), state["skipped"]
         self.clock.load_state_dict(state["clock"])
         if len(state["processes"]) == self.world.size:
             self.trainer.load_own_state(state["processes"][self.world.rank])
@@ -185,7 +188,8 @@ def loop(session: Session, stopper: Stopper) -> None:
             batch = next(session.batches)
             session.skipped.extend(line for line in batch.skipped if line not in session.skipped)
             loss = session.trainer.step(step, batch)
-            session.pending += torch.tensor([1.0, 0.0]) * loss.double().cpu() + torch.tensor([0.0, 1.0])
+            session.pending[0] += loss
+            session.pending[1] += 1
             last = step == steps
             evaluate = last or step % eval_every == 0
             stop = any_process(stopper.requested) if world.size > 1 else stopper.requested

@@ -343,8 +343,9 @@ class Trainer:
         }
 
     def own_state(self) -> dict[str, Any]:
-        """What this process has for itself."""
-        return {"selector": self.selector.state_dict(), "rows": self.rows.state_dict(), "rng": rng_state()}
+        """What this process has for itself; its tensors on the CPU, for they go through process 0 to the checkpoint."""
+        selector = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.selector.state_dict().items()}
+        return {"selector": selector, "rows": self.rows.state_dict(), "rng": rng_state()}
 
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Go on from ``shared_state``; InputError where it doesn't fit the options."""

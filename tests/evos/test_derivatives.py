@@ -181,6 +181,17 @@ def test_float32_is_float64_rounded_with_the_fields_own_values(name):
         assert (one - other).norm() <= 1e-4 * other.norm()
 
 
+# The compiler itself does what this warns of.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_the_pass_is_captured_in_one_graph(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks can't be compiled
+    torch.compiler.reset()
+    field, x = small_field("siren"), points()
+    compiled = torch.compile(lambda x: value_and_jacobian(field, x), fullgraph=True, backend="aot_eager")
+    found, expected = (f(x) for f in (compiled, lambda x: value_and_jacobian(field, x)))
+    torch.testing.assert_close(found, expected)
+
+
 def test_inference_needs_no_graph():
     with torch.no_grad():
         values, jacobian = value_and_jacobian(small_field("siren"), points())

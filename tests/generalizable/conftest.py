@@ -130,7 +130,7 @@ class Processes:
     pids: list[int]
     folder: Path
 
-    def wait(self, seconds: float = 60) -> list[int]:
+    def wait(self, seconds: float = 240) -> list[int]:
         """Their exit statuses: minus the number of the signal that killed one."""
         found: dict[int, int] = {}
         end = time.monotonic() + seconds
