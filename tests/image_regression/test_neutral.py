@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from scipy import stats
 
 from evos.errors import InputError
+from evos.images import read_image
 from evos.selection import SELECTORS, UniformConfig, UniformSelector
 from image_regression.options import PARTS
 
@@ -142,8 +142,8 @@ def test_the_plot_is_a_picture_with_a_panel_for_each_contest(tmp_path):
     report.write_plot(tmp_path / "one.png", runs, "seconds")
     other = [replace(each, contender=replace(each.contender, keep="0.25")) for each in runs]
     report.write_plot(tmp_path / "two.png", [*runs, *other], "seconds")
-    one, two = (PIL.Image.open(tmp_path / f"{name}.png").size for name in ("one", "two"))
-    assert two == (one[0], 2 * one[1])
+    one, two = (read_image(tmp_path / f"{name}.png").pixels.shape[:2] for name in ("one", "two"))
+    assert two == (2 * one[0], one[1])
 
 
 # ---- what is compared
