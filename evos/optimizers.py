@@ -150,7 +150,6 @@ def update_average(average: Iterable[Tensor], weights: Iterable[Tensor], decay: 
 
 
 @contextmanager
-@torch.no_grad()
 def evaluation_weights(
     module: nn.Module, optimizer: Joint | Optimizer, average: Iterable[Tensor] | None = None
 ) -> Iterator[bool]:
@@ -164,7 +163,7 @@ def evaluation_weights(
     if average is None and own is None:
         yield False
         return
-    trained = [weight.clone() for weight in module.parameters()]
+    trained = [weight.detach().clone() for weight in module.parameters()]
     if own is not None:
         own.eval()
     if average is not None:
@@ -177,6 +176,7 @@ def evaluation_weights(
         replace_weights(module, trained)
 
 
+@torch.no_grad()
 def replace_weights(module: nn.Module, weights: Iterable[Tensor]) -> None:
     """Copy weights, in the order of ``module.parameters()``, into a module."""
     for mine, weight in zip(module.parameters(), weights, strict=True):
