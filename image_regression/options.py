@@ -77,7 +77,7 @@ class RegressionConfig:
     """Finite differences of the whole signal that the derivatives are trained on, per pixel: sobel, diff or scharr."""
 
     selector: str = "evos"
-    """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int or evos."""
+    """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int, nint or evos."""
 
     field: str = "siren"
     """Network: siren, finer, wire, gauss, relu, pemlp, fourier or hashgrid."""

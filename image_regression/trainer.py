@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos import coords
-from evos.derivatives import spatial_gradient, value_and_jacobian
+from evos.derivatives import change_along, spatial_gradient, value_and_jacobian
 from evos.errors import InputError
 from evos.fields import build_field
 from evos.losses import cross_frequency_loss, derivative_loss, value_loss
@@ -109,12 +109,15 @@ class Fit:
             coordinates = coordinates.detach().requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)
         selection, loss, errors = self.backward(selection, coordinates)
+        before = self.weights() if selection.is_key and self.selector.needs_update else None
         self.optimizer.step()
 
         residual, derivative_residual = errors
         extra = (
             {"derivative_residual": derivative_residual} if getattr(self.selector, "needs_derivative", False) else {}
         )
+        if before is not None:
+            extra["update"] = self.update(before)
         self.selector.observe(selection, residual, coord_grad=coordinates.grad, **extra)
         if self.supervises_frequencies(selection) and self.cache is not getattr(self.selector, "cache", None):
             self.cache.write(selection, residual)
@@ -150,6 +153,25 @@ class Fit:
         if coordinates.requires_grad:
             coordinates.grad = torch.cat(point_grads, dim=1)
         return selection, loss.detach(), errors
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the field's parameters."""
+        return {name: parameter.detach().clone() for name, parameter in self.field.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, before: dict[str, Tensor]) -> Float[Tensor, "B P C"]:
+        """How the field at every cell changes from its weights ``before`` this step, to first order, in [0, 1] units.
+
+        Along the loss's gradient or the optimizer's step, whichever the selector needs.
+        """
+        self.work.evaluated += self.pool.cells
+        direction = {}
+        for name, now in self.field.named_parameters():
+            gradient = torch.zeros_like(now) if now.grad is None else now.grad
+            direction[name] = gradient if self.selector.needs_update == "gradient" else now - before[name]
+        pieces = self.coords.split(self.options.run.chunk)
+        change = torch.cat([change_along(self.field, piece, before, direction) for piece in pieces])
+        return change[None] / (self.transform.slope or 2.0)
 
     def outputs(self, coordinates: Float[Tensor, "B K D"]) -> tuple[Tensor, ...]:
         """What the loss is made of: predictions and, where they are supervised, their derivatives "B K C D" a cell."""
