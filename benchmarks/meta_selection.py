@@ -10,13 +10,14 @@ median time of a step, measured in turn in one process (--repeats).
 
 import argparse
 import statistics
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from common import alternate, ratio, spread, write_result
 
 from evos.distributed import World
-from evos.runs import Stopper, read_json
+from evos.runs import Stopper
 from generalizable.data import training_batches
 from generalizable.main import prepare
 from generalizable.run import train
@@ -54,7 +55,7 @@ def step_of(args: argparse.Namespace, variant: str) -> Any:
 
 def steps_to(goal: float, curve: list[dict[str, float]]) -> float | None:
     """Steps after which the PSNR passes a goal, interpolated; none: never."""
-    for before, after in zip(curve, curve[1:], strict=False):
+    for before, after in pairwise(curve):
         if after["psnr"] >= goal:
             gained = (goal - before["psnr"]) / (after["psnr"] - before["psnr"])
             return before["step"] + max(0.0, gained) * (after["step"] - before["step"])
