@@ -2,6 +2,8 @@
 
     python benchmarks/meta_selection.py --data FOLDER [--config configs/generalizable/small_images.yaml] [--seeds 0 1 2]
         [--variants all uniform evos evos:importance_cap=4 ...] [--set train.steps=1500 model.width=192 ...]
+    python benchmarks/meta_selection.py --data FOLDER --variants all:model=pattern_composer all:model=transinr \
+        --against all:model=pattern_composer --config ...
 
 Runs are kept in --out, and taken from there when they are complete. Every variant has the same weights, instances and
 order of them per seed. A shared machine's clock says little about a run of minutes: the seconds are steps times the
@@ -23,14 +25,16 @@ from generalizable.main import prepare
 from generalizable.run import train
 from generalizable.trainer import Trainer
 
-WORLD = World(0, 1, 0)
+WORLD = World()
 
 
 def words(args: argparse.Namespace, variant: str, seed: int) -> list[str]:
-    """The command line of a run; a variant is ``all`` or ``STRATEGY[:OPTION=VALUE...]``."""
+    """The command line of a run; a variant is ``all`` or a strategy, and options ``:OPTION=VALUE``, the selector's own or
+    in full (``:model=NAME``, ``:train.inner_points=selected``)."""
     name, *options = variant.split(":")
     selector = ["selector=full"] if name == "all" else [f"selector={name}", f"selector.keep_ratio={args.ratio}"]
-    given = [option if "." in option.partition("=")[0] else f"selector.{option}" for option in options]
+    keys = [option.partition("=")[0] for option in options]
+    given = [o if "." in key or key == "model" else f"selector.{o}" for key, o in zip(keys, options, strict=True)]
     out = Path(args.out, f"{variant.replace(':', '-').replace('=', '_')}-{seed}")
     base = ["--config", args.config, f"data.root={args.data}", f"out={out}", f"seed={seed}", "device=cpu"]
     return [*base, "train.eval_instances=null", *args.set, *selector, *given, "--resume", "--quiet"]
@@ -62,10 +66,12 @@ def steps_to(goal: float, curve: list[dict[str, float]]) -> float | None:
     return None
 
 
-def compare(runs: dict[tuple[str, int], dict[str, Any]], seeds: list[int], variant: str) -> dict[str, Any]:
-    """A variant against the others, seed by seed."""
+def compare(
+    runs: dict[tuple[str, int], dict[str, Any]], seeds: list[int], variant: str, against: list[str]
+) -> dict[str, Any]:
+    """A variant against others, seed by seed."""
     found: dict[str, Any] = {"psnr": [round(runs[variant, seed]["psnr"], 4) for seed in seeds]}
-    for other in ("all", "uniform"):
+    for other in against:
         if variant == other or (other, seeds[0]) not in runs:
             continue
         gains = [runs[variant, seed]["psnr"] - runs[other, seed]["psnr"] for seed in seeds]
@@ -86,6 +92,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of pictures, recordings or scenes")
     parser.add_argument("--config", default="configs/generalizable/small_images.yaml")
     parser.add_argument("--variants", nargs="+", default=["all", "uniform", "evos"])
+    parser.add_argument("--against", nargs="+", default=["all", "uniform"], help="variants to compare the others with")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ratio", type=float, default=0.25, help="share of the coordinates in a step")
     parser.add_argument("--set", nargs="*", default=[], help="options of every run, such as train.steps=1500")
@@ -94,7 +101,7 @@ def main() -> None:
     parser.add_argument("--name", default="meta_selection", help="name of the result")
     args = parser.parse_args()
     runs = {(variant, seed): run(args, variant, seed) for seed in args.seeds for variant in args.variants}
-    result: dict[str, Any] = {variant: compare(runs, args.seeds, variant) for variant in args.variants}
+    result: dict[str, Any] = {variant: compare(runs, args.seeds, variant, args.against) for variant in args.variants}
     result["curves"] = {
         f"{variant} {seed}": [[entry["step"], round(entry["psnr"], 4)] for entry in metrics["curve"]]
         + [[metrics["steps"], round(metrics["psnr"], 4)]]
@@ -103,7 +110,9 @@ def main() -> None:
     if args.repeats:
         times = alternate({variant: step_of(args, variant) for variant in args.variants}, repeats=args.repeats)
         result["seconds_per_step"] = {variant: spread(values) for variant, values in times.items()}
-        result["time_of_a_step_over_all"] = {variant: ratio(times, variant, "all") for variant in args.variants[1:]}
+        result["time_of_a_step_over_first"] = {
+            variant: ratio(times, variant, args.variants[0]) for variant in args.variants[1:]
+        }
     write_result(args.name, result)
 
 
