@@ -29,8 +29,11 @@ WORLD = World()
 
 
 def words(args: argparse.Namespace, variant: str, seed: int) -> list[str]:
-    """The command line of a run; a variant is ``all`` or a strategy, and options ``:OPTION=VALUE``, the selector's own or
-    in full (``:model=NAME``, ``:train.inner_points=selected``)."""
+    """The command line of a run.
+
+    A variant is ``all`` or a strategy, and options: the selector's own (``:importance_cap=4``), or any by its full name
+    (``:model=transinr``, ``:train.inner_points=selected``).
+    """
     name, *options = variant.split(":")
     selector = ["selector=full"] if name == "all" else [f"selector={name}", f"selector.keep_ratio={args.ratio}"]
     keys = [option.partition("=")[0] for option in options]
