@@ -33,10 +33,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "selector": "uniform",
         "selector.keep_ratio": 0.25,
         "field": "siren",
-        "field.init_scale": 2.0,
+        "field.init_scale": 1.5,
+        "optimizer": "schedule_free",
         "lr": 1e-3,
-        "lr_schedule": "cosine",
-        "lr_decay": 0.0,
     },
 }
 """Sets of defaults by name; options of a part (``field.init_scale``) count only with the part named there."""
@@ -157,7 +156,11 @@ class RegressionConfig:
         check_range("lr", self.lr, 0, open_low=True)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
-        check_range("lr_decay", self.lr_decay, 0, 1, open_low=self.lr_schedule == "geometric")
+        check_range("lr_decay", self.lr_decay, 0, 1)
+        if self.lr_decay == 0 and self.lr_schedule == "geometric":
+            raise InputError(
+                "lr_decay", self.lr_decay, "above 0 with --lr_schedule geometric; cosine and linear reach 0"
+            )
         check_range("warmup", self.warmup, 0, 1)
         if not 0 <= self.ema < 1:
             raise InputError("ema", self.ema, "at least 0 and below 1")
