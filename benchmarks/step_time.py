@@ -1,21 +1,42 @@
-"""A full-batch SIREN step of ours against the plainest PyTorch loop, without and with compile; the selector's own cost.
+"""A full-batch SIREN step of ours against the plainest PyTorch loop: where its time goes, what it leaves of the loss.
 
-python benchmarks/step_time.py [--size 256] [--repeats 11] [--device cpu]
+python benchmarks/step_time.py [--size 256] [--repeats 11] [--device cpu] [--sides plain full ...]
+python benchmarks/step_time.py --losses 500 --size 128 [--sides plain full full_bf16]
+
+The first measures seconds per step, sides in turn, and profiles each of them; the second trains from the same weights
+and compares the losses. glibc gives every freed block above 32 MB back to the system, which a plain loop as anybody
+writes it pays for; ``plain_kept`` is the same loop with evos.runs.keep_freed_memory, as all sides of ours.
 """
 
 import argparse
 import math
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
 import torch
 from common import alternate, ratio, spread, write_result
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from evos import coords
+from evos.runs import keep_freed_memory
+from evos.runs.machine import set_malloc_thresholds
 from image_regression.options import from_values
 from image_regression.signals import astronaut
 from image_regression.trainer import Fit
+
+OURS = {
+    "full": ("full", {}),
+    "full_compiled": ("full", {"compile": True}),
+    "full_bf16": ("full", {"precision": "bf16"}),
+    "full_bf16_compiled": ("full", {"precision": "bf16", "compile": True}),
+    "uniform": ("uniform", {}),
+    "evos": ("evos", {"cfs_weight": 0.0}),
+}
+PLAIN = ("plain", "plain_kept", "plain_compiled")
+LOSS_STEPS = 10
+"""Steps at the end whose losses are averaged, in dB: single ones go up and down."""
 
 
 class Sine(nn.Module):
@@ -25,7 +46,7 @@ class Sine(nn.Module):
         return torch.sin(30 * x)
 
 
-def plain_siren() -> nn.Module:
+def plain_siren() -> nn.Sequential:
     """The SIREN paper's network and initialisation in plain modules."""
     sizes = [2, 256, 256, 256, 256]
     layers: list[nn.Module] = []
@@ -37,18 +58,26 @@ def plain_siren() -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(256, 3))
 
 
-def plain_step(size: int, device: str) -> Callable[[], object]:
-    """The plainest loop: whole picture, mean squared error, Adam."""
+def plain_step(
+    size: int, device: str, *, compile: bool = False, start: nn.Module | None = None
+) -> Callable[[], torch.Tensor]:
+    """The plainest loop: whole picture, mean squared error, Adam; from the weights of a field of ours if given."""
     network = plain_siren().to(device)
+    if start is not None:
+        with torch.no_grad():
+            for parameter, value in zip(network.parameters(), start.parameters(), strict=True):
+                parameter.copy_(value)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     signal = astronaut(size)
     points, target = coords.grid(signal.shape, device), (2 * signal.values - 1).to(device)
+    predict = torch.compile(network) if compile else network
 
-    def step() -> None:
-        loss = ((network(points) - target) ** 2).mean()
+    def step() -> torch.Tensor:
+        loss = ((predict(points) - target) ** 2).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        return loss.detach()
 
     return step
 
@@ -60,11 +89,96 @@ def our_fit(size: int, device: str, selector: str, steps: int = 1_000_000, **opt
     return Fit(astronaut(size), made, torch.device(device))
 
 
-def stepper(fit: Fit) -> Callable[[], object]:
-    """Calls ``fit.step`` with the next step number, beginning after the first (a key step for EVOS)."""
-    count = iter(range(2, 10**9))
-    fit.step(1)
+def stepper(fit: Fit) -> Callable[[], torch.Tensor]:
+    """Calls ``fit.step`` with the next step number."""
+    count = iter(range(1, 10**9))
     return lambda: fit.step(next(count))
+
+
+def build(name: str, size: int, device: str) -> Callable[[], torch.Tensor]:
+    """One step of a side, from the same weights as every other, with its own way with memory."""
+    if name in PLAIN:
+        start = our_fit(size, device, "full").field
+        step = plain_step(size, device, compile=name == "plain_compiled", start=start)
+    else:
+        selector, options = OURS[name]
+        step = stepper(our_fit(size, device, selector, **options))
+
+    def with_memory() -> torch.Tensor:
+        if name == "plain":  # where glibc's own adjustment ends, were it not for the other sides in this process
+            set_malloc_thresholds(mmap=32 * 2**20, trim=64 * 2**20)
+        else:
+            keep_freed_memory(device)
+        return step()
+
+    return with_memory
+
+
+def shares(step: Callable[[], object], device: str) -> Mapping[str, float]:
+    """Where a step's time goes: the share of each of the dearest operators, by PyTorch's profiler."""
+    step()
+    gpu = torch.device(device).type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
+        step()
+    times = {
+        event.key: event.self_device_time_total if gpu else event.self_cpu_time_total
+        for event in profiler.key_averages()
+    }
+    dearest = sorted(times.items(), key=lambda item: -item[1])[:8]
+    return {name: round(time / sum(times.values()), 3) for name, time in dearest}
+
+
+def selector_cost(size: int, device: str, full_step: float, evos_step: float) -> dict[str, float]:
+    """What the selector itself costs between key steps and on them, and as a share of the paper's 5,000 steps."""
+    fit = our_fit(size, device, "evos", cfs_weight=0.0)
+    fit.step(1)
+    selector, pool = fit.selector, fit.pool
+    key, other = selector.select(1), selector.select(2)
+    residual = torch.randn(1, pool.cells, 3, device=device)
+    times = alternate(
+        {
+            "between": lambda: selector.observe(selector.select(2), other.gather(residual)),
+            "ranking": lambda: selector.observe(key, residual),
+        },
+        repeats=51,
+    )
+    between, ranking = (spread(times[name])["median"] for name in ("between", "ranking"))
+    keys, steps = 72, 5000
+    return {
+        "selector_ms_between_key_steps": 1e3 * between,
+        "selector_ms_ranking": 1e3 * ranking,
+        "selector_share_of_a_step": between / evos_step,
+        "ranking_share_of_the_papers_run": keys * ranking / (keys * full_step + (steps - keys) * evos_step),
+    }
+
+
+def measure_times(names: list[str], size: int, device: str, repeats: int) -> dict[str, object]:
+    """Seconds per step of every side, in turn, and where they go."""
+    sides = {name: build(name, size, device) for name in names}
+    for step in sides.values():
+        step()  # the first step of EVOS is a key step
+    times = alternate(sides, repeats=repeats)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    cost = {}
+    if {"full", "evos"} <= set(names):
+        cost = selector_cost(size, device, medians["full"], medians["evos"])
+    return {
+        "seconds_per_step": {name: spread(values) for name, values in times.items()},
+        **{f"over_{base}": {n: ratio(times, n, base) for n in names if n != base} for base in PLAIN if base in names},
+        "shares_of_a_step": {name: shares(step, device) for name, step in sides.items()},
+        **cost,
+    }
+
+
+def measure_losses(names: list[str], size: int, device: str, steps: int) -> dict[str, object]:
+    """The loss of every side after the same steps from the same weights, in dB of the [0, 1] range."""
+    decibels = {}
+    for name in names:
+        step = build(name, size, device)
+        losses = torch.stack([step() for _ in range(steps)])[-LOSS_STEPS:]
+        decibels[name] = float((-10 * torch.log10(losses / 4)).mean())  # targets lie in [-1, 1]
+    first = decibels[names[0]]
+    return {"psnr": decibels, f"psnr_minus_{names[0]}": {name: value - first for name, value in decibels.items()}}
 
 
 def main() -> None:
@@ -73,45 +187,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--losses", type=int, default=0, help="compare losses after so many steps instead of times")
+    parser.add_argument("--sides", nargs="+", choices=[*PLAIN, *OURS], default=[*PLAIN, *OURS])
     args = parser.parse_args()
-    full = our_fit(args.size, args.device, "full")
-    evos = our_fit(args.size, args.device, "evos", cfs_weight=0.0)
-    sides = {
-        "plain": plain_step(args.size, args.device),
-        "full": stepper(full),
-        "full_compiled": stepper(our_fit(args.size, args.device, "full", compile=True)),
-        "uniform": stepper(our_fit(args.size, args.device, "uniform")),
-        "evos": stepper(evos),
-    }
-    times = alternate(sides, repeats=args.repeats)
-
-    selector, pool = evos.selector, evos.pool
-    key, other = selector.select(1), selector.select(2)
-    residual = torch.randn(1, pool.cells, 3, device=args.device)
-    own = alternate(
-        {
-            "between_key_steps": lambda: selector.observe(selector.select(2), other.gather(residual)),
-            "ranking_on_a_key_step": lambda: selector.observe(key, residual),
-        },
-        repeats=51,
-    )
-    between = spread(own["between_key_steps"])["median"]
-    ranking = spread(own["ranking_on_a_key_step"])["median"]
-    evos_step, full_step = spread(times["evos"])["median"], spread(times["full"])["median"]
-    keys, steps = 72, 5000
-    write_result(
-        f"step_time_{args.size}_{args.device.replace(':', '')}",
-        {
-            "points": pool.cells,
-            "seconds_per_step": {name: spread(values) for name, values in times.items()},
-            "full_over_plain": ratio(times, "full", "plain"),
-            "full_compiled_over_plain": ratio(times, "full_compiled", "plain"),
-            "selector_ms_between_key_steps": 1e3 * between,
-            "selector_ms_ranking": 1e3 * ranking,
-            "selector_share_of_a_step": between / evos_step,
-            "ranking_share_of_the_papers_run": keys * ranking / (keys * full_step + (steps - keys) * evos_step),
-        },
-    )
+    threads = f"_{torch.get_num_threads()}threads" if args.device == "cpu" else ""
+    where = f"{args.size}_{args.device.replace(':', '')}{threads}"
+    if args.losses:
+        name, numbers = "step_losses", measure_losses(args.sides, args.size, args.device, args.losses)
+    else:
+        name, numbers = "step_time", measure_times(args.sides, args.size, args.device, args.repeats)
+    write_result(f"{name}_{where}", {"points": args.size**2, **numbers})
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ rules of their layers (evos/fields/base.py); any other module goes through torch
 Letters: N points, D coordinate axes, C channels, K tangents, H and O features, S spatial axes.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +20,10 @@ from torch.func import functional_call, jvp, vmap
 
 from evos.config import check_choice
 from evos.fields import MLPField, RealMLPField
-from evos.fields.base import ScaledLinear
+from evos.fields.fused import Layers, product, scaled_weights
 
 CPU_POINTS = 8192
 """Points that a CPU carries through all layers at a time, so that what a layer works on stays in the cache."""
-
-ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
-"""Whether PyTorch has oneDNN's linear layer, which its compiler uses, for tensors of the usual layout."""
-
-Layers = Sequence[tuple[Tensor, Tensor]]
 
 SMOOTHING = {"diff": (0.0, 1.0, 0.0), "sobel": (0.25, 0.5, 0.25), "scharr": (3 / 16, 10 / 16, 3 / 16)}
 """Weights of three neighbours across the direction of the difference, for each operator; they add up to 1."""
@@ -128,12 +123,6 @@ def encode(
     return forward_mode(encoding, coords, tangents) if rule is None else rule(coords, tangents)
 
 
-def scaled_weights(field: MLPField) -> Layers:
-    """Weight and bias of every layer, times its gain."""
-    layers = cast(list[ScaledLinear], list(field.layers))
-    return [(layer.gain * layer.weight, layer.gain * layer.bias) for layer in layers]
-
-
 def linear(
     values: Inexact[Tensor, "N H"],
     tangents: Inexact[Tensor, "K N H"],
@@ -189,13 +178,6 @@ class ActivateThenLinear(torch.autograd.Function):
             bend.addcmul_(gradient, tangent)
         z_gradient.mul_(slope).addcmul_(bend, ctx.field.activation_curvature(z, value, slope, ctx.index))
         return z_gradient, tangents_gradient.mul_(slope), weight_gradient, values_gradient.sum(0), None, None
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b``, of float32 on a CPU by oneDNN: MKL, behind ``@``, has half its speed on AMD's AVX-512 processors."""
-    if ONEDNN and a.device.type == "cpu" and a.dtype == torch.float32:
-        return torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
-    return a @ b
 
 
 # ---- finite differences

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from evos.errors import InputError
+from evos.runs import keep_freed_memory
 from evos.runs.seeding import rng_state, set_rng_state
 from evos_nerf.compat import without_missing_lpips
 from evos_nerf.pixel_sampler import EvosPixelSampler
@@ -56,6 +57,7 @@ class EvosFeedback(Host):
         local_rank: int = 0,
         grad_scaler: Any = None,
     ) -> None:
+        keep_freed_memory(device)
         choose_implementation(config.model, device)
         # As if alone: the host would wrap the model for CUDA devices only. The data are whole in every process anyway.
         super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)

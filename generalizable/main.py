@@ -15,7 +15,7 @@ import torch
 
 from evos.distributed import World, process_group, read_world
 from evos.errors import InputError, exit_on_input_error
-from evos.runs import Stopper, resolve_device
+from evos.runs import Stopper, keep_freed_memory, resolve_device
 from generalizable.data import Sources, find_sources
 from generalizable.options import Options, help_text, parse
 from generalizable.run import Stopped, train
@@ -46,6 +46,7 @@ def prepare(words: Sequence[str], world: World) -> tuple[Options, Sources, torch
     try:
         options = parse(words)
         device = resolve_device(options.run.device)
+        keep_freed_memory(device)
         if device.type == "cuda":
             device = device if device.index is not None else torch.device("cuda", world.local_rank)
             torch.cuda.set_device(resolve_device(str(device)))

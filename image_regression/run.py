@@ -12,6 +12,7 @@ from evos.runs import (
     Progress,
     Stopper,
     environment,
+    keep_freed_memory,
     load_checkpoint,
     non_finite,
     open_run,
@@ -58,6 +59,7 @@ def fit_signal(
     medium = recordings if signal.sound else pictures
     device = resolve_device(settings.device)
     seed_everything(settings.seed)
+    keep_freed_memory(device)
     fit = Fit(signal, options, device)  # before the folder: what is refused here leaves nothing behind
     run = open_run(path, options.resolved(), resume=settings.resume, overwrite=settings.overwrite, free=FREE)
     if settings.resume and run.metrics_path.exists():

@@ -6,7 +6,6 @@ targets made of the whole signal go with any factor (Sobolev training, ECCV 2022
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from evos import coords
 from evos.derivatives import change_along, spatial_gradient, value_and_jacobian
 from evos.errors import InputError
 from evos.fields import build_field
+from evos.fields.fused import Fused, compiled
 from evos.losses import cross_frequency_loss, derivative_loss, value_loss
 from evos.metrics import psnr
 from evos.optimizers import build_optimizer, evaluation_weights, update_average
@@ -65,7 +65,7 @@ class Fit:
 
         channels = signal.values.shape[-1]
         self.field = build_field(options.field, len(signal.shape), channels, seed=run.seed, device=device)
-        self.network = compiled(self.field) if run.compile else self.field
+        self.network = Fused(self.field, compile=run.compile)
         derive = partial(value_and_jacobian, self.field)
         self.derive = compiled(derive) if run.compile else derive
         self.optimizer = build_optimizer(run.optimizer, self.field, options.lr)
@@ -312,9 +312,3 @@ class Fit:
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = f"one without {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
             raise InputError("checkpoint", reason, "one of the same picture or sound and options") from None
-
-
-def compiled(field: Callable[..., Any]) -> Any:
-    """The field, or its derivatives, compiled for each batch size met: a strategy has a few, all of them static."""
-    torch._dynamo.config.recompile_limit = 64
-    return torch.compile(field, dynamic=False)

@@ -22,7 +22,7 @@ from evos.runs.events import EventLog
 from evos.runs.files import read_json, write_json
 from evos.runs.folder import FREE_OPTIONS, Run, open_run
 from evos.runs.loop import Clock, Stopper, TrainingDiverged, non_finite
-from evos.runs.machine import environment, peak_memory_bytes, resolve_device
+from evos.runs.machine import environment, keep_freed_memory, peak_memory_bytes, resolve_device
 from evos.runs.progress import Progress
 from evos.runs.seeding import rng_state, seed_everything, set_rng_state
 
@@ -35,6 +35,7 @@ __all__ = [
     "Stopper",
     "TrainingDiverged",
     "environment",
+    "keep_freed_memory",
     "load_checkpoint",
     "non_finite",
     "open_run",

@@ -1,5 +1,6 @@
-"""The machine: which device to use, what a result was measured on, how much memory it took."""
+"""The machine: which device to use, what a result was measured on, how much memory it took and may keep."""
 
+import ctypes
 import os
 import platform
 import re
@@ -13,6 +14,9 @@ import torch
 
 import evos
 from evos.errors import InputError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's numbers of what ``mallopt`` sets (malloc.h)."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -30,6 +34,28 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError("--device", name, f"auto or cpu; CUDA devices here: {count}")
     return device
+
+
+def keep_freed_memory(device: str | torch.device) -> None:
+    """Let this process keep what it frees, where the device is the CPU and the C library glibc; else do nothing.
+
+    By default glibc gives every large block back to the system as soon as it is free. A training step then waits for
+    the pages of each of its activations to be found and cleared again, which can take longer than computing them.
+    """
+    if torch.device(device).type == "cpu":
+        set_malloc_thresholds(mmap=2**30, trim=2**31 - 1)
+
+
+def set_malloc_thresholds(*, mmap: int, trim: int) -> None:
+    """Tell glibc from how many bytes on a block is given back once it is free; nothing where there is no glibc.
+
+    Args:
+        mmap: bytes from which a block is one of its own, given back by itself.
+        trim: free bytes at the end of the heap, where all others lie, from which they are given back.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, mmap)
+        libc.mallopt(M_TRIM_THRESHOLD, trim)
 
 
 def environment(device: str | torch.device = "auto") -> dict[str, Any]:

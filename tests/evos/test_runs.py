@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import platform
 import random
 import resource
 import signal
@@ -713,3 +714,19 @@ def test_without_tensorboard_there_is_one_warning_and_no_events(tmp_path, monkey
         log.image(0, "picture", torch.rand(4, 5, 3))
         log.close()
     assert len(caught) == 1 and os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what is kept is glibc's")
+@pytest.mark.parametrize(("device", "kept"), [("cpu", True), ("cuda", False)])
+def test_a_cpu_run_keeps_the_memory_it_frees(device, kept):
+    program = f"""
+import resource, torch
+from evos.runs import keep_freed_memory
+keep_freed_memory({device!r})
+for repeat in range(6):
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)  # 64 MB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert (int(result.stdout) < 10) == kept  # else a page fault per page, of 4 KB or 2 MB
