@@ -40,8 +40,8 @@ from evos.selection.crossover import CROSSOVERS, Count, masked_mean
 EVEN_SPREAD, CONCENTRATED_SPREAD = 0.3, 0.1
 """Effective sample sizes from which on ``adapt`` draws uniformly, and below which it selects as configured. Measured
 under uniform batches (SIREN, initial weights doubled, Adam 1e-3 decayed, 25 % of 128² points, steps 30 to 100): photos
-0.37 to 0.15, where selection gains nothing; text 0.09 to 0.05, where it gains 9 dB; speech 0.09 to 0.01, -0.9 to +0.3 dB.
-Selection itself evens the error out (text: to 0.09 to 0.3), so the two must lie well apart."""
+0.37 to 0.15, where selection gains nothing; text 0.09 to 0.05, where it gains 9 dB; speech 0.09 to 0.01, -0.9 to
++0.3 dB. Selection itself evens the error out (text: to 0.09 to 0.3), so the two must lie well apart."""
 
 EVEN_TILES = 0.6
 """The same for a budget drawn from tiles: that of normal errors alike everywhere, squared and averaged over three
