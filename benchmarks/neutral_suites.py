@@ -13,7 +13,7 @@ from evos.fields import FIELDS
 from evos.selection import SELECTORS
 from evos.sounds import is_sound, read_sound
 from image_regression import compare
-from image_regression.options import Options, RegressionConfig, from_values, given_values
+from image_regression.options import Options, RegressionConfig, from_values, given_values, recipe_values
 from image_regression.signals import Signal, astronaut, from_pixels, from_sound, load
 
 ROOT = Path(__file__).parents[1]
@@ -63,8 +63,9 @@ VARIANTS = ("full_cfs", "uniform_cfs", "evos_no_cfs", "evos_adapt")
 
 def strategies() -> dict[str, dict[str, Any]]:
     """Options of every strategy by name: all selectors there are, and variants of them."""
-    adapt = {"evos_adapt": {"selector": "evos", "selector.adapt": True}}
-    return {name: {"selector": name} for name in SELECTORS} | compare.STRATEGIES | adapt
+    adapt = {"selector": "evos", "cfs_weight": 0.0, "selector.evaluation": "streaming", "selector.adapt": True}
+    adapt |= {"selector.draw": "proportional", "selector.mutation_share": 0.3, "selector.crossover": "none"}
+    return {name: {"selector": name} for name in SELECTORS} | compare.STRATEGIES | {"evos_adapt": adapt}
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,9 @@ def recipe_of(name: str) -> tuple[Recipe, dict[str, str]]:
     if path is None:
         raise unknown_name("--recipes", name, [*RECIPES, "a config file"])
     given, names = given_values(["--config", str(path)])
-    varied = ("input", "out", "size", "steps", "seed", "device", "selector", "field", "cfs_weight", "cfs_share", "lr")
+    given = recipe_values(given.get("recipe", "none"), names) | given
+    varied = ("recipe", "input", "out", "size", "steps", "seed", "device", "selector", "field", "lr")
+    varied += ("cfs_weight", "cfs_share")
     values = {key: value for key, value in given.items() if key not in varied and not key.startswith("selector.")}
     lr = {names["field"]: float(given["lr"])} if "lr" in given else {}
     return Recipe(values, lr), {"transform": names["transform"]}
