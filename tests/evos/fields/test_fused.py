@@ -99,6 +99,8 @@ def test_large_products_can_be_compiled(compiler):
     torch.testing.assert_close(compiled(product)(a, b, bias), torch.addmm(bias, a, b), rtol=1e-5, atol=1e-4)
 
 
+# The compiler itself does what this warns of.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_the_whole_can_be_traced_as_it_is_for_a_gpu(compiler, monkeypatch):
     monkeypatch.setattr(fused, "points_at_a_time", lambda points, width: len(points))  # all, as there
     field, coords = small_field(hidden_features=64), torch.rand(700, 2) * 2 - 1
