@@ -93,7 +93,7 @@ SUITES = {
     "paper": Suite("div2k/train_data/*.png", (512,), (5000,), ("paper",), ("0.5", "step"), (1000, 2000)),
     # NINT (CVPR 2026): SIREN 5×256, a fifth of the points.
     "nint": Suite(
-        "div2k/test_data/*.png", (512,), (5000,), ("paper",), ("0.2",), (250, 1000), (35,), {"field.hidden_layers": 5}
+        "div2k/test_data/*.png", (512,), (5000,), ("paper",), ("0.2",), (250, 1000), (35,), {"field.hidden_layers": 4}
     ),
 }
 
