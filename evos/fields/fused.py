@@ -79,11 +79,11 @@ def evaluate(
     """A field's values, with its encoding and its activations' slopes possibly compiled."""
     device = coords.device.type
     hidden_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else coords.dtype
-    layers, points = scaled_weights(field), coords.flatten(0, -2)
+    layers, points = scaled_weights(field), coords.reshape(-1, coords.shape[-1])
     with torch.autocast(device, enabled=False):
         pieces = points.split(points_at_a_time(points, width=max(len(bias) for _, bias in layers)))
-        values = [carry(field, layers, encode(piece), slope, hidden_dtype) for piece in pieces]
-    return torch.cat(values).unflatten(0, coords.shape[:-1])
+        values = torch.cat([carry(field, layers, encode(piece), slope, hidden_dtype) for piece in pieces])
+    return values.view(*coords.shape[:-1], values.shape[-1])
 
 
 def points_at_a_time(points: Float[Tensor, "N D"], width: int) -> int:
