@@ -38,7 +38,7 @@ $(STAMPS) &:
 	@find "$(VENV)" -maxdepth 1 -name '.evos-*' ! -name '.evos-$(KEY)-*' -delete
 	@touch $(STAMPS)
 
-demo: ## train one image with EVOS and with every pixel, and compare them in runs/demo
+demo: ## train one image with every pixel, with EVOS and by the fast recipe, and compare them in runs/demo
 	@$(SUBMAKE) install EXTRAS=regress
 	"$(VENV)/bin/python" image_regression/demo.py --out runs/demo --overwrite
 

@@ -43,6 +43,20 @@ def ratio(times: Mapping[str, list[float]], side: str, against: str) -> dict[str
     return spread([a / b for a, b in zip(times[side], times[against], strict=True)])
 
 
+def peak_mib(run: Callable[[], object]) -> float:
+    """MiB by which a run raises the resident set at its highest (Linux); warm up on a tiny problem before."""
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the high-water mark so far
+    before = resident_mib("VmRSS")
+    run()
+    return resident_mib("VmHWM") - before
+
+
+def resident_mib(field: str) -> float:
+    """A line of /proc/self/status, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
+
+
 def write_result(name: str, numbers: Mapping[str, Any]) -> None:
     """Write results/NAME.json and show it."""
     command = "python " + shlex.join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])

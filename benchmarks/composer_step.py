@@ -8,14 +8,14 @@ hypernetwork draw noise for each instance, those of the optimisation-based model
 """
 
 import argparse
-import resource
+import gc
 import subprocess
 import sys
 from collections.abc import Callable
 
 import literal_composer
 import torch
-from common import alternate, ratio, spread, write_result
+from common import alternate, peak_mib, ratio, spread, write_result
 
 from evos import coords
 from generalizable.inner import outer_loss
@@ -53,19 +53,24 @@ def stepper(args: argparse.Namespace, side: str) -> Callable[[], object]:
     return step
 
 
-def peak_mib(side: str) -> float:
-    """Most memory that a process with this side alone holds over two steps, above what it held without a model."""
+def peak_of(side: str) -> float:
+    """Most memory that model and two steps take in a process with this side alone, in MiB."""
     command = [sys.executable, __file__, *sys.argv[1:], "--peak", side]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def print_peak(args: argparse.Namespace) -> None:
-    """The child's half of ``peak_mib``."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = stepper(args, args.peak)
-    step()
-    step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    """The child's half of ``peak_of``."""
+    tiny = argparse.Namespace(**vars(args) | {"size": 18, "batch": 1})
+    stepper(tiny, args.peak)()  # what the first step of any size loads
+    gc.collect()
+
+    def run() -> None:
+        step = stepper(args, args.peak)
+        step()
+        step()
+
+    print(peak_mib(run))
 
 
 def main() -> None:
@@ -81,7 +86,7 @@ def main() -> None:
     if args.peak:
         print_peak(args)
         return
-    peaks = {side: peak_mib(side) for side in SIDES}
+    peaks = {side: peak_of(side) for side in SIDES}
     times = alternate({side: stepper(args, side) for side in SIDES}, repeats=args.repeats, warmup=1)
     write_result(
         f"composer_step_{args.model}_{args.precision}",

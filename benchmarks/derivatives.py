@@ -11,10 +11,9 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from common import alternate, ratio, spread, write_result
+from common import alternate, peak_mib, ratio, spread, write_result
 from torch import Tensor
 
 from evos.derivatives import linear, scaled_weights, value_and_jacobian
@@ -109,21 +108,11 @@ def disagreement(family: str, dtype: torch.dtype, points: int) -> dict[str, floa
     return {"loss": float((loss - reference).abs() / reference), "gradient": worst, "goal": TOLERANCE[dtype]}
 
 
-def memory(field: str) -> float:
-    """A line of /proc/self/status, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
-
-
 def print_peak_memory(side: str, points: int) -> None:
     """In a process of its own: print how far three steps raise the resident set, in MiB."""
     stepper(SIDES[side], 8)()  # what the first step of any kind loads
     step = stepper(SIDES[side], points)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = memory("VmRSS")
-    for _ in range(3):
-        step()
-    print(memory("VmHWM") - before)
+    print(peak_mib(lambda: [step() for _ in range(3)]))
 
 
 def peak_memory(side: str, args: argparse.Namespace) -> float:

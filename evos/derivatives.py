@@ -7,6 +7,7 @@ rules of their layers (evos/fields/base.py); any other module goes through torch
 Letters: N points, D coordinate axes, C channels, K tangents, H and O features, S spatial axes.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from einops import rearrange
 from jaxtyping import Float, Inexact
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.func import jvp, vmap
+from torch.func import functional_call, jvp, vmap
 
 from evos.config import check_choice
 from evos.fields import MLPField, RealMLPField
@@ -70,6 +71,17 @@ def forward_mode(
     out_dims: Any = (None, 0)  # the values are the same for every tangent
     derivative: Any = vmap(lambda tangent: jvp(field, (coords,), (tangent,)), out_dims=out_dims)
     return derivative(tangents)
+
+
+def change_along(
+    field: nn.Module, coords: Float[Tensor, "N D"], weights: Mapping[str, Tensor], direction: Mapping[str, Tensor]
+) -> Float[Tensor, "N C"]:
+    """The derivative of a field's values by its parameters, at ``weights``, along a ``direction`` of these.
+
+    Along the gradient of a loss it is the tangent kernel times the loss's gradient by the values. Both are named as in
+    ``named_parameters``. FINER's scale counts as a constant, as in its gradient.
+    """
+    return jvp(lambda weights: functional_call(field, weights, (coords,)), (dict(weights),), (dict(direction),))[1]
 
 
 def laplacian_of(field: nn.Module, coords: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:

@@ -48,6 +48,24 @@ MUTATION_SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
     "exp": exponential,
 }
 
+LR_SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
+    "geometric": exponential,
+    "linear": linear,
+    "cosine": cosine,
+}
+
+
+def learning_rate(schedule: str, step: int, total: int, end: float, warmup: float = 0.0) -> float:
+    """Factor on the learning rate at ``step``, in [0, 1].
+
+    It climbs in a straight line from 0, before the first step, to 1 after a share ``warmup`` of the steps, and goes
+    from there by a named schedule to ``end``, which the last step has.
+    """
+    first = max(1, round(warmup * total))
+    if step < first:
+        return step / first
+    return LR_SCHEDULES[schedule]((step - first) / max(1, total - first), 1.0, end)
+
 
 def keep_ratio(schedule: str, step: int, total: int, start: float) -> float:
     """Share of the cells trained on at ``step``, in (0, 1]: a named schedule that begins at ``start``.

@@ -28,7 +28,6 @@ from evos.config import check_choice
 from evos.errors import InputError, exit_on_input_error
 from evos.runs import Stopper, open_run, resolve_device
 from evos.runs.files import replace_file
-from evos.selection import EvosConfig
 from image_regression.options import PARTS, Options, RegressionConfig, from_values, given_values
 from image_regression.report import save_figure
 from image_regression.run import Stopped, fit_signal
@@ -431,8 +430,8 @@ def main(argv: list[str] | None = None) -> None:
         if tables := {"strategies", "schedules", "at_steps"} & set(given):
             raise InputError("--configs", config.configs, f"no --{tables.pop()} beside it")
         jobs = make_config_jobs(config, given, parts)
-    elif config.selector != RegressionConfig.selector or options.selector != EvosConfig():
-        raise InputError("--selector", config.selector, "--strategies and --schedules in a comparison")
+    elif named := next((name for name in given if name.partition(".")[0] == "selector"), None):
+        raise InputError(f"--{named}", given[named], "--strategies and --schedules in a comparison")
     else:
         jobs = make_jobs(config, options)
     devices = all_devices(config.devices)

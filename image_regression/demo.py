@@ -1,4 +1,4 @@
-"""The first thing to run: one photo, the full batch against EVOS, the same network and seed.
+"""The first thing to run: one photo, the full batch against EVOS and the fast recipe, one size of network, one seed.
 
     make demo
 
@@ -21,7 +21,7 @@ from image_regression.run import Stopped, fit_signal
 from image_regression.signals import load
 from image_regression.summary import markdown_table
 
-ROWS = {"full": ["--selector", "full"], "EVOS": ["--selector", "evos"]}
+ROWS = {"full": ["--selector", "full"], "EVOS": ["--selector", "evos"], "fast": ["--recipe", "fast"]}
 DEFAULTS = ["--config", str(Path(__file__).parents[1] / "configs" / "image_regression" / "demo.txt")]
 
 

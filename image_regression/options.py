@@ -16,6 +16,8 @@ from evos.config import Option, build_config, check_choice, check_range, options
 from evos.derivatives import SMOOTHING
 from evos.errors import InputError, unknown_name
 from evos.fields import FIELDS, FieldConfig
+from evos.optimizers import OPTIMIZERS
+from evos.schedules import LR_SCHEDULES
 from evos.selection import SELECTORS, EvosConfig, SelectorConfig
 from evos.transforms import TRANSFORMS, TransformConfig
 
@@ -24,13 +26,30 @@ PARTS: dict[str, Mapping[str, Any]] = {
     "field": FIELDS,
     "transform": TRANSFORMS,
 }
-FREE = ("out", "resume", "overwrite", "save_every", "eval_every", "device", "quiet")
+RECIPES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "paper": {"selector": "full", "lr": 1e-4},
+    "fast": {
+        "selector": "uniform",
+        "selector.keep_ratio": 0.25,
+        "field": "siren",
+        "field.init_scale": 1.5,
+        "optimizer": "schedule_free",
+        "lr": 1e-3,
+    },
+}
+"""Sets of defaults by name; options of a part (``field.init_scale``) count only with the part named there."""
+FREE = ("recipe", "out", "resume", "overwrite", "save_every", "eval_every", "device", "quiet")
 """Options that may differ between a run and its resumption."""
 
 
 @dataclass(frozen=True)
 class RegressionConfig:
     """Options of one regression run."""
+
+    recipe: str = "none"
+    """Set of defaults, which config file and command line beat: none, paper (full batch, Adam 1e-4) or fast (the
+    fastest that was measured)."""
 
     input: str | None = None
     """Picture (png jpg tiff webp bmp; any mode; 8 and 16 bit), sound (wav flac ogg) or folder of them to fit; none: the
@@ -57,7 +76,7 @@ class RegressionConfig:
     """Finite differences of the whole signal that the derivatives are trained on, per pixel: sobel, diff or scharr."""
 
     selector: str = "evos"
-    """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int or evos."""
+    """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int, nint or evos."""
 
     field: str = "siren"
     """Network: siren, finer, wire, gauss, relu, pemlp, fourier or hashgrid."""
@@ -68,11 +87,23 @@ class RegressionConfig:
     steps: int = 5000
     """Training steps, at least 1."""
 
+    optimizer: str = "adam"
+    """Optimizer: adam, muon (for the hidden matrices; Adam for the rest), soap or schedule_free."""
+
     lr: float | None = None
-    """Adam's learning rate, above 0; none: the one of the field's paper."""
+    """Learning rate, above 0, of the size that Adam's have; none: Adam's in the field's paper."""
+
+    lr_schedule: str = "geometric"
+    """How the learning rate gets to its end: geometric, cosine or linear."""
 
     lr_decay: float = 1.0
-    """Learning rate at the last step as a share of that at the first, in (0, 1], reached geometrically; 1: constant."""
+    """Learning rate at the last step as a share of the highest, in [0, 1], not 0 if geometric; 1: constant."""
+
+    warmup: float = 0.0
+    """Share of the steps, from the first, in which the learning rate climbs from 0, in [0, 1]."""
+
+    ema: float = 0.0
+    """Decay per step of an average of the weights, with which results are measured, in [0, 1); 0: off."""
 
     cfs_weight: float | None = None
     """Weight of cross-frequency supervision, at least 0; none: 0.65 with the evos selector, 0 with any other."""
@@ -118,11 +149,23 @@ class RegressionConfig:
             check_choice(part, getattr(self, part), table)
         for name in ("size", "factor", "steps", "chunk", "eval_every", "save_every"):
             check_range(name, getattr(self, name), 1)
+        check_choice("recipe", self.recipe, RECIPES)
         check_choice("supervision", self.supervision, ("val", "der", "val_der"))
         check_range("lambda_der", self.lambda_der, 0)
         check_choice("der_operator", self.der_operator, SMOOTHING)
         check_range("lr", self.lr, 0, open_low=True)
-        check_range("lr_decay", self.lr_decay, 0, 1, open_low=True)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("lr_schedule", self.lr_schedule, LR_SCHEDULES)
+        check_range("lr_decay", self.lr_decay, 0, 1)
+        if self.lr_decay == 0 and self.lr_schedule == "geometric":
+            raise InputError(
+                "lr_decay", self.lr_decay, "above 0 with --lr_schedule geometric; cosine and linear reach 0"
+            )
+        check_range("warmup", self.warmup, 0, 1)
+        if not 0 <= self.ema < 1:
+            raise InputError("ema", self.ema, "at least 0 and below 1")
+        if self.ema > 0 and self.optimizer == "schedule_free":
+            raise InputError("ema", self.ema, "0 with schedule_free, which keeps an average of its own")
         check_range("cfs_weight", self.cfs_weight, 0)
         check_range("cfs_share", self.cfs_share, 0, 1)
         check_range("seed", self.seed, 0, 2**32 - 1)
@@ -253,7 +296,7 @@ def given_values(
     argv = list(sys.argv[1:] if argv is None else argv)
     first, _ = make_parser(None, base).parse_known_args([arg for arg in argv if arg not in ("-h", "--help")])
     names = {}
-    defaults = {option.name: option.default for option in options(base)}
+    defaults = {option.name: option.default for option in options(base)} | recipe_values(first.recipe or "none")
     for part, table in PARTS.items():
         names[part] = getattr(first, part) or defaults[part]
         check_choice("--" + part, names[part], table)
@@ -270,9 +313,25 @@ def given_values(
     return values, names
 
 
+def recipe_values(recipe: str, names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What a recipe sets; with the names of the parts chosen, without its options of other parts."""
+    check_choice("--recipe", recipe, RECIPES)
+    found = RECIPES[recipe]
+
+    def counts(option: str) -> bool:
+        part, dot, _ = option.partition(".")
+        return not dot or names is None or names[part] == found[part]
+
+    return {option: value for option, value in found.items() if counts(option)}
+
+
 def from_values(values: Mapping[str, Any], names: Mapping[str, str], base: type = RegressionConfig) -> Options:
-    """Options from values by their names on the command line; ``names`` says which parts they belong to."""
-    own = {name: value for name, value in values.items() if "." not in name}
+    """Options from values by their names on the command line, which beat those of the recipe among them.
+
+    ``names`` says which parts they belong to.
+    """
+    values = {**recipe_values(values.get("recipe", "none"), names), **values}
+    own = {**names, **{name: value for name, value in values.items() if "." not in name}}
     built = {}
     for part, name in names.items():
         mine = {key.split(".", 1)[1]: value for key, value in values.items() if key.startswith(part + ".")}
@@ -281,12 +340,12 @@ def from_values(values: Mapping[str, Any], names: Mapping[str, str], base: type 
 
 
 def as_config_file(options_: Options) -> str:
-    """The options that differ from their defaults, as a config file that repeats the run."""
+    """The options that differ from their defaults, a recipe's among them, as a config file that repeats the run."""
     lines = []
     for prefix, config in [("", options_.run), *((f"{part}.", getattr(options_, part)) for part in PARTS)]:
         for entry in fields(config):
             value = getattr(config, entry.name)
-            if value != entry.default and prefix + entry.name not in ("resume", "overwrite"):
+            if value != entry.default and prefix + entry.name not in ("recipe", "resume", "overwrite"):
                 # Quoted where the parser would take a part of it for a comment.
                 text = f'"{value}"' if re.search("[\\s#;'\"]", str(value)) else str(value)
                 lines.append(f"{prefix}{entry.name} = {text.lower() if isinstance(value, bool) else text}")

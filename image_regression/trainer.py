@@ -16,12 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos import coords
-from evos.derivatives import spatial_gradient, value_and_jacobian
+from evos.derivatives import change_along, spatial_gradient, value_and_jacobian
 from evos.errors import InputError
 from evos.fields import build_field
 from evos.fields.fused import Fused, compiled
 from evos.losses import cross_frequency_loss, derivative_loss, value_loss
 from evos.metrics import psnr
+from evos.optimizers import build_optimizer, evaluation_weights, update_average
+from evos.schedules import learning_rate
 from evos.selection import Pool, ResidualCache, Selection, build_selector
 from evos.transforms import fit_transform
 from image_regression.options import Options
@@ -66,10 +68,8 @@ class Fit:
         self.network = Fused(self.field, compile=run.compile)
         derive = partial(value_and_jacobian, self.field)
         self.derive = compiled(derive) if run.compile else derive
-        parameters = list(self.field.parameters())
-        # The fused kernel has no complex numbers, which WIRE's weights are.
-        fused = not any(parameter.is_complex() for parameter in parameters)
-        self.optimizer = torch.optim.Adam(parameters, lr=options.lr, fused=fused)
+        self.optimizer = build_optimizer(run.optimizer, self.field, options.lr)
+        self.average = [weight.detach().clone() for weight in self.field.parameters()] if run.ema > 0 else None
         self.selector = build_selector(
             options.selector,
             self.pool,
@@ -109,15 +109,20 @@ class Fit:
             coordinates = coordinates.detach().requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)
         selection, loss, errors = self.backward(selection, coordinates)
+        before = self.weights() if selection.is_key and self.selector.needs_update else None
         self.optimizer.step()
 
         residual, derivative_residual = errors
         extra = (
             {"derivative_residual": derivative_residual} if getattr(self.selector, "needs_derivative", False) else {}
         )
+        if before is not None:
+            extra["update"] = self.update(before)
         self.selector.observe(selection, residual, coord_grad=coordinates.grad, **extra)
         if self.supervises_frequencies(selection) and self.cache is not getattr(self.selector, "cache", None):
             self.cache.write(selection, residual)
+        if self.average is not None:
+            update_average(self.average, self.field.parameters(), self.options.run.ema, step)
         self.first_bad = torch.where((self.first_bad == 0) & ~loss.isfinite(), step, self.first_bad)
         return loss
 
@@ -148,6 +153,25 @@ class Fit:
         if coordinates.requires_grad:
             coordinates.grad = torch.cat(point_grads, dim=1)
         return selection, loss.detach(), errors
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the field's parameters."""
+        return {name: parameter.detach().clone() for name, parameter in self.field.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, before: dict[str, Tensor]) -> Float[Tensor, "B P C"]:
+        """How the field at every cell changes from its weights ``before`` this step, to first order, in [0, 1] units.
+
+        Along the loss's gradient or the optimizer's step, whichever the selector needs.
+        """
+        self.work.evaluated += self.pool.cells
+        direction = {}
+        for name, now in self.field.named_parameters():
+            gradient = torch.zeros_like(now) if now.grad is None else now.grad
+            direction[name] = gradient if self.selector.needs_update == "gradient" else now - before[name]
+        pieces = self.coords.split(self.options.run.chunk)
+        change = torch.cat([change_along(self.field, piece, before, direction) for piece in pieces])
+        return change[None] / (self.transform.slope or 2.0)
 
     def outputs(self, coordinates: Float[Tensor, "B K D"]) -> tuple[Tensor, ...]:
         """What the loss is made of: predictions and, where they are supervised, their derivatives "B K C D" a cell."""
@@ -215,16 +239,18 @@ class Fit:
             return self.network(coordinates).float()
 
     def set_learning_rate(self, step: int) -> None:
-        """Geometric decay from the first step to the last."""
-        if self.options.run.lr_decay < 1:
-            decay = self.options.run.lr_decay ** ((step - 1) / max(1, self.options.run.steps - 1))
-            self.optimizer.param_groups[0]["lr"] = self.options.lr * decay
+        """The learning rate of a step, the same for all weights."""
+        run = self.options.run
+        rate = self.options.lr * learning_rate(run.lr_schedule, step, run.steps, run.lr_decay, run.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     # ---- evaluation ------------------------------------------------------------------------------------------
 
     def predict(self) -> Float[Tensor, "P C"]:
-        """The whole signal as the field has it, in [0, 1] units, unclamped."""
-        output = self.evaluate_at(self.grid)
+        """The whole signal as the field has it, averaged where weights are, in [0, 1] units, unclamped."""
+        with evaluation_weights(self.field, self.optimizer, self.average):
+            output = self.evaluate_at(self.grid)
         return self.transform.inverse(self.aligned(output, self.training(output), self.target))
 
     @torch.no_grad()
@@ -254,10 +280,13 @@ class Fit:
     # ---- state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training continues from."""
+        """Everything that training continues from; ``average``: the weights measured, where the field's are not."""
+        with evaluation_weights(self.field, self.optimizer, self.average) as averaged:
+            average = {name: weight.clone() for name, weight in self.field.state_dict().items()} if averaged else None
         return {
             "field": self.field.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": average,
             "selector": self.selector.state_dict(),
             "transform": self.transform.state_dict(),
             "residual": self.cache.residual,
@@ -274,6 +303,8 @@ class Fit:
                 raise ValueError("one of another picture or sound")
             self.field.load_state_dict(state["field"])
             self.optimizer.load_state_dict(state["optimizer"])
+            for (name, _), mine in zip(self.field.named_parameters(), self.average or (), strict=False):
+                mine.copy_(state["average"][name])
             self.selector.load_state_dict(state["selector"])
             self.cache.residual = None if state["residual"] is None else state["residual"].to(self.device, copy=True)
             self.visits = state["visits"].to(self.device, copy=True)

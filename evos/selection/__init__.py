@@ -12,6 +12,7 @@ from evos.selection.baselines import FullConfig, FullSelector, UniformConfig, Un
 from evos.selection.cache import ResidualCache
 from evos.selection.edge_priors import EgraConfig, EgraSelector, ExpansiveConfig, ExpansiveSelector
 from evos.selection.evolutionary import EvosConfig, EvosSelector
+from evos.selection.kernel_teaching import NintConfig
 from evos.selection.nonparametric import IntConfig, IntSelector
 from evos.selection.soft_mining import SoftConfig, SoftSelector
 
@@ -22,6 +23,7 @@ SELECTORS: dict[str, tuple[type[SelectorConfig], type[Selector[Any]]]] = {
     "expansive": (ExpansiveConfig, ExpansiveSelector),
     "soft": (SoftConfig, SoftSelector),
     "int": (IntConfig, IntSelector),
+    "nint": (NintConfig, EvosSelector),
     "evos": (EvosConfig, EvosSelector),
 }
 """Every strategy by name. To add one, write its config and selector in a file of its own and name them here."""
@@ -70,6 +72,7 @@ __all__ = [
     "ExpansiveConfig",
     "FullConfig",
     "IntConfig",
+    "NintConfig",
     "Pool",
     "ResidualCache",
     "Selection",

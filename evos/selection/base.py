@@ -107,6 +107,10 @@ class Selector(ABC, Generic[ConfigT]):
     needs_target: ClassVar[bool] = False
     """Whether it is built with the target, whose edges it uses."""
 
+    needs_update: str | None = None
+    """Whether ``observe`` wants to know, on key steps, how the field changes along a direction: that of the loss's
+    "gradient" or of the optimizer's "step"."""
+
     state: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors that make up the state, besides the generator."""
 

@@ -100,7 +100,10 @@ class Block(nn.Module):
         q, k, v = rearrange(self.qkv(self.norms[0](x)), "b t (n h d) -> n b h t d", n=3, h=self.heads)
         seen = attend(q[:, :, -kept:], k, v)
         x = x[:, -kept:] + self.dropout(self.out(rearrange(seen, "b h t d -> b t (h d)")))
-        return x + self.dropout(self.narrow(F.gelu(self.widen(self.norms[1](x)))))
+        wide = self.widen(self.norms[1](x))
+        # Made anew in the backward pass, too: the GELU's values, a sixth of what the transformer would keep.
+        narrowed = checkpoint(lambda wide: self.narrow(F.gelu(wide)), wide, use_reentrant=False)
+        return x + self.dropout(narrowed)
 
 
 class Hypernetwork(nn.Module):

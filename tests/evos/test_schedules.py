@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from evos.schedules import (
     KEEP_SCHEDULES,
+    LR_SCHEDULES,
     default_key_intervals,
     is_key_step,
     keep_ratio,
     key_interval,
+    learning_rate,
     mutation_share,
     teaching_interval,
 )
@@ -72,6 +74,34 @@ def test_every_keep_ratio_lies_in_its_range_and_begins_at_its_start(start, total
     for schedule in KEEP_SCHEDULES:
         assert 0 < keep_ratio(schedule, step, total, start) <= 1
         assert keep_ratio(schedule, 1, total, start) == pytest.approx(start)
+
+
+@given(total=st.integers(2, 9999), end=st.floats(0.001, 1), warmup=st.floats(0, 0.9), data=st.data())
+def test_the_learning_rate_climbs_in_a_line_and_falls_by_the_closed_forms(total, end, warmup, data):
+    step = data.draw(st.integers(1, total))
+    top = max(1, round(warmup * total))  # the step with the highest rate
+    t = max(0, step - top) / max(1, total - top)
+    falls = {
+        "geometric": math.exp(t * math.log(end)),
+        "linear": (1 - t) + t * end,
+        "cosine": end + (1 - end) * math.cos(math.pi * t / 2) ** 2,
+    }
+    for schedule, fall in falls.items():
+        expected = step / top if step < top else fall
+        assert learning_rate(schedule, step, total, end, warmup) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", LR_SCHEDULES)
+def test_the_learning_rate_stays_exactly_where_it_is_without_decay_and_warm_up(schedule):
+    assert {learning_rate(schedule, step, 300, 1.0) for step in range(1, 301)} == {1.0}
+    assert learning_rate(schedule, 1, 1, 0.5) == 1.0  # a run of one step
+
+
+def test_linear_and_cosine_end_at_nothing():
+    assert learning_rate("linear", 300, 300, 0.0) == 0
+    assert learning_rate("cosine", 300, 300, 0.0) == pytest.approx(0, abs=1e-12)
+    rates = [learning_rate("linear", step, 11, 0.0, 0.5) for step in range(1, 12)]  # round(5.5) = 6 steps up
+    assert rates == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 0.8, 0.6, 0.4, 0.2, 0])
 
 
 @given(start=st.floats(0.01, 1), end=st.floats(0.01, 1), step=st.integers(1, PAPER_STEPS))

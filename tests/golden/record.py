@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from evos.sounds import Sound
 from image_regression.options import parse
-from image_regression.signals import astronaut
+from image_regression.signals import Signal, astronaut, from_sound
 from image_regression.trainer import Fit
 
 RUNS = {
@@ -19,14 +20,25 @@ RUNS = {
     "evos_step": ["--selector", "evos", "--selector.keep_ratio", "0.2", "--selector.keep_schedule", "step"],
     "soft": ["--selector", "soft"],
     "int": ["--selector", "int"],
+    "nint": ["--selector", "nint"],
+    "evos_adapt": ["--selector", "evos", "--selector.evaluation", "streaming", "--selector.adapt"],
+    "val_der": ["--selector", "full", "--supervision", "val_der", "--factor", "2"],
+    "sound_val_der": ["--selector", "full", "--supervision", "val_der", "--factor", "2", "--der_operator", "diff"],
+    "fast": ["--recipe", "fast"],
 }
 STEPS = 50
 
 
+def chirp() -> Signal:
+    """A rising tone of 400 samples."""
+    time = torch.linspace(0, 1, 400)
+    return from_sound("chirp", Sound(torch.sin(40 * time.square())[:, None], 400, "FLOAT", "wav"))
+
+
 def curve(name: str) -> list[float]:
-    """The loss at each step of a run of image_regression: a photo of 24 px, SIREN 3x32, on the CPU."""
+    """The loss at each step of a run of image_regression: a photo of 24 px or a chirp, SIREN 3x32, on the CPU."""
     options = parse([*RUNS[name], "--steps", str(STEPS), "--field.hidden_features", "32", "--lr", "1e-3"])
-    fit = Fit(astronaut(24), options, torch.device("cpu"))
+    fit = Fit(chirp() if name.startswith("sound") else astronaut(24), options, torch.device("cpu"))
     return [float(fit.step(step)) for step in range(1, STEPS + 1)]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from evos.optimizers import OPTIMIZERS
 from evos.runs import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,6 +187,26 @@ def test_half_a_fit_and_the_other_half_are_a_whole_fit(name, fit, tmp_path):
     second.load_state_dict(load_checkpoint(tmp_path / "half.pt"))
     twin_losses += [float(second.step(step)) for step in range(13, 25)]
     assert twin_losses == losses
+    save_checkpoint(tmp_path / "whole.pt", whole.state_dict())
+    save_checkpoint(tmp_path / "second.pt", second.state_dict())
+    assert equal(load_checkpoint(tmp_path / "whole.pt"), load_checkpoint(tmp_path / "second.pt"))
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "ema"])
+def test_half_a_fit_and_the_other_half_are_a_whole_fit_however_weights_are_moved(name, fit, tmp_path):
+    """And however often it is measured: the weights measured are not those trained."""
+    if name in ("soap", "schedule_free"):
+        pytest.importorskip("pytorch_optimizer")
+    argv = ["--ema", "0.8"] if name == "ema" else ["--optimizer", name]
+    argv += ["--selector", "uniform", "--steps", "24", "--lr", "1e-3", "--warmup", "0.2", "--lr_schedule", "cosine"]
+    whole, first, second = fit(*argv), fit(*argv), fit(*argv)
+    losses = [float(whole.step(step)) for step in range(1, 25)]
+    twin_losses = [(float(first.step(step)), first.psnr())[0] for step in range(1, 13)]
+    save_checkpoint(tmp_path / "half.pt", first.state_dict())
+    second.load_state_dict(load_checkpoint(tmp_path / "half.pt"))
+    assert second.psnr() == first.psnr()
+    twin_losses += [(float(second.step(step)), second.psnr())[0] for step in range(13, 25)]
+    assert twin_losses == losses and second.psnr() == whole.psnr()
     save_checkpoint(tmp_path / "whole.pt", whole.state_dict())
     save_checkpoint(tmp_path / "second.pt", second.state_dict())
     assert equal(load_checkpoint(tmp_path / "whole.pt"), load_checkpoint(tmp_path / "second.pt"))

@@ -212,6 +212,32 @@ def test_the_learning_rate_falls_geometrically(fit):
     assert rates == pytest.approx([1e-2, 10**-2.5, 1e-3, 10**-3.5, 1e-4])
 
 
+def test_the_learning_rate_of_all_weights_warms_up_and_falls_to_zero(fit):
+    argv = ["--lr_schedule", "linear", "--lr_decay", "0", "--warmup", "0.4", "--optimizer", "muon"]
+    run, rates = fit("--lr", "1e-2", *argv, "--steps", "5"), []
+    for step in range(1, 6):
+        run.step(step)
+        rates.append({group["lr"] for group in run.optimizer.param_groups})
+    assert len(run.optimizer.param_groups) == 2 and all(len(each) == 1 for each in rates)
+    assert [each.pop() for each in rates] == pytest.approx([5e-3, 1e-2, 2e-2 / 3, 1e-2 / 3, 0])
+
+
+@pytest.mark.parametrize("field", ["siren", "wire"])
+def test_results_are_measured_with_the_average_of_the_weights(field, fit):
+    run, seen = fit("--ema", "0.7", "--field", field, *FAST), []
+    for step in range(1, 5):
+        run.step(step)
+        seen.append(weights(run))
+    factors = [0.7**3, 0.7**2, 0.7, 1]
+    expected = sum(factor * each for factor, each in zip(factors, seen, strict=True)) / sum(factors)
+    average = run.state_dict()["average"]
+    torch.testing.assert_close(torch.cat([weight.flatten() for weight in average.values()]), expected)
+    twin = fit("--field", field, *FAST)
+    twin.field.load_state_dict(average)
+    assert torch.equal(twin.predict(), run.predict())
+    assert torch.equal(weights(run), seen[-1]) and fit(*FAST).state_dict()["average"] is None
+
+
 def test_the_learning_rate_is_that_of_the_field(fit):
     for name, config in FIELDS.items():
         assert fit("--field", name).optimizer.param_groups[0]["lr"] == config.default_lr

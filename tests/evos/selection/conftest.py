@@ -14,6 +14,7 @@ from evos.selection import (
     ExpansiveConfig,
     FullConfig,
     IntConfig,
+    NintConfig,
     Pool,
     Selection,
     Selector,
@@ -33,6 +34,11 @@ STRATEGIES: dict[str, SelectorConfig] = {
     "int": IntConfig(keep_ratio=0.3, variant="dense2", keep_schedule="linear"),
     "evos": EvosConfig(keep_ratio=0.3, **EVERY_FOURTH),
     "evos streaming": EvosConfig(keep_ratio=0.3, evaluation="streaming", **EVERY_FOURTH),
+    "evos adaptive": EvosConfig(keep_ratio=0.3, evaluation="streaming", adapt=True, **EVERY_FOURTH),
+    "evos proportional": EvosConfig(
+        keep_ratio=0.3, evaluation="streaming", adapt=True, draw="proportional", importance_cap=4.0, **EVERY_FOURTH
+    ),
+    "nint": NintConfig(keep_ratio=0.3, **EVERY_FOURTH),
     "evos budget": EvosConfig(keep_ratio=0.3, evaluation="streaming", budget=9, **EVERY_FOURTH),
 }
 
@@ -72,7 +78,8 @@ class Training:
         live = selection.gather(residuals) if self.pool.rows > 1 else selection.gather(residuals[0])
         selection = self.selector.weigh(selection, live)
         slope = 0.01 * live[..., :1].expand(*live.shape[:2], len(self.pool.shape))
-        self.selector.observe(selection, live, coord_grad=slope if step % 2 else None)
+        extra = {"update": live.flip(1)} if selection.is_key and self.selector.needs_update else {}
+        self.selector.observe(selection, live, coord_grad=slope if step % 2 else None, **extra)
         return selection
 
     def run(self, first: int = 1) -> list[Selection]:

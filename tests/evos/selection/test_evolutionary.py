@@ -1,5 +1,6 @@
-"""EVOS: fitness, survivors, mutants, streaming and budgets."""
+"""EVOS: fitness, survivors, mutants, streaming, budgets and adaptive pressure."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -261,7 +262,7 @@ def adaptive(share, cells=400, budget=1000, **options):
     config = replace(config, **options)
     one = build_selector(config, Pool(1, (20, cells // 20)), total_steps=100, device="cpu")
     residual = (torch.arange(cells) < share * cells).float()[None, :, None]
-    one.observe(Selection(one.all_rows, None, step=1), residual)
+    one.observe(Selection(one.all_rows, None, is_key=True, step=1), residual)
     return one
 
 
@@ -285,9 +286,87 @@ def test_errors_alike_everywhere_give_a_uniform_batch():
     assert chisquare(counts).pvalue > 0.001
 
 
-def test_adaptive_pressure_needs_a_budget():
-    with pytest.raises(InputError, match="adapt"):
-        build_selector(EvosConfig(adapt=True), Pool(1, (4, 4)), total_steps=10, device="cpu")
+# ---- adaptive batches: without a budget ---------------------------------------------------------------------------
+
+
+def adaptive_batch(share, seed=0, **options):
+    """Like ``adaptive``: kept 100 of 400 cells, of which at full pressure 40 are mutants."""
+    return adaptive(share, budget=None, keep_ratio=0.25, mutation_share=0.4, laplacian_weight=0.0, **options)
+
+
+@pytest.mark.parametrize("evaluation", ["dense", "streaming"])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.15, 0.2, 0.3, 0.6, 1.0])
+def test_as_many_places_go_to_the_fittest_as_the_concentration_of_the_error_says(share, evaluation):
+    """All from s = 0.1 down, none from 0.3 up, and in between linear in log s."""
+    one = adaptive_batch(share, evaluation=evaluation, key_interval=3.0)
+    index = one.select(3 if evaluation == "dense" else 4).index
+    assert one.spread.item() == pytest.approx(share)
+    expected = 60 * min(1.0, max(0.0, math.log(0.3 / share) / math.log(3)))
+    fit = int(expected + 1e-4)
+    assert index.shape == (1, 100) and len(set(index[0].tolist())) == 100
+    assert set(index[0, :fit].tolist()) == set(one.order[0, :fit].tolist())
+    assert int((index < share * 400).sum()) >= min(fit, share * 400)
+
+
+def test_even_errors_give_a_uniform_batch_and_concentrated_ones_a_uniform_rest(p_value):
+    for share, fit in ((0.5, 0), (0.1, 60)):
+        config = EvosConfig(keep_ratio=0.25, mutation_share=0.4, adapt=True, laplacian_weight=0.0)
+        one = build_selector(config, Pool(800, (20, 20)), total_steps=10, device="cpu")
+        error = (torch.arange(400) < share * 400).float().expand(800, -1)
+        one.observe(one.select(1), error[..., None])
+        index = one.select(2).index
+        top = set(one.order[0, :fit].tolist())
+        assert len(top) == fit and all(set(row[:fit]) == top for row in index.tolist())
+        assert 1e-3 < p_value(index[:, fit:], [cell for cell in range(400) if cell not in top]) < 1 - 1e-3
+
+
+def test_adaptive_weights_of_a_batch_undo_the_selection():
+    one = adaptive_batch(0.1, importance_cap=1000.0)
+    weight = one.select(2).weight[0]
+    assert torch.allclose(weight[:60], torch.tensor(60 / 400 * 100 / 60))
+    assert torch.allclose(weight[60:], torch.tensor(340 / 400 * 100 / 40))
+
+
+# ---- draws in proportion to the error ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mutation_share", [0.0, 1.0])
+def test_proportional_draws_follow_the_error_and_mutants_do_not(mutation_share):
+    """One cell a row, 20,000 rows: the frequencies are the odds."""
+    config = EvosConfig(
+        keep_ratio=0.1, mutation_share=mutation_share, draw="proportional", crossover="none", importance_cap=9.0
+    )
+    one = build_selector(config, Pool(20_000, (2, 5)), total_steps=10, device="cpu")
+    error = torch.arange(1.0, 11.0)
+    one.observe(one.select(1), error.expand(20_000, -1)[..., None])
+    selection = one.select(2)
+    expected = torch.full((10,), 0.1).double() if mutation_share else error.double() / 55
+    counts = torch.bincount(selection.index[:, 0], minlength=10)
+    assert chisquare(counts, 20_000 * expected).pvalue > 1e-3
+    torch.testing.assert_close(selection.weight, (0.1 / expected).float().clamp(1 / 9, 9)[selection.index])
+
+
+@pytest.mark.parametrize(("share", "pressed"), [(0.05, 1.0), (0.5, 0.0)])
+def test_adaptive_odds_are_uniform_until_the_error_is_concentrated(share, pressed):
+    one = adaptive_batch(share, draw="proportional", evaluation="streaming")
+    index = one.select(2).index
+    large = torch.arange(400) < share * 400
+    fit = 0.6 * pressed  # 1 - mutation_share
+    expected = torch.where(large, 1 - fit + fit / share, 1 - fit)
+    torch.testing.assert_close(one.odds(2, one.all_rows)[0], expected)
+    assert len(set(index[0].tolist())) == 100
+
+
+def test_unseen_cells_have_the_odds_of_mean_ones():
+    config = EvosConfig(draw="proportional", evaluation="streaming", mutation_share=0.0, crossover="none")
+    one = build_selector(config, Pool(1, (10,)), total_steps=10, device="cpu")
+    assert one.odds(1, one.all_rows).tolist() == [[1.0] * 10]
+    one.observe(Selection(one.all_rows, torch.tensor([[2, 3]])), torch.tensor([[[1.0], [3.0]]]))
+    expected = torch.ones(1, 10)
+    expected[0, 2:4] = torch.tensor([0.5, 1.5])
+    torch.testing.assert_close(one.odds(2, one.all_rows), expected)
+    with pytest.raises(InputError, match="draw: got proportional; allowed: top with a budget"):
+        replace(config, budget=3)
 
 
 def test_adaptive_weights_undo_the_selection():

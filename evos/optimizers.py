@@ -1,0 +1,183 @@
+"""Optimizers for fields by name, and averages of the weights that they leave behind.
+
+Learning rates are Adam's in all of them: Muon's steps are scaled to the size of Adam's, SOAP and schedule-free take
+Adam's step in other coordinates or at another point.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from evos.config import check_choice
+from evos.errors import InputError
+
+SOAP_LARGEST_SIDE = 1024
+"""Longer sides of a weight matrix keep their basis, as those of a hash table: an eigenbasis costs the cube of it."""
+
+
+class Joint:
+    """Several optimizers, each with parameters of its own, that step as one."""
+
+    def __init__(self, *parts: Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The groups of all parts."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear all gradients."""
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        """One step of each part."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of the parts."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what ``state_dict`` returned."""
+        for part, its_state in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(its_state)
+
+
+def adam(module: nn.Module, lr: float) -> Optimizer:
+    """Adam, in one kernel where the weights are real."""
+    parameters = list(module.parameters())
+    return torch.optim.Adam(parameters, lr=lr, fused=not has_complex_weights(module))
+
+
+def muon(module: nn.Module, lr: float) -> Joint | Optimizer:
+    """Muon (Jordan, 2024) for the matrices from hidden to hidden features, Adam for all other weights.
+
+    Its orthogonal steps have the root mean square of Adam's (``match_rms_adamw``, arXiv 2502.16982), so that one
+    learning rate serves both; no weight decay. The Newton-Schulz iteration is torch's, in bfloat16.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise InputError("optimizer", f"muon with torch {torch.__version__}", "adam, or torch 2.9 or later")
+    hidden = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)][1:-1]
+    if not hidden:
+        return adam(module, lr)
+    chosen = {id(weight) for weight in hidden}
+    others = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
+    return Joint(
+        torch.optim.Muon(hidden, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Adam(others, lr=lr, fused=True),
+    )
+
+
+def soap(module: nn.Module, lr: float) -> Optimizer:
+    """SOAP (Vyas et al., ICLR 2025): Adam in the eigenbasis of Shampoo's preconditioner, renewed every tenth step.
+
+    As in the released code its first step only gathers statistics. No weight decay.
+    """
+    build = from_pytorch_optimizer("SOAP")
+    return build(module.parameters(), lr=lr, weight_decay=0.0, max_precondition_dim=SOAP_LARGEST_SIDE)
+
+
+def schedule_free(module: nn.Module, lr: float) -> Optimizer:
+    """Schedule-free AdamW (Defazio et al., NeurIPS 2024), no weight decay; see ``evaluation_weights``."""
+    return from_pytorch_optimizer("ScheduleFreeAdamW")(module.parameters(), lr=lr)
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, float], Joint | Optimizer]] = {
+    "adam": adam,
+    "muon": muon,
+    "soap": soap,
+    "schedule_free": schedule_free,
+}
+
+
+def build_optimizer(name: str, module: nn.Module, lr: float) -> Joint | Optimizer:
+    """An optimizer of all weights of a module.
+
+    Args:
+        name: key in OPTIMIZERS.
+        module: what is trained; its nn.Linear layers but the first and the last hold the hidden matrices.
+        lr: Adam's learning rate, above 0.
+
+    Raises:
+        InputError: unknown name, complex weights with any but adam, or a package that is missing or too old.
+    """
+    check_choice("optimizer", name, OPTIMIZERS)
+    if name != "adam" and has_complex_weights(module):
+        raise InputError("optimizer", name, "adam where weights are complex, as WIRE's are")
+    return OPTIMIZERS[name](module, lr)
+
+
+def has_complex_weights(module: nn.Module) -> bool:
+    """Whether a module has complex weights, for which there is only Adam, in several kernels."""
+    return any(parameter.is_complex() for parameter in module.parameters())
+
+
+def from_pytorch_optimizer(name: str) -> Callable[..., Optimizer]:
+    """An optimizer class of the package pytorch-optimizer, which takes seconds to import."""
+    try:
+        import pytorch_optimizer
+    except ImportError:
+        allowed = 'adam or muon, or the package pytorch-optimizer: pip install -c constraints.txt -e ".[regress]"'
+        raise InputError("optimizer", f"{name} without its package", allowed) from None
+    return getattr(pytorch_optimizer, name)
+
+
+# ---- averages ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def update_average(average: Iterable[Tensor], weights: Iterable[Tensor], decay: float, step: int) -> None:
+    """Bring an exponential average of the weights from step - 1 to ``step``, counted from 1.
+
+    It is the sum of decay^(step - i) w_i over the steps i, divided by the sum of these factors: unlike that of
+    torch.optim.swa_utils it has nothing of the initial weights, and no host waits for a count on the device.
+
+    Args:
+        average: changed in place; what it holds before the first step does not matter.
+        weights: those that ``step`` left behind.
+        decay: in (0, 1).
+    """
+    share = (1 - decay) / (1 - decay**step)
+    for mine, weight in zip(average, weights, strict=True):
+        mine.lerp_(weight, share)
+
+
+@contextmanager
+def evaluation_weights(
+    module: nn.Module, optimizer: Joint | Optimizer, average: Iterable[Tensor] | None = None
+) -> Iterator[bool]:
+    """Within it a module has the weights that results are measured with, after it the trained ones, bit for bit.
+
+    Gives whether the two differ. Those measured are ``average`` where given, the average that a schedule-free optimizer
+    keeps, or else the trained weights. (The optimizer's own way back from eval() to train() rounds: evaluating would
+    change the training.)
+    """
+    own: Any = optimizer if hasattr(optimizer, "eval") else None
+    if average is None and own is None:
+        yield False
+        return
+    trained = [weight.detach().clone() for weight in module.parameters()]
+    if own is not None:
+        own.eval()
+    if average is not None:
+        replace_weights(module, average)
+    try:
+        yield True
+    finally:
+        if own is not None:
+            own.train()
+        replace_weights(module, trained)
+
+
+@torch.no_grad()
+def replace_weights(module: nn.Module, weights: Iterable[Tensor]) -> None:
+    """Copy weights, in the order of ``module.parameters()``, into a module."""
+    for mine, weight in zip(module.parameters(), weights, strict=True):
+        mine.copy_(weight)

@@ -1,0 +1,84 @@
+"""NINT and EVOS' update fitness: cells ranked by how a step changes the field there."""
+
+import pytest
+import torch
+
+from evos.derivatives import change_along
+from evos.errors import InputError
+from evos.fields import SirenConfig, build_field
+from evos.selection import EvosConfig, NintConfig, Pool, build_selector
+
+ONCE = {"key_schedule": "fixed", "key_interval": 1000.0}
+
+
+def observed(config, residual, update, shape):
+    """A selector that has seen one key step."""
+    selector = build_selector(config, Pool(len(residual), shape), total_steps=100, device="cpu")
+    selector.observe(selector.select(1), residual, update=update)
+    return selector
+
+
+def test_the_change_along_the_gradient_is_the_tangent_kernel_times_the_gradient_by_the_values():
+    """J, row by row in reverse mode, and K = J Jᵀ in full, in float64."""
+    field = build_field(SirenConfig(hidden_features=5, hidden_layers=1), 2, 3, seed=1).double()
+    coords = torch.rand(7, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 2 - 1
+    target = torch.rand(7, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights = dict(field.named_parameters())
+    values = field(coords)
+    rows = [torch.autograd.grad(value, weights.values(), retain_graph=True) for value in values.flatten()]
+    jacobian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+    loss = (values - target).square().mean()
+    by_values = 2 * (values - target).detach().flatten() / 21
+    expected = (jacobian @ jacobian.T @ by_values).view(7, 3)
+
+    gradient = dict(zip(weights, torch.autograd.grad(loss, weights.values()), strict=True))
+    detached = {name: weight.detach() for name, weight in weights.items()}
+    torch.testing.assert_close(change_along(field, coords, detached, gradient), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_nint_trains_on_the_cells_that_change_most_and_on_others_at_random(p_value):
+    rows = 1500
+    generator = torch.Generator().manual_seed(1)
+    update = torch.rand(1, 40, 3, generator=generator).expand(rows, -1, -1)
+    config = NintConfig(keep_ratio=0.5, mutation_share=0.7)
+    selector = observed(config, torch.rand(rows, 40, 3, generator=generator), update, (5, 8))
+    index = selector.select(2).index
+    best = sorted(range(40), key=lambda cell: -float(update[0, cell].norm()))[:6]
+    assert index.shape == (rows, 20)
+    assert all(set(row[:6]) == set(best) for row in index.tolist())
+    assert 1e-3 < p_value(index[:, 6:], [cell for cell in range(40) if cell not in best]) < 1 - 1e-3
+    assert selector.select(11).is_key and not selector.select(10).is_key
+
+
+@pytest.mark.parametrize("length", [1.0, 1e-4])
+def test_update_fitness_has_the_mean_of_the_error_whatever_the_length_of_the_step(length):
+    residual, update = torch.rand(2, 2, 30, 3, generator=torch.Generator().manual_seed(1)) - 0.5
+    selector = observed(EvosConfig(fitness="update", **ONCE), residual, length * update, (5, 6))
+    low, high = selector.fitness(torch.arange(2))
+    for row in range(2):
+        square = update[row].double().square().sum(-1)
+        expected = square / square.mean() * 4 * residual[row].double().square().mean()
+        torch.testing.assert_close(low[row].double(), expected, rtol=1e-4, atol=1e-6)
+    by_error = observed(EvosConfig(**ONCE), residual, None, (5, 6))
+    assert torch.equal(high, by_error.fitness(torch.arange(2))[1])
+
+
+def test_update_fitness_is_crossed_with_the_high_frequencies(slow_offspring):
+    residual, update = torch.rand(2, 1, 42, 3, generator=torch.Generator().manual_seed(1)) - 0.5
+    selector = observed(EvosConfig(fitness="update", **ONCE), residual, update, (6, 7))
+    low, high = selector.fitness(selector.all_rows)
+    fit, _ = selector.counts(2)
+    expected = slow_offspring(low[0].tolist(), high[0].tolist(), fit)
+    assert set(selector.select(2).index[0, :fit].tolist()) == expected
+    assert expected != slow_offspring((4 * residual[0].square().mean(-1)).tolist(), high[0].tolist(), fit)
+
+
+def test_updates_are_refused_where_nobody_follows_them():
+    selector = build_selector(NintConfig(), Pool(1, (9,)), total_steps=9, device="cpu")
+    with pytest.raises(InputError, match="fitness: got update; allowed: error"):
+        selector.observe(selector.select(1), torch.zeros(1, 9, 1))
+    with pytest.raises(InputError, match="evaluation: got streaming; allowed: dense with fitness update"):
+        EvosConfig(fitness="update", evaluation="streaming")
+    for name in ("fitness", "direction", "draw"):
+        with pytest.raises(InputError, match=f"^{name}: got"):
+            EvosConfig(**{name: "nothing"})

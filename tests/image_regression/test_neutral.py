@@ -1,0 +1,300 @@
+"""The neutral benchmark: its statistics against closed forms and scipy, and tiny runs of the whole."""
+
+import json
+import math
+import sys
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from evos.errors import InputError
+from evos.images import read_image
+from evos.selection import SELECTORS, UniformConfig, UniformSelector
+from image_regression.options import PARTS
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "benchmarks"))  # as its scripts have it
+
+import common  # noqa: E402
+import neutral  # noqa: E402
+import neutral_report as report  # noqa: E402
+import neutral_suites as suites  # noqa: E402
+
+TINY = ["--sizes", "16", "--steps", "3", "6", "--ratios", "0.5", "--seeds", "0", "--threads", "1", "--device", "cpu"]
+
+
+def curve(*psnrs: float, seconds: float = 1.0, points: float = 100.0) -> list[dict[str, float]]:
+    return [
+        {"step": i, "seconds": seconds * i, "cpu_seconds": seconds * i / 2, "points": points * i, "psnr": psnr}
+        for i, psnr in enumerate(psnrs)
+    ]
+
+
+def contender(strategy: str = "uniform", steps: int = 2) -> report.Contender:
+    return report.Contender("paper", "0.5", 16, "siren", strategy, steps)
+
+
+def run(strategy: str, psnrs: list[float], seed: int = 0, name: str = "a", **costs: float) -> report.Run:
+    line = curve(*psnrs, **costs)
+    return report.Run(contender(strategy, len(psnrs) - 1), name, seed, 1e-4, False, line, "commit")
+
+
+# ---- statistics
+
+
+def test_psnr_between_evaluations_is_interpolated_and_a_finished_run_keeps_its_last():
+    line = curve(10, 20, 24, seconds=2.0)
+    assert report.psnr_at(line, "seconds", 3.0) == pytest.approx(22)
+    assert report.psnr_at(line, "points", 50) == pytest.approx(15)
+    assert report.psnr_at(line, "cpu_seconds", 99) == 24
+
+
+def test_at_equal_cost_the_best_length_of_run_counts():
+    short, long = curve(10, 30, 31), curve(10, 20, 25, 40)
+    assert report.best_at([short, long], "seconds", 2) == 31
+    assert report.best_at([short, long], "seconds", 3) == 40
+    assert report.least_seconds([short, long], "seconds", 25) == pytest.approx(0.75)
+    assert report.least_seconds([short, long], "cpu_seconds", 35.5) == pytest.approx((2 + 10.5 / 15) / 2)
+    assert report.least_seconds([short, long], "seconds", 41) == math.inf
+
+
+def test_the_spread_is_that_of_the_seeds_means_over_inputs():
+    table = np.random.default_rng(0).normal(30, 3, (4, 3))
+    values = {(f"picture {i}", j): float(table[i, j]) for i in range(4) for j in range(3)}
+    found = report.summary(values)
+    assert found["mean"] == pytest.approx(table.mean())
+    assert found["spread"] == pytest.approx(table.mean(0).std(ddof=1))
+    assert (found["reached"], found["of"]) == (12, 12)
+
+
+def test_a_mean_over_runs_that_did_not_get_there_is_none():
+    assert report.summary({("a", 0): 3.0, ("b", 0): math.inf}) == {"mean": None, "spread": None, "reached": 1, "of": 2}
+
+
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_gains_of_one_sign_have_the_p_of_as_many_coins(count):
+    assert report.signed_rank([1 + i / 7 for i in range(count)]) == pytest.approx(min(1, 2 * 0.5**count))
+
+
+def test_the_test_is_scipys_and_blind_to_the_sign():
+    differences = np.random.default_rng(0).normal(0.5, 1, 11)
+    expected = stats.wilcoxon(differences, method="exact").pvalue
+    assert report.signed_rank(differences) == pytest.approx(expected)
+    assert report.signed_rank(-differences) == pytest.approx(expected)
+
+
+def test_no_difference_at_all_is_no_evidence():
+    assert report.signed_rank([0.0, 0.0, 0.0]) == 1.0
+
+
+def test_never_to_get_there_is_slower_than_any_time():
+    theirs = {("a", seed): 1.0 + seed for seed in range(6)}
+    slow = {pair: 10 * seconds for pair, seconds in theirs.items()}
+    never = {**slow, ("a", 2): math.inf}
+    expected = report.paired({**slow, ("a", 2): 1e6}, theirs, logarithmic=True)
+    found = report.paired(never, theirs, logarithmic=True)
+    assert found == {"ratio": pytest.approx(10), "p": pytest.approx(expected["p"]), "pairs": 5}
+    both = {**theirs, ("a", 2): math.inf}
+    assert report.paired(both, both, logarithmic=True) == {"ratio": pytest.approx(1), "p": 1.0, "pairs": 5}
+
+
+def test_ratios_are_averaged_as_ratios_and_differences_as_differences():
+    mine, theirs = {("a", 0): 2.0, ("a", 1): 8.0}, {("a", 0): 1.0, ("a", 1): 16.0}
+    assert report.paired(mine, theirs, logarithmic=True)["ratio"] == pytest.approx(1)
+    assert report.paired(mine, theirs, logarithmic=False)["difference"] == pytest.approx(-3.5)
+
+
+def test_a_contest_is_ranked_at_the_cost_of_the_longest_uniform_run():
+    runs = [run("full", [10, 20, 30, 40], seed, seconds=2.0, points=200) for seed in (0, 1)]
+    runs += [run("uniform", [10, 18, 26, 34 + seed], seed) for seed in (0, 1)]
+    runs += [run("fast", [10, 30, 35, 50], seed, seconds=0.5) for seed in (0, 1)]
+    (contest,) = report.contests(runs, [2], [30], "seconds")
+    assert [row["strategy"] for row in contest["rows"]] == ["fast", "uniform", "full"]
+    fast, uniform, full = contest["rows"]
+    # In the 3 s of uniform the full run is at step 1.5.
+    assert full["measures"]["psnr@1 seconds"]["mean"] == full["measures"]["psnr@1 points"]["mean"] == pytest.approx(25)
+    assert full["measures"]["psnr@2"]["mean"] == 30
+    assert full["against"]["uniform"]["psnr@1 seconds"]["difference"] == pytest.approx(-9.5)
+    assert fast["measures"]["psnr@0.5 seconds"]["mean"] == 50
+    assert fast["against"]["full"]["seconds to 30"]["ratio"] == pytest.approx(0.5 / 4)
+    assert fast["against"]["uniform"]["seconds to 30"]["p"] == pytest.approx(0.5)
+    assert uniform["measures"]["psnr@3"]["spread"] == pytest.approx(math.sqrt(0.5))
+    assert set(uniform["against"]) == {"full"}
+
+
+def test_tables_name_every_entrant_its_loss_and_the_end_of_a_search():
+    runs = [run("full", [10, 20, 30]), run("uniform", [10, 15, 28]), run("uniform", [10, 16, 29], name="b")]
+    runs.append(run("full", [10, 20, 27], name="b"))
+    text = report.tables(report.contests(runs, [], [28, 50], "seconds"), [contender("full")])
+    assert "| siren | full | no | 1 (+0.00) | 1.0 |" in text and "| siren | uniform | no | 2 (-) | 2.0 |" in text
+    assert "1.0e-04* |" in text and "1.0e-04 |" in text
+    assert "s to 28" in text and "1 of 2" in text and "s to 50" not in text
+
+
+def test_the_plot_is_a_picture_with_a_panel_for_each_contest(tmp_path):
+    runs = [run("full", [10, 20, 30]), run("uniform", [10, 15, 28]), run("uniform", [10, 0], name="b")]
+    report.write_plot(tmp_path / "one.png", runs, "seconds")
+    other = [replace(each, contender=replace(each.contender, keep="0.25")) for each in runs]
+    report.write_plot(tmp_path / "two.png", [*runs, *other], "seconds")
+    one, two = (read_image(tmp_path / f"{name}.png").pixels.shape[:2] for name in ("one", "two"))
+    assert two == (2 * one[0], one[1])
+
+
+# ---- what is compared
+
+
+def test_options_of_a_variant_go_to_the_run_or_to_its_selector():
+    assert suites.strategy_options("evos:cfs_weight=0,crossover=add,adapt") == {
+        "selector": "evos",
+        "cfs_weight": "0",
+        "selector.crossover": "add",
+        "selector.adapt": "true",
+    }
+    with pytest.raises(InputError, match="did you mean uniform"):
+        suites.strategy_options("unifrom")
+
+
+def test_a_config_file_is_a_recipe_without_its_selection(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("selector = uniform\nselector.keep_ratio = 0.1\nsteps = 7\nlr = 0.002\nlr_decay = 0.1\n")
+    recipe, names = suites.recipe_of(str(path))
+    assert recipe == suites.Recipe({"lr_decay": "0.1"}, {"siren": 0.002}) and names == {"transform": "min_max"}
+
+
+def test_every_selector_there_is_has_a_row_by_its_name():
+    assert {name: suites.strategies()[name]["selector"] for name in SELECTORS} == {name: name for name in SELECTORS}
+
+
+def test_the_full_run_is_the_same_whatever_share_the_others_keep():
+    half, quarter = (replace(contender("full"), keep=keep) for keep in ("0.5", "0.25"))
+    suite = suites.SUITES["small"]
+    assert suites.options_of(half, suite, 1e-3, 0) == suites.options_of(quarter, suite, 1e-3, 0)
+    others = [suites.options_of(replace(each, strategy="uniform"), suite, 1e-3, 0) for each in (half, quarter)]
+    assert [each.selector.keep_ratio for each in others] == [0.5, 0.25]
+
+
+def test_glyphs_are_dark_strokes_on_white():
+    page = suites.glyphs(40).values
+    assert set(page.unique().tolist()) == {0.0, 1.0} and 0.1 < float((page == 0).float().mean()) < 0.3
+
+
+# ---- the whole
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """bench(*argv) -> (what the result holds, the runs made anew) of a benchmark with a tiny network and no plot."""
+    small = replace(suites.SUITES["small"], values={"field.hidden_features": 8, "field.hidden_layers": 1})
+    monkeypatch.setitem(neutral.SUITES, "small", small)
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(neutral, "write_plot", lambda *args: None)
+    made = []
+    train = neutral.train
+
+    def counted(signal, options, device, at):
+        if options.run.steps in (3, 6) and options.field.hidden_features == 8:
+            made.append((options.run.selector, options.run.steps, options.lr, options.run.seed, signal.name))
+        return train(signal, options, device, at)
+
+    monkeypatch.setattr(neutral, "train", counted)
+
+    def start(*argv: str):
+        made.clear()
+        threads = torch.get_num_threads()
+        try:
+            neutral.main([*TINY, "--out", str(tmp_path / "out"), "--name", "tiny", *argv])
+        finally:
+            torch.set_num_threads(threads)
+        return json.loads((tmp_path / "results" / "tiny.json").read_text())["results"], list(made)
+
+    return start
+
+
+def test_a_strategy_of_one_more_file_is_ranked(bench, monkeypatch, tmp_path):
+    @dataclass(frozen=True)
+    class MineConfig(UniformConfig):
+        name: ClassVar[str] = "mine"
+
+    monkeypatch.setitem(SELECTORS, "mine", (MineConfig, UniformSelector))
+    monkeypatch.setitem(PARTS["selector"], "mine", MineConfig)
+    results, _ = bench("--recipes", "paper", "--inputs", "1", "--steps", "3")
+    rows = {row["strategy"]: row for row in results["contests"][0]["rows"]}
+    assert {*SELECTORS, "full_cfs", "evos_no_cfs"} <= set(rows) and "mine" in rows
+    # It draws as uniform does: the same generator, the same PSNR.
+    assert rows["mine"]["measures"]["psnr@3"] == rows["uniform"]["measures"]["psnr@3"]
+    assert {name for name, row in rows.items() if row["cfs"]} >= {"evos", "full_cfs", "uniform_cfs"}
+    assert not rows["evos_no_cfs"]["cfs"] and not rows["mine"]["cfs"]
+    assert "mine" in (tmp_path / "out" / "tiny.md").read_text()
+
+
+def test_strategies_alternate_and_each_searches_as_many_rates(bench):
+    _, made = bench("--recipes", "tuned", "--strategies", "full", "uniform", "--lr_factors", "1", "4")
+    assert [name for name, *_ in made] == ["full", "uniform"] * (len(made) // 2)
+    searched = {(name, steps, lr) for name, steps, lr, seed, picture in made if picture == "astronaut"}
+    expected = {(name, steps, lr) for name in ("full", "uniform") for steps in (3, 6) for lr in (1e-3, 4e-3)}
+    assert searched == expected
+    assert len(made) == len(expected) + 4  # and the best of each on the second picture
+
+
+def test_the_rate_of_the_highest_final_psnr_is_used_everywhere(bench, tmp_path):
+    results, made = bench("--recipes", "tuned", "--strategies", "full", "--steps", "6", "--lr_factors", "0.1", "1", "8")
+    curves = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("astronaut-16/*.json")]
+    best = max(curves, key=lambda each: each["curve"][-1]["psnr"])["options"]["lr"]
+    assert [lr for *_, lr, _, picture in made if picture == "glyphs"] == [best]
+    assert results["contests"][0]["rows"][0]["lr"] == {"6": best}
+
+
+def test_the_same_command_makes_no_run_again_and_a_seed_more_only_its_own(bench):
+    argv = ["--recipes", "paper", "--strategies", "full", "uniform"]
+    first, made = bench(*argv)
+    assert len(made) == 8
+    again, made = bench(*argv)
+    assert made == [] and again == first
+    more, made = bench(*argv, "--seeds", "0", "1")
+    assert len(made) == 8 and {seed for *_, seed, _ in made} == {1}
+    assert more["contests"][0]["rows"][0]["measures"]["psnr@6"]["of"] == 4
+
+
+def test_a_diverged_run_counts_as_0_db_and_ends_no_benchmark(bench, tmp_path):
+    results, _ = bench("--recipes", "tuned", "--strategies", "full", "--lr_factors", "1e38", "--inputs", "1")
+    (row,) = results["contests"][0]["rows"]
+    assert row["diverged"] == 2 and row["measures"]["psnr@6"]["mean"] == 0
+
+
+def test_curves_count_points_and_begin_untrained(bench, tmp_path):
+    bench("--recipes", "paper", "--strategies", "uniform", "--steps", "6", "--inputs", "1")
+    (path,) = (tmp_path / "out").rglob("astronaut-16/*.json")
+    line = json.loads(path.read_text())["curve"]
+    assert [entry["step"] for entry in line] == list(range(7))
+    assert [entry["points"] for entry in line] == [128 * step for step in range(7)]
+    assert line[0]["seconds"] == line[0]["cpu_seconds"] == 0
+    assert all(a["cpu_seconds"] < b["cpu_seconds"] for a, b in pairwise(line))
+
+
+def test_what_a_schedule_refuses_is_left_out_with_a_notice(bench, capsys):
+    results, _ = bench(
+        "--recipes", "paper", "--strategies", "uniform", "soft", "--ratios", "0.5", "step", "--inputs", "1"
+    )
+    constant, step = results["contests"]
+    assert {row["strategy"] for row in constant["rows"]} == {"uniform", "soft"}
+    assert {row["strategy"] for row in step["rows"]} == {"uniform"}
+    assert "notice: left out: soft, paper, step, siren: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--strategies", "unifrom"], "--strategies: got unifrom; allowed: did you mean uniform?"),
+        (["--strategies", "evos:nonsense=1", "full"], "--selector.nonsense"),
+        (["--recipes", "nonsense"], "--recipes: got nonsense"),
+        (["--suite", "photos", "--data", "nowhere"], "--data: got nowhere; allowed: a folder with div2k"),
+    ],
+)
+def test_a_wrong_name_is_one_line(argv, line, refused):
+    assert line in refused(*TINY, *argv, program=neutral.main)
