@@ -82,8 +82,8 @@ def evaluate(
     layers, points = scaled_weights(field), coords.reshape(-1, coords.shape[-1])
     with torch.autocast(device, enabled=False):
         pieces = points.split(points_at_a_time(points, width=max(len(bias) for _, bias in layers)))
-        values = [carry(field, layers, encode(piece), slope, hidden_dtype) for piece in pieces]
-    return torch.cat(values).reshape(*coords.shape[:-1], -1)
+        values = torch.cat([carry(field, layers, encode(piece), slope, hidden_dtype) for piece in pieces])
+    return values.view(*coords.shape[:-1], values.shape[-1])
 
 
 def points_at_a_time(points: Float[Tensor, "N D"], width: int) -> int:
