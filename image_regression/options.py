@@ -331,7 +331,7 @@ def from_values(values: Mapping[str, Any], names: Mapping[str, str], base: type 
     ``names`` says which parts they belong to.
     """
     values = {**recipe_values(values.get("recipe", "none"), names), **values}
-    own = {**names, **{name: value for name, value in values.items() if "." not in name}}
+    own = {name: value for name, value in values.items() if "." not in name}
     built = {}
     for part, name in names.items():
         mine = {key.split(".", 1)[1]: value for key, value in values.items() if key.startswith(part + ".")}
