@@ -57,15 +57,16 @@ RECIPES = {
 }
 """Recipes by name: the papers' (Adam at a constant rate), and better ones. A config file is a recipe, too."""
 
-VARIANTS = ("full_cfs", "uniform_cfs", "evos_no_cfs", "evos_adapt")
+VARIANTS = ("full_cfs", "uniform_cfs", "evos_no_cfs", "evos_drawn", "evos_adapt")
 """Strategies that are compared beside the selectors themselves where the command line names none."""
 
 
 def strategies() -> dict[str, dict[str, Any]]:
     """Options of every strategy by name: all selectors there are, and variants of them."""
-    adapt = {"selector": "evos", "cfs_weight": 0.0, "selector.evaluation": "streaming", "selector.adapt": True}
-    adapt |= {"selector.draw": "proportional", "selector.mutation_share": 0.3, "selector.crossover": "none"}
-    return {name: {"selector": name} for name in SELECTORS} | compare.STRATEGIES | {"evos_adapt": adapt}
+    drawn = {"selector": "evos", "cfs_weight": 0.0, "selector.evaluation": "streaming"}
+    drawn |= {"selector.draw": "proportional", "selector.crossover": "none"}
+    variants = {"evos_drawn": drawn, "evos_adapt": drawn | {"selector.adapt": True}}
+    return {name: {"selector": name} for name in SELECTORS} | compare.STRATEGIES | variants
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,15 @@ SOAP_LARGEST_SIDE = 1024
 """Longer sides of a weight matrix keep their basis, as those of a hash table: an eigenbasis costs the cube of it."""
 
 
+CLIP_MEMORY = 0.98
+"""Decay per step of the running mean that gradients are clipped against; AdaGC's."""
+
+POLISH_ITERATIONS = 10
+"""Iterations of L-BFGS in a step: each step begins with an evaluation that only repeats the last one."""
+POLISH_HISTORY = 50
+"""Pairs of steps and changes of the gradient that L-BFGS remembers, each of the size of two sets of weights."""
+
+
 class Joint:
     """Several optimizers, each with parameters of its own, that step as one."""
 
@@ -89,6 +98,13 @@ def schedule_free(module: nn.Module, lr: float) -> Optimizer:
     return from_pytorch_optimizer("ScheduleFreeAdamW")(module.parameters(), lr=lr)
 
 
+def polisher(module: nn.Module) -> Optimizer:
+    """L-BFGS with a line search by the strong Wolfe conditions, which takes the same loss in every evaluation."""
+    return torch.optim.LBFGS(
+        module.parameters(), max_iter=POLISH_ITERATIONS, history_size=POLISH_HISTORY, line_search_fn="strong_wolfe"
+    )
+
+
 OPTIMIZERS: dict[str, Callable[[nn.Module, float], Joint | Optimizer]] = {
     "adam": adam,
     "muon": muon,
@@ -127,6 +143,34 @@ def from_pytorch_optimizer(name: str) -> Callable[..., Optimizer]:
         allowed = 'adam or muon, or the package pytorch-optimizer: pip install -c constraints.txt -e ".[regress]"'
         raise InputError("optimizer", f"{name} without its package", allowed) from None
     return getattr(pytorch_optimizer, name)
+
+
+# ---- clipping ------------------------------------------------------------------------------------------------
+
+
+class RunningClip:
+    """Gradients no longer than a multiple of the running mean of what they were.
+
+    AdaGC (Wang et al., 2025, arXiv 2502.11034) with one norm over all weights. Batches of where the error is largest
+    have a gradient many times the usual length now and then; Adam, whose denominators remember the usual, makes a step
+    of it that undoes hundreds.
+
+    ``mean`` is the state: the exponential average of the clipped norms, 0 before the first step.
+    """
+
+    def __init__(self, ratio: float, device: torch.device | str) -> None:
+        """``ratio``: at least 1; with 1 the mean can only fall."""
+        self.ratio, self.mean = ratio, torch.zeros((), device=device)
+
+    @torch.no_grad()
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Clip the gradients of a step, of which the first is as long as it likes, in place and without a host wait."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        usual = torch.where(self.mean == 0, norm, self.mean)
+        scale = (self.ratio * usual / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)
+        torch._foreach_mul_(gradients, scale)
+        self.mean = usual.lerp(norm * scale, 1 - CLIP_MEMORY)
 
 
 # ---- averages ------------------------------------------------------------------------------------------------

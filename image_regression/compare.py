@@ -135,7 +135,7 @@ def listed_steps(config: CompareConfig) -> list[int]:
 def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
     """Every run of the strategies; seeds vary slowest, so that a stopped comparison has whole tables of the first."""
     own = {option.name for option in RegressionConfig.__dataclass_fields__.values()}
-    shared = {name: value for name, value in asdict(options.run).items() if name in own}
+    shared = {name: value for name, value in asdict(config).items() if name in own}
     steps = listed_steps(config)
     shared["eval_every"] = config.eval_every or gcd(*steps, max(1, config.steps // 20))
     shared |= {
@@ -155,6 +155,11 @@ def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
         names = f"{config.strategies} with {config.schedules}, seeds {config.seeds}"
         raise InputError("--strategies", names, "at least one run; full and soft have no schedule but constant")
     return jobs
+
+
+def without_recipe(config: CompareConfig, given: Mapping[str, str]) -> CompareConfig:
+    """A recipe's options as if they were given, but for its selection, which is what the strategies vary."""
+    return replace(config, recipe="none", cfs_weight=config.cfs_weight if "cfs_weight" in given else None)
 
 
 def make_config_jobs(config: CompareConfig, given: Mapping[str, str], parts: Mapping[str, str]) -> list[Job]:
@@ -433,7 +438,7 @@ def main(argv: list[str] | None = None) -> None:
     elif named := next((name for name in given if name.partition(".")[0] == "selector"), None):
         raise InputError(f"--{named}", given[named], "--strategies and --schedules in a comparison")
     else:
-        jobs = make_jobs(config, options)
+        jobs = make_jobs(without_recipe(config, given), options)
     devices = all_devices(config.devices)
     # Given again, the same comparison goes on; another one in the same folder is refused.
     resume = Path(config.out).exists() and not config.overwrite

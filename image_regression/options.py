@@ -30,12 +30,17 @@ RECIPES: dict[str, dict[str, Any]] = {
     "none": {},
     "paper": {"selector": "full", "lr": 1e-4},
     "fast": {
-        "selector": "uniform",
-        "selector.keep_ratio": 0.25,
+        "selector": "evos",
+        "selector.keep_ratio": 0.1,
+        "selector.evaluation": "streaming",
+        "selector.draw": "proportional",
+        "selector.crossover": "none",
+        "cfs_weight": 0.0,
         "field": "siren",
         "field.init_scale": 1.5,
         "optimizer": "schedule_free",
         "lr": 1e-3,
+        "clip_ratio": 1.05,
     },
 }
 """Sets of defaults by name; options of a part (``field.init_scale``) count only with the part named there."""
@@ -105,6 +110,13 @@ class RegressionConfig:
     ema: float = 0.0
     """Decay per step of an average of the weights, with which results are measured, in [0, 1); 0: off."""
 
+    polish: int = 0
+    """How many of the steps, the last ones, are ten iterations of L-BFGS on every point each, at least 0; they begin
+    with the weights that results were measured with. Not in bf16."""
+
+    clip_ratio: float | None = None
+    """Largest norm of the gradient as a multiple of its running mean over about 50 steps, at least 1; none: any."""
+
     cfs_weight: float | None = None
     """Weight of cross-frequency supervision, at least 0; none: 0.65 with the evos selector, 0 with any other."""
 
@@ -166,6 +178,10 @@ class RegressionConfig:
             raise InputError("ema", self.ema, "at least 0 and below 1")
         if self.ema > 0 and self.optimizer == "schedule_free":
             raise InputError("ema", self.ema, "0 with schedule_free, which keeps an average of its own")
+        check_range("clip_ratio", self.clip_ratio, 1)
+        check_range("polish", self.polish, 0, self.steps)
+        if self.polish and self.precision == "bf16":
+            raise InputError("polish", self.polish, "0 with --precision bf16, too coarse for a line search")
         check_range("cfs_weight", self.cfs_weight, 0)
         check_range("cfs_share", self.cfs_share, 0, 1)
         check_range("seed", self.seed, 0, 2**32 - 1)

@@ -22,7 +22,14 @@ from evos.fields import build_field
 from evos.fields.fused import Fused, compiled
 from evos.losses import cross_frequency_loss, derivative_loss, value_loss
 from evos.metrics import psnr
-from evos.optimizers import build_optimizer, evaluation_weights, update_average
+from evos.optimizers import (
+    RunningClip,
+    build_optimizer,
+    evaluation_weights,
+    polisher,
+    replace_weights,
+    update_average,
+)
 from evos.schedules import learning_rate
 from evos.selection import Pool, ResidualCache, Selection, build_selector
 from evos.transforms import fit_transform
@@ -69,6 +76,8 @@ class Fit:
         derive = partial(value_and_jacobian, self.field)
         self.derive = compiled(derive) if run.compile else derive
         self.optimizer = build_optimizer(run.optimizer, self.field, options.lr)
+        self.polishing = False
+        self.clip = None if run.clip_ratio is None else RunningClip(run.clip_ratio, device)
         self.average = [weight.detach().clone() for weight in self.field.parameters()] if run.ema > 0 else None
         self.selector = build_selector(
             options.selector,
@@ -95,6 +104,8 @@ class Fit:
 
     def step(self, step: int) -> Tensor:
         """Select, train, and tell the selector; returns the loss without waiting for it."""
+        if step > self.options.run.steps - self.options.run.polish:
+            return self.polish(step)
         self.set_learning_rate(step)
         selection = self.selector.select(step, evaluate=self.evaluate)
         points = self.pool.cells if selection.index is None else selection.index.shape[1]
@@ -109,6 +120,8 @@ class Fit:
             coordinates = coordinates.detach().requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)
         selection, loss, errors = self.backward(selection, coordinates)
+        if self.clip is not None:
+            self.clip(self.field.parameters())
         before = self.weights() if selection.is_key and self.selector.needs_update else None
         self.optimizer.step()
 
@@ -125,6 +138,29 @@ class Fit:
             update_average(self.average, self.field.parameters(), self.options.run.ema, step)
         self.first_bad = torch.where((self.first_bad == 0) & ~loss.isfinite(), step, self.first_bad)
         return loss
+
+    def polish(self, step: int) -> Tensor:
+        """Some iterations of L-BFGS on every point; returns the loss before them. Its line search waits for losses."""
+        if not self.polishing:
+            with evaluation_weights(self.field, self.optimizer, self.average):
+                measured = [weight.detach().clone() for weight in self.field.parameters()]
+            replace_weights(self.field, measured)
+            self.begin_polish()
+        selection = self.selector.everything(self.selector.all_rows, step)
+
+        def closure() -> Tensor:
+            self.work.trained += self.pool.cells
+            self.work.evaluated += self.pool.cells
+            self.optimizer.zero_grad()
+            return self.backward(selection, selection.gather(self.coords))[1]
+
+        loss: Tensor = self.optimizer.step(closure)
+        self.first_bad = torch.where((self.first_bad == 0) & ~loss.isfinite(), step, self.first_bad)
+        return loss
+
+    def begin_polish(self) -> None:
+        """From here on L-BFGS moves the weights, and these are what is measured."""
+        self.polishing, self.optimizer, self.average = True, polisher(self.field), None
 
     def backward(
         self, selection: Selection, coordinates: Float[Tensor, "B K D"]
@@ -286,6 +322,8 @@ class Fit:
         return {
             "field": self.field.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "polishing": self.polishing,
+            "gradient_norm": None if self.clip is None else self.clip.mean,
             "average": average,
             "selector": self.selector.state_dict(),
             "transform": self.transform.state_dict(),
@@ -302,7 +340,11 @@ class Fit:
             if not (same_shape and math.isclose(state["mean"], self.mean, abs_tol=1e-6)):
                 raise ValueError("one of another picture or sound")
             self.field.load_state_dict(state["field"])
+            if state["polishing"]:
+                self.begin_polish()
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.clip is not None:
+                self.clip.mean = state["gradient_norm"].to(self.device, copy=True)
             for (name, _), mine in zip(self.field.named_parameters(), self.average or (), strict=False):
                 mine.copy_(state["average"][name])
             self.selector.load_state_dict(state["selector"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from evos.errors import InputError
 from evos.fields import build_field, field_config
-from evos.optimizers import OPTIMIZERS, build_optimizer, evaluation_weights, update_average
+from evos.optimizers import OPTIMIZERS, RunningClip, build_optimizer, evaluation_weights, update_average
 from evos.runs import load_checkpoint, save_checkpoint
 
 PACKAGED = ("soap", "schedule_free")
@@ -245,3 +245,28 @@ def test_an_old_torch_is_named(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(InputError, match=r"torch 2\.9 or later"):
         build_optimizer("muon", network(), 1e-2)
+
+
+def test_a_gradient_is_clipped_to_a_multiple_of_the_running_mean_of_the_clipped_norms():
+    weights = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(3))]
+    clip, mean = RunningClip(1.5, "cpu"), None
+    for norm in (2.0, 1.0, 10.0, 3.0):
+        # The third weight takes no part, as one without a gradient.
+        weights[0].grad, weights[1].grad = torch.tensor([0.6, 0.0]) * norm, torch.tensor([0.8]) * norm
+        clip(weights)
+        allowed = norm if mean is None else min(norm, 1.5 * mean)
+        mean = allowed if mean is None else 0.98 * mean + 0.02 * allowed
+        torch.testing.assert_close(weights[0].grad, torch.tensor([0.6 * allowed, 0.0]))
+        torch.testing.assert_close(weights[1].grad, torch.tensor([0.8 * allowed]))
+        assert clip.mean.item() == pytest.approx(mean)
+
+
+def test_a_gradient_of_nothing_stays_nothing_and_one_that_is_not_finite_is_passed_on():
+    weight = nn.Parameter(torch.zeros(2))
+    clip = RunningClip(1.0, "cpu")
+    weight.grad = torch.zeros(2)
+    clip([weight])
+    assert torch.equal(weight.grad, torch.zeros(2))
+    weight.grad = torch.tensor([1.0, torch.nan])
+    clip([weight])
+    assert not weight.grad.isfinite().all()

@@ -192,12 +192,18 @@ def test_half_a_fit_and_the_other_half_are_a_whole_fit(name, fit, tmp_path):
     assert equal(load_checkpoint(tmp_path / "whole.pt"), load_checkpoint(tmp_path / "second.pt"))
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS, "ema"])
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "ema", "clip_ratio", "polish", "polish of an average"])
 def test_half_a_fit_and_the_other_half_are_a_whole_fit_however_weights_are_moved(name, fit, tmp_path):
     """And however often it is measured: the weights measured are not those trained."""
     if name in ("soap", "schedule_free"):
         pytest.importorskip("pytorch_optimizer")
-    argv = ["--ema", "0.8"] if name == "ema" else ["--optimizer", name]
+    options = {
+        "ema": ["--ema", "0.8"],
+        "clip_ratio": ["--clip_ratio", "1"],
+        "polish": ["--polish", "12"],
+        "polish of an average": ["--polish", "14", "--ema", "0.5"],
+    }
+    argv = options.get(name, ["--optimizer", name])
     argv += ["--selector", "uniform", "--steps", "24", "--lr", "1e-3", "--warmup", "0.2", "--lr_schedule", "cosine"]
     whole, first, second = fit(*argv), fit(*argv), fit(*argv)
     losses = [float(whole.step(step)) for step in range(1, 25)]

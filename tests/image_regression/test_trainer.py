@@ -238,6 +238,23 @@ def test_results_are_measured_with_the_average_of_the_weights(field, fit):
     assert torch.equal(weights(run), seen[-1]) and fit(*FAST).state_dict()["average"] is None
 
 
+@pytest.mark.parametrize("argv", [["--ema", "0.9"], ["--optimizer", "schedule_free"], ["--supervision", "val_der"]])
+def test_the_last_steps_polish_on_every_point_from_the_weights_measured(argv, fit):
+    if "schedule_free" in argv:
+        pytest.importorskip("pytorch_optimizer")
+    run = fit("--selector", "uniform", "--lr", "1e-3", "--steps", "26", "--polish", "6", *argv)
+    for step in range(1, 21):
+        run.step(step)
+    measured, work = run.psnr(), run.work.evaluated
+    error = run.transform.slope**2 * (run.predict() - run.values).square().mean()
+    losses = [float(run.step(step)) for step in range(21, 27)]
+    if "val_der" not in argv:
+        assert losses[0] == pytest.approx(error.item(), rel=1e-4)
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 0.6 * losses[0]
+    assert run.psnr() > measured + 1
+    assert (run.work.evaluated - work) % run.pool.cells == 0 and run.work.evaluated - work >= 60 * run.pool.cells
+
+
 def test_the_learning_rate_is_that_of_the_field(fit):
     for name, config in FIELDS.items():
         assert fit("--field", name).optimizer.param_groups[0]["lr"] == config.default_lr
