@@ -1,11 +1,13 @@
 """A full-batch SIREN step of ours against the plainest PyTorch loop: where its time goes, what it leaves of the loss.
 
 python benchmarks/step_time.py [--size 256] [--repeats 11] [--device cpu] [--sides plain full ...]
-python benchmarks/step_time.py --losses 500 --size 128 [--sides plain full full_bf16]
+python benchmarks/step_time.py --losses 500 --size 128 [--sides plain plain_nudged full full_bf16]
 
 The first measures seconds per step, sides in turn, and profiles each of them; the second trains from the same weights
 and compares the losses. glibc gives every freed block above 32 MB back to the system, which a plain loop as anybody
-writes it pays for; ``plain_kept`` is the same loop with evos.runs.keep_freed_memory, as all sides of ours.
+writes it pays for; ``plain_kept`` is the same loop with evos.runs.keep_freed_memory, as all sides of ours. Training
+amplifies rounding: ``plain_nudged`` is the plain loop from weights a last bit or so away, what any difference in losses
+has to be compared with.
 """
 
 import argparse
@@ -35,6 +37,8 @@ OURS = {
     "evos": ("evos", {"cfs_weight": 0.0}),
 }
 PLAIN = ("plain", "plain_kept", "plain_compiled")
+NUDGE = 2.0**-23
+"""Largest relative change of a nudged weight: float32's spacing."""
 LOSS_STEPS = 10
 """Steps at the end whose losses are averaged, in dB: single ones go up and down."""
 
@@ -97,8 +101,12 @@ def stepper(fit: Fit) -> Callable[[], torch.Tensor]:
 
 def build(name: str, size: int, device: str) -> Callable[[], torch.Tensor]:
     """One step of a side, from the same weights as every other, with its own way with memory."""
-    if name in PLAIN:
+    if name in (*PLAIN, "plain_nudged"):
         start = our_fit(size, device, "full").field
+        if name == "plain_nudged":
+            with torch.no_grad():
+                for parameter in start.parameters():
+                    parameter.mul_(1 + NUDGE * (2 * torch.rand_like(parameter) - 1))
         step = plain_step(size, device, compile=name == "plain_compiled", start=start)
     else:
         selector, options = OURS[name]
@@ -188,7 +196,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--losses", type=int, default=0, help="compare losses after so many steps instead of times")
-    parser.add_argument("--sides", nargs="+", choices=[*PLAIN, *OURS], default=[*PLAIN, *OURS])
+    parser.add_argument("--sides", nargs="+", choices=[*PLAIN, "plain_nudged", *OURS], default=[*PLAIN, *OURS])
     args = parser.parse_args()
     threads = f"_{torch.get_num_threads()}threads" if args.device == "cpu" else ""
     where = f"{args.size}_{args.device.replace(':', '')}{threads}"

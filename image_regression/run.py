@@ -128,7 +128,7 @@ def summarise(
         "train_seconds": clock.seconds,
         "points_evaluated": fit.work.evaluated,
         "points_trained": fit.work.trained,
-        "parameters": sum(p.numel() for p in fit.field.parameters()),
+        "parameters": sum(p.numel() * (2 if p.is_complex() else 1) for p in fit.field.parameters()),
         "peak_memory_bytes": peak_memory_bytes(fit.device),
         "curve": curve,
         "options": options.resolved() | {"cfs_weight": options.cfs_weight, "lr": options.lr},

@@ -25,7 +25,7 @@ def non_finite(loss_value: float | Tensor, step: int) -> None:
     """
     value = float(loss_value)
     if not math.isfinite(value):
-        raise TrainingDiverged("loss", f"{value} at step {step}", "finite values; the last good checkpoint is kept")
+        raise TrainingDiverged("loss", f"{value} at step {step}", "finite values; a checkpoint of earlier steps stays")
 
 
 class Stopper:
