@@ -169,7 +169,7 @@ class RunningClip:
         norm = nn.utils.get_total_norm(gradients)
         usual = torch.where(self.mean == 0, norm, self.mean)
         scale = (self.ratio * usual / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)
-        torch._foreach_mul_(gradients, scale)
+        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage] (one kernel)
         self.mean = usual.lerp(norm * scale, 1 - CLIP_MEMORY)
 
 
