@@ -72,8 +72,8 @@ def plain_step(
             for parameter, value in zip(network.parameters(), start.parameters(), strict=True):
                 parameter.copy_(value)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
-    signal = astronaut(size)
-    points, target = coords.grid(signal.shape, device), (2 * signal.values - 1).to(device)
+    fit = our_fit(size, device, "full")
+    points, target = coords.grid(fit.signal.shape, device), fit.target  # the same signal, transformed the same way
     predict = torch.compile(network) if compile else network
 
     def step() -> torch.Tensor:
@@ -88,7 +88,8 @@ def plain_step(
 
 def our_fit(size: int, device: str, selector: str, steps: int = 1_000_000, **options: object) -> Fit:
     """A run of ours, without its folder."""
-    values = {"steps": steps, "lpips": False, **options}
+    # Named twice: the run's own option decides on cross-frequency supervision.
+    values = {"steps": steps, "lpips": False, "selector": selector, **options}
     made = from_values(values, {"selector": selector, "field": "siren", "transform": "min_max"})
     return Fit(astronaut(size), made, torch.device(device))
 
