@@ -154,7 +154,8 @@ class Fit:
             self.optimizer.zero_grad()
             return self.backward(selection, selection.gather(self.coords))[1]
 
-        loss: Tensor = self.optimizer.step(closure)
+        optimizer: Any = self.optimizer  # torch declares losses as floats
+        loss: Tensor = optimizer.step(closure)
         self.first_bad = torch.where((self.first_bad == 0) & ~loss.isfinite(), step, self.first_bad)
         return loss
 
