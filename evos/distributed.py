@@ -5,6 +5,7 @@ Outside a process group every function answers for the single process, so that a
 
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from evos.errors import InputError
 
 TIMEOUT = timedelta(minutes=10)
 """Longest wait for the other processes: a few evaluations of rank 0, not a dead machine."""
+
+_KEPT: list[Any] = []
+"""Process groups that were left: see process_group."""
 
 _LOST = re.compile(r"closed by peer|reset by peer|broken pipe|gloo|nccl|timed? ?out|TCPStore", re.IGNORECASE)
 
@@ -77,6 +81,10 @@ def process_group(world: World, device: torch.device, timeout: timedelta = TIMEO
     try:
         yield
     finally:
+        # Gloo's worker threads need the GIL to let go of the last tensors, and its destructor joins them while it
+        # holds the GIL (torch 2.11): let them finish first, and keep the group until the process ends.
+        time.sleep(0.1)
+        _KEPT.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from datetime import timedelta
 
@@ -97,3 +99,22 @@ def test_a_killed_process_is_noticed(together):
     start = time.monotonic()
     assert together(survivor).wait() == [7, -signal.SIGKILL]
     assert time.monotonic() - start < 15  # by the closed connection, not by the time-out
+
+
+LEAVING = """
+import sys, torch
+from torch.nn.parallel import DistributedDataParallel
+from evos.distributed import process_group, read_world
+with process_group(read_world(), torch.device("cpu")):
+    model = DistributedDataParallel(torch.nn.Linear(2, 1))
+    sys.setswitchinterval(1000)  # nobody else runs unless the GIL is given up on purpose
+    torch.distributed.all_reduce(torch.ones(3_000_000), async_op=True)  # whose tensor is left to a worker thread
+"""
+
+
+@pytest.mark.dist
+def test_a_process_ends_although_a_worker_waits_for_the_gil(environment_of):
+    """Without the wait in process_group three runs in four abort at the end of the interpreter, or hang."""
+    for _ in range(2):
+        started = [subprocess.Popen([sys.executable, "-c", LEAVING], env=env) for env in environment_of(2)]
+        assert [process.wait(60) for process in started] == [0, 0]
