@@ -28,6 +28,7 @@ from evos.runs.seeding import rng_state, set_rng_state
 from evos_nerf.compat import without_missing_lpips
 from evos_nerf.pixel_sampler import EvosPixelSampler
 from evos_nerf.sobolev import DerivativeTerm, SobolevConfig
+from evos_nerf.viewer import ViewsControl
 
 UNSAVED = ("_step", "_steps_since_update", "depth_sigma")
 """State that nerfstudio's modules keep in plain attributes and leave out of checkpoints: the proposal sampler's step,
@@ -70,6 +71,9 @@ class EvosFeedback(Host):
         self._generators: dict[str, Any] | None = None
         if isinstance(loss := getattr(self.model, "rgb_loss", None), nn.Module):
             loss.register_forward_pre_hook(self._meet_loss)
+        if self.sampler is not None:  # the viewer finds its controls among a pipeline's attributes
+            self.views_control = ViewsControl(self.datamanager.train_dataset, self.sampler.maps)
+            self.training_views, self.latest_views = self.views_control.choice, self.views_control.again
         self.sobolev = DerivativeTerm(config.sobolev, self.model, self.datamanager) if config.sobolev.is_on else None  # type: ignore
 
     @property

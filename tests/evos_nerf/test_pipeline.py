@@ -140,6 +140,43 @@ def test_the_maps_are_in_tensorboard(method, train):
     assert {f"Train Metrics Dict/{name}" for name in kinds} <= set(events["scalars"])
 
 
+def test_the_viewer_shows_the_maps_on_the_training_cameras(pipeline, tmp_path):
+    import viser._messages
+    from nerfstudio.configs.base_config import ViewerConfig
+    from nerfstudio.viewer.viewer import Viewer
+
+    one = pipeline()
+    viewer = Viewer(ViewerConfig(), tmp_path / "log" / "viewer.log", tmp_path, one)
+
+    def shown():
+        server = viewer.viser_server
+        server.flush()
+        messages = server._websock_server._broadcast_buffer.message_from_id.values()
+        found = {m.name: m.image_binary for m in messages if isinstance(m, viser._messages.CameraFrustumMessage)}
+        assert sorted(viewer.camera_handles) == list(range(6)) == sorted(int(name[-5:]) for name in found)
+        return found
+
+    try:
+        viewer.init_scene(one.datamanager.train_dataset, "training")
+        photos = shown()
+        one.training_views.gui_handle.value = "evos_error"
+        one.views_control.show()
+        assert shown() == photos  # nothing is known before the first step
+        for step in range(4):
+            one.get_train_loss_dict(step)
+        one.views_control.show()
+        errors = shown()
+        one.training_views.gui_handle.value = "evos_drawn"
+        one.views_control.show()
+        drawn = shown()
+        assert not {*photos.values()} & {*errors.values()} and not {*errors.values()} & {*drawn.values()}
+        one.training_views.gui_handle.value = "photo"
+        one.views_control.show()
+        assert shown() == photos
+    finally:
+        viewer.viser_server.stop()
+
+
 def flattened(value, name=""):
     """The leaves of nested dicts and sequences, by path."""
     if isinstance(value, dict | list | tuple):
