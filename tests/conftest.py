@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import hypothesis
@@ -42,6 +43,21 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         pytest.skip(f"--device {device} asked for, and there is none")
     return device
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], program: Callable[[list[str]], None]) -> Callable[..., str]:
+    """refused(*argv, program=program) -> the one line that the program ends in; it must exit with status 2."""
+
+    def run(*argv: str, program: Callable[[list[str]], None] = program) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            program(list(argv))
+        lines = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+        return lines[0].removeprefix("error: ")
+
+    return run
 
 
 @pytest.fixture(scope="session")

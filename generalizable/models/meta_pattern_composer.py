@@ -6,12 +6,12 @@ from typing import ClassVar
 
 import torch
 from einops import repeat
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from evos.config import check_range
-from generalizable.base import Decoder, Model, ModelConfig, Patterns, Task
+from generalizable.base import ModelConfig, Patterns, Task
 from generalizable.inner import inner_loop
+from generalizable.models.composer import Composer, ComposerConfig
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,17 @@ class InnerConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
-class MetaPatternComposerConfig(InnerConfig):
-    """Options of the optimisation-based composer; the defaults are the paper's."""
+class MetaPatternComposerConfig(ComposerConfig, InnerConfig):
+    """Options of the optimisation-based composer."""
 
     name: ClassVar[str] = "meta_pattern_composer"
 
-    rank: int = 256
-    """Rank of the instance's layer; at least 1."""
-    modulated: int = 1
-    """The layer of the field that is the instance's, counted from 0; below the field's layers."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range("rank", self.rank, 1)
-        check_range("modulated", self.modulated, 0)
-
-
-class MetaPatternComposer(Model):
+class MetaPatternComposer(Composer):
     """V starts from a learned value and takes gradient steps; U and all other layers are learned in the outer step."""
 
     def __init__(self, config: MetaPatternComposerConfig, task: Task) -> None:
-        super().__init__(config, task, {config.modulated: config.rank})
+        super().__init__(config, task)
         self.inner_steps = config.inner_steps
         self.pattern = nn.Parameter(torch.randn(self.field.widths[config.modulated], config.rank))
 
@@ -60,9 +50,3 @@ class MetaPatternComposer(Model):
         """V after the inner loop: {"pattern": "B I R"}."""
         initial: Patterns = {"pattern": repeat(self.pattern, "i r -> b i r", b=len(data["target"]))}
         return inner_loop(self, initial, data, inner_steps)
-
-    def decoder(self, coords: Float[Tensor, "_ K D"]) -> Decoder:
-        """The field with V U as the weights of its instance layer."""
-        index = self.config.modulated
-        x = self.field.lift(coords, index)
-        return lambda patterns: self.field(x, {index: patterns["pattern"]})
