@@ -35,6 +35,7 @@ from evos.selection import (
 from evos_nerf.tiles import TileGrid, build_grid, tile_side
 
 # The defaults for radiance fields; images have the paper's.
+KEEP_RATIO, MUTATION_SHARE = 0.15, 0.1
 KEY_INTERVAL = 16.0
 CACHE_MOMENTUM = 0.7
 CACHE_POOLING = 2.0
@@ -48,6 +49,8 @@ def evos_for_rays() -> EvosConfig:
     """EVOS' defaults for radiance fields: errors come from the rays trained on, and a tile's is a running mean."""
     return EvosConfig(
         adapt=True,
+        keep_ratio=KEEP_RATIO,
+        mutation_share=MUTATION_SHARE,
         key_schedule="fixed",
         key_interval=KEY_INTERVAL,
         key_interval_end=KEY_INTERVAL,

@@ -47,9 +47,6 @@ EVEN_TILES = 0.6
 """The same for a budget drawn from tiles: that of normal errors alike everywhere, squared and averaged over three
 channels."""
 
-LEAST_SHARE = 0.05
-"""Of tiles kept and of mutants with ``adapt``: an error in one tile alone must not draw everything there."""
-
 TINY = torch.finfo(torch.float32).tiny
 
 
@@ -111,7 +108,7 @@ class EvosConfig(SelectorConfig):
     """Let s = (Σe)² / (P·Σe²), the effective sample size of the squared error e averaged over channels, measured on
     key steps, say how hard to select. s of 0.3 or more: a uniform batch; 0.1 or less: as configured; in between, the
     mutation share follows log s. With evaluation streaming it costs next to nothing beside a uniform batch. With a
-    budget, keep_ratio and mutation_share both become (s / 0.6)⁴ within [0.05, 1]."""
+    budget, keep_ratio and mutation_share both become (s / 0.6)⁴, but no less than configured."""
 
     cache_momentum: float = 0.0
     """For cells that stand for several points, such as tiles: how much a visit counts against the next one, in
@@ -338,11 +335,13 @@ class EvosSelector(CachingSelector[EvosConfig]):
         """How many cells of each row are fit, and how many of the ``budget`` draws go to them."""
         budget = self.config.budget
         assert budget is not None
+        fit, mutants = self.counts(step)
+        keep = fit + mutants
         if not self.config.adapt:
-            fit, mutants = self.counts(step)
-            return fit, round(budget * fit / (fit + mutants))
-        share = (self.spread[rows] / EVEN_TILES).pow(4).clamp(LEAST_SHARE, 1)
-        return (share * (1 - share) * self.usable[rows]).long(), (budget * (1 - share)).round().long()
+            return fit, round(budget * fit / keep)
+        share = (self.spread[rows] / EVEN_TILES).pow(4).clamp(max=1)
+        kept, mutated = share.clamp(min=keep / self.valid_cells), share.clamp(min=mutants / keep)
+        return (kept * (1 - mutated) * self.usable[rows]).round().long(), (budget * (1 - mutated)).round().long()
 
     def draw_budget(self, rows: Int[Tensor, " B"], fit: Count, survivors: Count) -> Int[Tensor, "B K"]:
         """``budget`` draws (repeats possible): ``survivors`` of them among the fit, the others among the rest."""

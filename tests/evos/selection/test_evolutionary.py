@@ -268,12 +268,12 @@ def adaptive(share, cells=400, budget=1000, **options):
 
 @pytest.mark.parametrize("share", [0.1, 0.35, 0.5])
 def test_adaptive_pressure_follows_the_concentration_of_the_error(share):
-    one = adaptive(share, laplacian_weight=0.0)
+    one = adaptive(share, laplacian_weight=0.0, keep_ratio=0.08, mutation_share=0.25, budget=10_000)
     index = one.select(2).index[0]
     # Equal errors in a share s of the cells have the effective sample size s.
     assert one.spread.item() == pytest.approx(share)
-    kept = max((share / 0.6) ** 4, 0.05)  # the share of cells that are kept, and of the draws that are mutants
-    fit, survivors = int(kept * (1 - kept) * 400), round(1000 * (1 - kept))
+    kept, mutated = (max((share / 0.6) ** 4, least) for least in (0.08, 0.25))
+    fit, survivors = round(kept * (1 - mutated) * 400), round(10_000 * (1 - mutated))
     assert torch.equal(index[:survivors].unique(), one.order[0, :fit].sort().values)
     assert (index[:survivors] < share * 400).all()
     assert not torch.isin(index[survivors:], one.order[0, :fit]).any()
