@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCall
 from evos.errors import InputError
 from evos.selection import EvosConfig
 from evos_nerf.pixel_sampler import evos_for_rays
+from evos_nerf.viewer import ShownViews
 
 pytestmark = [pytest.mark.nerf, pytest.mark.filterwarnings("ignore")]
 
@@ -151,30 +153,45 @@ def test_the_viewer_shows_the_maps_on_the_training_cameras(pipeline, tmp_path):
     def shown():
         server = viewer.viser_server
         server.flush()
-        messages = server._websock_server._broadcast_buffer.message_from_id.values()
+        messages = list(server._websock_server._broadcast_buffer.message_from_id.values())
         found = {m.name: m.image_binary for m in messages if isinstance(m, viser._messages.CameraFrustumMessage)}
-        assert sorted(viewer.camera_handles) == list(range(6)) == sorted(int(name[-5:]) for name in found)
+        assert sorted(int(name[-5:]) for name in found) == list(range(6))
         return found
+
+    def chosen(name, is_shown):
+        """What is shown after a choice: the viewer calls back in a thread of its own."""
+        one.training_views.gui_handle.value = name
+        end = time.monotonic() + 60
+        while not is_shown(found := shown()) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert is_shown(found)
+        return found
+
+    def differs(*others):
+        return lambda found: not any(found[name] == other[name] for other in others for name in found)
 
     try:
         viewer.init_scene(one.datamanager.train_dataset, "training")
         photos = shown()
-        one.training_views.gui_handle.value = "evos_error"
-        one.views_control.show()
-        assert shown() == photos  # nothing is known before the first step
-        for step in range(4):
-            one.get_train_loss_dict(step)
-        one.views_control.show()
-        errors = shown()
-        one.training_views.gui_handle.value = "evos_drawn"
-        one.views_control.show()
-        drawn = shown()
-        assert not {*photos.values()} & {*errors.values()} and not {*errors.values()} & {*drawn.values()}
-        one.training_views.gui_handle.value = "photo"
         one.views_control.show()
         assert shown() == photos
+        for step in range(4):
+            one.get_train_loss_dict(step)
+        errors = chosen("evos_error", differs(photos))
+        drawn = chosen("evos_drawn", differs(photos, errors))
+        one.get_train_loss_dict(4)
+        one.latest_views.cb_hook(one.latest_views)
+        assert shown() != drawn
+        chosen("photo", lambda found: found == photos)
     finally:
         viewer.viser_server.stop()
+
+
+def test_where_a_map_is_missing_the_viewer_shows_the_photo(pipeline):
+    one = pipeline()
+    data = one.datamanager.train_dataset
+    views = ShownViews(data, lambda image: one.sampler.maps(image).get("evos_error"))  # nothing is known before a step
+    assert len(views) == len(data) and torch.equal(views[2]["image"], data[2]["image"])
 
 
 def flattened(value, name=""):
