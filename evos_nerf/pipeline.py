@@ -72,7 +72,7 @@ class EvosFeedback(Host):
         if isinstance(loss := getattr(self.model, "rgb_loss", None), nn.Module):
             loss.register_forward_pre_hook(self._meet_loss)
         if self.sampler is not None:  # the viewer finds its controls among a pipeline's attributes
-            self.views_control = ViewsControl(self.datamanager.train_dataset, self.sampler.maps)
+            self.views_control = ViewsControl(self.datamanager.train_dataset, self.sampler)
             self.training_views, self.latest_views = self.views_control.choice, self.views_control.again
         self.sobolev = DerivativeTerm(config.sobolev, self.model, self.datamanager) if config.sobolev.is_on else None  # type: ignore
 

@@ -41,6 +41,9 @@ CACHE_MOMENTUM = 0.7
 CACHE_POOLING = 2.0
 WARMUP_STEPS = 16
 
+MAPS = ("evos_drawn", "evos_error")
+"""What the sampler shows of each training image, in TensorBoard and in the viewer: see EvosPixelSampler.tile_values."""
+
 STRATEGIES = ("evos", "uniform", "soft", "egra", "expansive")
 """The strategies that can choose rays. The others have to look at every pixel in every step, or every so many."""
 
@@ -275,21 +278,27 @@ class EvosPixelSampler(PixelSampler):
             found |= {"survivor_share": share, "mutant_share": 1 - share}
         return found
 
-    def maps(self, image: int) -> dict[str, Float[Tensor, "H W 3"]]:
-        """Of one training image: in how many steps each tile was drawn since its grid began, and the cached error.
+    def tile_values(self) -> dict[str, Float[Tensor, " P"]]:
+        """By the name of a map: in how many steps each tile was drawn since its grid began, and the cached error.
 
-        Coloured from zero to the most of all images.
+        From zero to 1, the most of all images. Empty before the first step; without the error where none is cached.
         """
         if self.grid is None or self.selector is None:
             return {}
-        found = {"evos_drawn": self.drawn}
+        found = [self.drawn]
         known = getattr(self.selector, "cache", None)
         if known is not None:
-            found["evos_error"] = known.mean_square(self.selector.all_rows)[0].sqrt()
-        return {
-            name: colormaps.apply_colormap(self.grid.picture(values / values.max().clamp(min=1e-9), image)[..., None])
-            for name, values in found.items()
-        }
+            found.append(known.mean_square(self.selector.all_rows)[0].sqrt())
+        return {name: values / values.max().clamp(min=1e-9) for name, values in zip(MAPS, found, strict=False)}
+
+    def picture(self, values: Float[Tensor, " P"], image: int) -> Float[Tensor, "H W 3"]:
+        """A training image's tiles, coloured by their ``values`` in [0, 1]."""
+        assert self.grid is not None
+        return colormaps.apply_colormap(self.grid.picture(values, image)[..., None])
+
+    def maps(self, image: int) -> dict[str, Float[Tensor, "H W 3"]]:
+        """The pictures of one training image: see ``tile_values``."""
+        return {name: self.picture(values, image) for name, values in self.tile_values().items()}
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 

@@ -1,16 +1,17 @@
 """Controls of nerfstudio's viewer: training views as photos, or coloured by what was drawn or by the error known."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
 from nerfstudio.viewer.viewer_elements import ViewerButton, ViewerControl, ViewerDropdown
 from torch import Tensor
 
+from evos_nerf.pixel_sampler import MAPS, EvosPixelSampler
+
 PHOTO = "photo"
-MAPS = ("evos_drawn", "evos_error")
-"""Names of the sampler's maps, as in TensorBoard."""
 
 
 @dataclass
@@ -18,19 +19,19 @@ class ShownViews:
     """A data set's cameras with other pictures: what the viewer needs to draw them."""
 
     dataset: Any
-    picture: Callable[[int], Float[Tensor, "H W 3"] | None]
-    """A training image's picture; None for its photo."""
-    cameras: Any = field(init=False)
+    picture: Callable[[int], Float[Tensor, "H W 3"]]
+    """A training image's picture."""
 
-    def __post_init__(self) -> None:
-        self.cameras = self.dataset.cameras
+    @property
+    def cameras(self) -> Any:
+        """The data set's."""
+        return self.dataset.cameras
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        picture = self.picture(index)
-        return {"image": self.dataset[index]["image"] if picture is None else picture}
+        return {"image": self.picture(index)}
 
 
 class ViewsControl(ViewerControl):
@@ -38,11 +39,11 @@ class ViewsControl(ViewerControl):
 
     Args:
         dataset: the training views.
-        maps: of an image's index, pictures "H W 3" in [0, 1] by name; a missing one is shown as the photo.
+        sampler: whose maps are shown; one that it does not have (yet) is shown as the photos.
     """
 
-    def __init__(self, dataset: Any, maps: Callable[[int], dict[str, Tensor]]) -> None:
-        self.dataset, self.maps = dataset, maps
+    def __init__(self, dataset: Any, sampler: EvosPixelSampler) -> None:
+        self.dataset, self.sampler = dataset, sampler
         self.choice = ViewerDropdown(
             "Training views",
             PHOTO,
@@ -54,6 +55,6 @@ class ViewsControl(ViewerControl):
 
     def show(self, _: Any = None) -> None:
         """Draw the training cameras again, with the pictures of the choice."""
-        name = self.choice.value
-        views = ShownViews(self.dataset, lambda image: None if name == PHOTO else self.maps(image).get(name))
+        values = self.sampler.tile_values().get(self.choice.value)
+        views = self.dataset if values is None else ShownViews(self.dataset, partial(self.sampler.picture, values))
         self.viewer.init_scene(views, self.viewer.train_state)  # type: ignore[arg-type]

@@ -24,7 +24,6 @@ from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCall
 from evos.errors import InputError
 from evos.selection import EvosConfig
 from evos_nerf.pixel_sampler import evos_for_rays
-from evos_nerf.viewer import ShownViews
 
 pytestmark = [pytest.mark.nerf, pytest.mark.filterwarnings("ignore")]
 
@@ -189,8 +188,11 @@ def test_the_viewer_shows_the_maps_on_the_training_cameras(pipeline, tmp_path):
 
 def test_where_a_map_is_missing_the_viewer_shows_the_photo(pipeline):
     one = pipeline()
-    data = one.datamanager.train_dataset
-    views = ShownViews(data, lambda image: one.sampler.maps(image).get("evos_error"))  # nothing is known before a step
+    data, control, shown = one.datamanager.train_dataset, one.views_control, []
+    control.viewer = SimpleNamespace(init_scene=lambda views, _: shown.append(views), train_state="training")
+    control.choice = SimpleNamespace(value="evos_error")
+    control.show()  # nothing is known before a step
+    (views,) = shown
     assert len(views) == len(data) and torch.equal(views[2]["image"], data[2]["image"])
 
 
