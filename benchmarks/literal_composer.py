@@ -1,4 +1,4 @@
-"""The four models' formulas written out, for tests and benchmarks to compare with: nothing here is clever.
+"""The models' formulas written out, for tests and benchmarks to compare with: nothing here is clever.
 
 Weights of every layer exist once for each instance, shared or not, with the bias as one more row; layers are batched
 products; attention is softmax(QKᵀ/√d)V; the inner loop is a loop of ``torch.autograd.grad``. Parameters are those of a
@@ -98,6 +98,29 @@ def transinr(model: nn.Module, patches: Tensor, coords: Tensor) -> Tensor:
         weights[index] = layer.weight.T[None].repeat(len(found), 1, 1) * modulation.repeat(1, 1, repeats)
         start += groups
     return field(model, coords, weights, {})
+
+
+def locality_aware(model: nn.Module, patches: Tensor, coords: Tensor) -> Tensor:
+    """Values of the locality-aware model: one instance after the other, one head after the other."""
+    its, (norm, out) = model.field, model.head
+    latents, values = linear(layer_norm(transformer(model, patches), norm), out), []
+    for points, tokens in zip(coords, latents, strict=True):
+        queries = linear(F.relu(linear(fourier(points, its.query_encoding.frequencies), its.lift_query)), its.query)
+        keys, contents = linear(tokens, its.key_value).chunk(2, dim=-1)
+        found, size = [], queries.shape[-1] // its.heads
+        for start in range(0, queries.shape[-1], size):
+            part = slice(start, start + size)
+            weights = torch.softmax(queries[:, part] @ keys[:, part].T / math.sqrt(size), dim=-1)
+            found.append(weights @ contents[:, part])
+        modulation = linear(torch.cat(found, dim=-1), its.gathered)
+        total, coarser = torch.zeros(len(points), its.outputs[0].out_features) + its.output_bias, None
+        for level, encoding in enumerate(its.band_encodings):
+            features = F.relu(linear(fourier(points, encoding.frequencies), its.lift_bands[level]))
+            x = F.relu(features + linear(modulation, its.shifts[level]))
+            coarser = x if coarser is None else F.relu(linear(x + coarser, its.compose[level - 1]))
+            total = total + linear(coarser, its.outputs[level])
+        values.append(total)
+    return torch.stack(values)
 
 
 def meta_pattern_composer(model: nn.Module, inner: tuple[Tensor, Tensor], coords: Tensor) -> Tensor:

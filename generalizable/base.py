@@ -101,8 +101,6 @@ class ModelConfig:
 
     hidden_features: int = 256
     """Width of the field's layers; at least 1."""
-    layers: int | None = None
-    """Layers of the field, the last one included, at least 2; none: 5, for views 6."""
     features: int | None = None
     """Fourier frequencies over all axes, at least one an axis; none: 128, for sounds 2048, for views 60."""
     frequency: float | None = None
@@ -113,7 +111,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_range("hidden_features", self.hidden_features, 1)
-        check_range("layers", self.layers, 2)
         check_range("features", self.features, 1)
         check_range("frequency", self.frequency, 1)
         check_range("samples", self.samples, 1)
@@ -124,7 +121,19 @@ class ModelConfig:
         return replace(KINDS[task.kind], **{name: value for name, value in given.items() if value is not None})
 
 
-def build_field(config: ModelConfig, task: Task, ranks: Mapping[int, int] | None = None) -> InstanceMLP:
+@dataclass(frozen=True)
+class MLPConfig(ModelConfig):
+    """Options of a field that is a plain chain of layers."""
+
+    layers: int | None = None
+    """Layers of the field, the last one included, at least 2; none: 5, for views 6."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("layers", self.layers, 2)
+
+
+def build_field(config: MLPConfig, task: Task, ranks: Mapping[int, int] | None = None) -> InstanceMLP:
     """The field of a model: ``ranks`` names the layers whose weights are a pattern times a shared factor."""
     kind = config.settings(task)
     for index in ranks or {}:
@@ -141,10 +150,9 @@ class Model(nn.Module, ABC):
     inner_steps: int = 0
     """Gradient steps that ``encode`` takes; 0 for hypernetworks."""
 
-    def __init__(self, config: Any, task: Task, ranks: Mapping[int, int] | None = None) -> None:
+    def __init__(self, config: Any, task: Task) -> None:
         super().__init__()
         self.config, self.task = config, task
-        self.field = build_field(config, task, ranks)
 
     @abstractmethod
     def encode(self, data: Data, inner_steps: int | None = None) -> Patterns:
@@ -169,3 +177,11 @@ class Model(nn.Module, ABC):
         ``rendering.composite`` makes colours of.
         """
         return self.decoder(coords)(patterns)
+
+
+class MLPModel(Model):
+    """A model whose field is a chain of layers; ``ranks`` as for ``build_field``."""
+
+    def __init__(self, config: Any, task: Task, ranks: Mapping[int, int] | None = None) -> None:
+        super().__init__(config, task)
+        self.field = build_field(config, task, ranks)

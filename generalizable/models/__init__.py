@@ -3,6 +3,7 @@
 from evos.errors import unknown_name
 from generalizable.base import KINDS, Data, Model, ModelConfig, Patterns, Task
 from generalizable.models.learned_init import LearnedInit, LearnedInitConfig
+from generalizable.models.locality_aware import LocalityAware, LocalityAwareConfig
 from generalizable.models.meta_pattern_composer import MetaPatternComposer, MetaPatternComposerConfig
 from generalizable.models.pattern_composer import PatternComposer, PatternComposerConfig
 from generalizable.models.transinr import TransINR, TransINRConfig
@@ -12,6 +13,7 @@ MODELS: dict[str, tuple[type[ModelConfig], type[Model]]] = {
     "meta_pattern_composer": (MetaPatternComposerConfig, MetaPatternComposer),
     "transinr": (TransINRConfig, TransINR),
     "learned_init": (LearnedInitConfig, LearnedInit),
+    "locality_aware": (LocalityAwareConfig, LocalityAware),
 }
 """Every model by name. To add one, write its config and module in a file of its own and name them here."""
 

@@ -6,11 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.config import check_range
-from generalizable.base import Decoder, Model, ModelConfig, Task
+from generalizable.base import Decoder, MLPConfig, MLPModel, Task
 
 
 @dataclass(frozen=True)
-class ComposerConfig(ModelConfig):
+class ComposerConfig(MLPConfig):
     """Options of the layer that is the instance's; the defaults are the paper's."""
 
     rank: int = 256
@@ -24,7 +24,7 @@ class ComposerConfig(ModelConfig):
         check_range("modulated", self.modulated, 0)
 
 
-class Composer(Model):
+class Composer(MLPModel):
     """A field of which one layer's weights are V U: the pattern V is the instance's, all the rest is shared."""
 
     def __init__(self, config: ComposerConfig, task: Task) -> None:

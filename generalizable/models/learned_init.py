@@ -8,7 +8,7 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from generalizable.base import Decoder, Model, Patterns, Task
+from generalizable.base import Decoder, MLPModel, Patterns, Task
 from generalizable.inner import inner_loop
 from generalizable.models.meta_pattern_composer import InnerConfig
 
@@ -20,7 +20,7 @@ class LearnedInitConfig(InnerConfig):
     name: ClassVar[str] = "learned_init"
 
 
-class LearnedInit(Model):
+class LearnedInit(MLPModel):
     """All weights and biases of the field start from learned values and take gradient steps.
 
     Weights are normalised and the steps scaled as for the composer, so that the two compare; the composer paper's code

@@ -9,13 +9,13 @@ from einops import repeat
 from torch import Tensor, nn
 
 from evos.config import check_range
-from generalizable.base import ModelConfig, Patterns, Task
+from generalizable.base import MLPConfig, Patterns, Task
 from generalizable.inner import inner_loop
 from generalizable.models.composer import Composer, ComposerConfig
 
 
 @dataclass(frozen=True)
-class InnerConfig(ModelConfig):
+class InnerConfig(MLPConfig):
     """Options of a model whose patterns come from gradient steps."""
 
     inner_steps: int = 2

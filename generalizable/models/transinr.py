@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from evos.config import check_range
 from evos.errors import InputError
-from generalizable.base import Data, Decoder, Model, Patterns, Task
+from generalizable.base import Data, Decoder, MLPConfig, MLPModel, Patterns, Task
 from generalizable.models.hypernetwork import Hypernetwork, HypernetworkConfig, head
 
 
 @dataclass(frozen=True)
-class TransINRConfig(HypernetworkConfig):
+class TransINRConfig(HypernetworkConfig, MLPConfig):
     """Options of TransINR; the defaults are those of the composer paper's comparison."""
 
     name: ClassVar[str] = "transinr"
@@ -29,7 +29,7 @@ class TransINRConfig(HypernetworkConfig):
         check_range("groups", self.groups, 1)
 
 
-class TransINR(Model):
+class TransINR(MLPModel):
     """Layer l of instance n has the weights base_l ∘ M_n, normalised: column j of M_n is the token of j's group.
 
     The units of a group are ``groups`` apart, as in the released code.

@@ -1,4 +1,4 @@
-"""The four models against the papers' formulas written out (benchmarks/literal_composer.py), and what they promise."""
+"""The models against the papers' formulas written out (benchmarks/literal_composer.py), and what they promise."""
 
 import math
 
@@ -18,11 +18,12 @@ SMALL = {
     "meta_pattern_composer": {"rank": 6, "inner_lr": 0.05},
     "transinr": {"width": 24, "heads": 2, "blocks": 2, "groups": 4},
     "learned_init": {"inner_lr": 0.05},
+    "locality_aware": {"width": 24, "heads": 2, "blocks": 2, "latents": 6, "bands": 3},
 }
 TASKS = {"image": Task("image", (20, 13)), "sound": Task("sound", (450,)), "views": Task("views", (2, 16, 16))}
 FIELD = {"hidden_features": 16, "features": 12}
 MODEL_TASKS = [(name, kind) for name in MODELS for kind in ("image", "sound")] + [
-    (name, "views") for name in ("pattern_composer", "transinr")
+    (name, "views") for name in ("pattern_composer", "transinr", "locality_aware")
 ]
 
 
@@ -168,6 +169,13 @@ def test_the_defaults_are_the_papers_for_the_kind_of_signal(kind, shape, widths,
     assert float(field.encoding.frequencies[-1]) == pytest.approx(highest)
 
 
+def test_the_locality_aware_bands_are_the_papers_on_images():
+    field = small_model("locality_aware", features=None, bands=2).field
+    encodings = [field.query_encoding, *field.band_encodings]
+    assert [float(e.frequencies[0]) / math.pi for e in encodings] == pytest.approx([1, 1, 1])
+    assert [float(e.frequencies[-1]) / math.pi for e in encodings] == pytest.approx([16, 32, 128], rel=1e-5)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_patterns_are_named_tensors_with_one_row_an_instance(name):
     model = small_model(name)
@@ -207,6 +215,8 @@ def test_a_few_steps_lower_the_loss(name):
         ("rank", lambda: small_model("meta_pattern_composer", rank=0)),
         ("inner_lr", lambda: small_model("learned_init", inner_lr=0)),
         ("dropout", lambda: small_model("transinr", dropout=1.5)),
+        ("decoder_heads", lambda: small_model("locality_aware", decoder_heads=3)),
+        ("bands", lambda: small_model("locality_aware", bands=0)),
     ],
 )
 def test_options_that_cannot_be_are_refused_by_name(argument, make):

@@ -138,7 +138,7 @@ def test_every_config_is_valid_and_says_what_it_is(path):
 
 def test_there_is_a_config_for_every_method_and_task():
     methods = {"composer": "pattern_composer", "meta_composer": "meta_pattern_composer"}
-    methods |= {"transinr": "transinr", "learned_init": "learned_init"}
+    methods |= {name: name for name in ("transinr", "learned_init", "locality_aware")}
     for method, model in methods.items():
         for suffix, task in (("images", "image"), ("sounds", "sound"), ("views", "views")):
             found = parse(["--config", str(CONFIGS[0].with_name(f"{method}_{suffix}.yaml"))])
