@@ -1,6 +1,6 @@
 """The cache of signed residuals, one map a row: all the state that fitness needs."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from evos.selection.base import ConfigT, Pool, Selection, Selector
+
+Errors: TypeAlias = tuple[Float[Tensor, "B P C"], Float[Tensor, "B P"]]
+"""Residual of every cell, and its square averaged over channels."""
 
 
 class ResidualCache:
@@ -39,9 +42,14 @@ class ResidualCache:
             return torch.zeros(len(rows), self.pool.cells, 1, device=self.device)
         return self.residual if self.pool.rows == 1 else self.residual[rows]
 
+    def errors(self, rows: Int[Tensor, " B"]) -> Errors:
+        """Residual of every cell, and its square averaged over channels."""
+        residual = self.read(rows)
+        return residual, reduce(residual.square(), "b p c -> b p", "mean")
+
     def mean_square(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
         """Squared residuals averaged over channels."""
-        return reduce(self.read(rows).square(), "b p c -> b p", "mean")
+        return self.errors(rows)[1]
 
     def forget(self, rows: Int[Tensor, " B"]) -> None:
         """Forget what is known of some rows, which are to stand for another signal."""
@@ -63,51 +71,48 @@ class RunningCache(ResidualCache):
     ranked from the first step on: at first like coarse ones, and by their own errors as visits come in.
     """
 
-    maps = ("residual", "power", "visits")
+    maps = ("sums",)
 
     def __init__(self, pool: Pool, device: torch.device, momentum: float, pooling: float) -> None:
         super().__init__(pool, device)
         self.momentum, self.pooling = momentum, pooling
-        # Sums, weighted by age: of residuals (``residual``), of their mean squares, and of ones.
-        self.power: Float[Tensor, "R P"] | None = None
-        self.visits: Float[Tensor, "R P"] | None = None
+        # By age: sums of residuals, of their mean squares, of ones (the visits): S = C + 2, in one tensor for one pass.
+        self.sums: Float[Tensor, "R P S"] | None = None
 
     def write(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> None:
         """Age what is known of the selected cells and add their residuals, all of them where a cell is drawn twice."""
-        residual = residual.detach().float()
+        residual = residual.detach().float().flatten(0, 1)
         rows, cells = self.pool.rows, self.pool.cells
-        if self.residual is None:
-            self.residual = residual.new_zeros(rows, cells, residual.shape[-1])
-            self.power, self.visits = residual.new_zeros(2, rows, cells).unbind()
+        if self.sums is None:
+            self.sums = residual.new_zeros(rows, cells, residual.shape[-1] + 2)
         index = torch.arange(cells, device=self.device)[None] if selection.index is None else selection.index
         place = (selection.rows[:, None] * cells + index).flatten()
-        power = reduce(residual.square(), "b k c -> (b k)", "mean")
-        news = (residual.flatten(0, 1), power, torch.ones_like(power))
-        for sums, new in zip((self.residual, self.power, self.visits), news, strict=True):
-            flat = sums.view(rows * cells, *sums.shape[2:])  # type: ignore
-            flat[place] = self.momentum * flat[place]
-            flat.index_add_(0, place, new)
+        power = reduce(residual.square(), "n c -> n 1", "mean")
+        flat = self.sums.view(rows * cells, -1)
+        flat[place] = self.momentum * flat[place]
+        flat.index_add_(0, place, torch.cat([residual, power, torch.ones_like(power)], dim=1))
         self.seen.view(-1)[place] = True
 
     def read(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P C"]:
         """Mean residual of every cell, with what it borrows."""
-        if self.residual is None or self.visits is None:
-            return super().read(rows)
-        return self._means(self.residual[rows], self.visits[rows])
+        return super().read(rows) if self.sums is None else self.errors(rows)[0]
 
-    def mean_square(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
-        """Mean square of the residual of every cell, with what it borrows."""
-        if self.power is None or self.visits is None:
-            return super().mean_square(rows)
-        return self._means(self.power[rows, :, None], self.visits[rows]).squeeze(-1)
+    def errors(self, rows: Int[Tensor, " B"]) -> Errors:
+        """Mean residual and mean squared residual of every cell, with what they borrow: one pass for both."""
+        if self.sums is None:
+            return super().errors(rows)
+        means = self.means(self.sums[rows])
+        return means[..., :-1], means[..., -1]
 
-    def _means(self, sums: Float[Tensor, "B P C"], visits: Float[Tensor, "B P"]) -> Float[Tensor, "B P C"]:
+    def means(self, sums: Float[Tensor, "B P S"]) -> Float[Tensor, "B P E"]:
+        """The other sums over the visits (E = S - 1), each cell drawn to its neighbourhood."""
         if self.pooling == 0:
-            return sums / visits.clamp(min=torch.finfo(visits.dtype).tiny)[..., None]
+            return sums[..., :-1] / sums[..., -1:].clamp(min=torch.finfo(sums.dtype).tiny)
         shape, axes = self.pool.shape, self.pool.axes
         grid = (*shape[:-axes], *([1] * (2 - axes)), *shape[-axes:])
-        sums, visits = rearrange(sums, "b p c -> b c p").unflatten(-1, grid), visits[:, None].unflatten(-1, grid)
-        return rearrange(pooled_means(sums, visits, self.pooling).flatten(2), "b c p -> b p c")
+        spread = rearrange(sums, "b p c -> b c p").unflatten(-1, grid)
+        found = pooled_means(spread[:, :-1], spread[:, -1:], self.pooling)
+        return rearrange(found.flatten(2), "b c p -> b p c")
 
 
 def pooled_means(

@@ -34,7 +34,7 @@ from evos.errors import InputError
 from evos.fitness import high_fitness
 from evos.schedules import MUTATION_SCHEDULES, default_key_intervals, is_key_step, mutation_share
 from evos.selection.base import Evaluate, Pool, Selection, SelectorConfig
-from evos.selection.cache import CachingSelector
+from evos.selection.cache import CachingSelector, Errors
 from evos.selection.crossover import CROSSOVERS, Count, masked_mean
 
 EVEN_SPREAD, CONCENTRATED_SPREAD = 0.3, 0.1
@@ -180,24 +180,28 @@ class EvosSelector(CachingSelector[EvosConfig]):
 
     # ---- the three stages ----------------------------------------------------------------------------------
 
-    def fitness(self, rows: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
-        """Low- and high-frequency fitness of every cell, from what is cached."""
-        low, weight = 4 * self.cache.mean_square(rows), self.config.laplacian_weight
+    def fitness(
+        self, rows: Int[Tensor, " B"], errors: Errors | None = None
+    ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
+        """Low- and high-frequency fitness of every cell, from what is cached (``errors``, where they are at hand)."""
+        residual, square = self.cache.errors(rows) if errors is None else errors
+        low, weight = 4 * square, self.config.laplacian_weight
         if self.needs_update:
             # In the error's units: the balance with the high frequencies must not follow the length of the step.
             update, counted = self.square_update[rows], None if self.valid is None else self.valid[rows]
             low = update * masked_mean(low, counted) / masked_mean(update, counted).clamp(min=TINY)
         if self.needs_derivative:
             return low, weight * self.derivative_error[rows]
-        return low, high_fitness(self.cache.read(rows), self.pool.shape, self.pool.axes, weight)
+        return low, high_fitness(residual, self.pool.shape, self.pool.axes, weight)
 
     def rank(self, step: int, rows: Int[Tensor, " B"]) -> None:
         """Crossover: put the cells of ``rows`` in order; unseen ones first, in random order, and masked ones last."""
+        errors = self.cache.errors(rows)
         if self.config.adapt:
-            self.spread[rows] = self.effective_share(rows)
+            self.spread[rows] = self.effective_share(rows, errors)
         if self.config.draw == "proportional":
             return  # drawn from the fitness itself
-        low, high = self.fitness(rows)
+        low, high = self.fitness(rows, errors)
         fit = self.fit_count(step, rows)
         cross = CROSSOVERS[self.config.crossover]
         covers_all = self.config.evaluation == "dense" or self.config.cache_pooling > 0
@@ -252,10 +256,10 @@ class EvosSelector(CachingSelector[EvosConfig]):
         usable = self.usable_cells(rows)
         return usable if self.config.cache_pooling > 0 else usable & self.cache.seen[rows]
 
-    def effective_share(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B 1"]:
+    def effective_share(self, rows: Int[Tensor, " B"], errors: Errors) -> Float[Tensor, "B 1"]:
         """s, the effective sample size of the squared errors, as a share of the cells known; 1 without any error."""
         known = self.known(rows)
-        error = self.cache.mean_square(rows) * known
+        error = errors[1] * known
         total, squares = error.sum(1, keepdim=True), error.square().sum(1, keepdim=True)
         share = total.square() / squares.clamp(min=TINY) / known.sum(1, keepdim=True).clamp(min=1)
         return torch.where(squares > 0, share, 1.0)

@@ -123,10 +123,10 @@ def test_every_strategy_trains(selector, pipeline):
 def test_evaluation_teaches_the_sampler_nothing(pipeline):
     one = pipeline()
     one.get_train_loss_dict(0)
-    before = one.sampler.last_selection, one.sampler.selector.cache.residual.clone()
+    before = one.sampler.last_selection, one.sampler.selector.cache.sums.clone()
     one.get_eval_loss_dict(0)
     metrics, images = one.get_eval_image_metrics_and_images(0)
-    assert one.sampler.last_selection is before[0] and torch.equal(one.sampler.selector.cache.residual, before[1])
+    assert one.sampler.last_selection is before[0] and torch.equal(one.sampler.selector.cache.sums, before[1])
     assert not any("lpips" in name for name in metrics) and images["evos_error"].shape == (16, 16, 3)
 
 

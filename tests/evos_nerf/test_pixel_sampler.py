@@ -188,10 +188,10 @@ def test_a_run_may_resume_with_more_rays_and_keeps_its_tiles(selector):
 def test_errors_are_saved_in_half_precision():
     one = sampler(rays=64)
     learn(one, images(), 30, error=lambda pixels: torch.rand(64, 3))
-    before = one.selector.cache.residual.clone()
+    before = one.selector.cache.sums.clone()
     state = one.state_dict()
-    assert state["selector"]["residual"].dtype == state["selector"]["power"].dtype == torch.float16
-    assert torch.equal(one.selector.cache.residual, before.half().float())
+    assert state["selector"]["sums"].dtype == torch.float16
+    assert torch.equal(one.selector.cache.sums, before.half().float())
     assert unpacked(packed({"seen": torch.ones(1, 2), "points": torch.ones(2)}))["points"].dtype == torch.float32
 
 
