@@ -194,6 +194,10 @@ class TrainConfig:
     batch: int = 16
     """Instances a step over all processes together, a multiple of their number: a run's result doesn't depend on it."""
 
+    optimizer: str = "adam"
+    """adam (the papers'), or muon: orthogonal steps of Adam's size for all matrices but the first layer's and the last's,
+    Adam's for the rest (see evos/optimizers.py)."""
+
     lr: float = 1e-4
     """Adam's learning rate, above 0."""
 
@@ -244,6 +248,7 @@ class TrainConfig:
             check_range(name, getattr(self, name), 1)
         for name in ("save_every", "pictures"):
             check_range(name, getattr(self, name), 1)
+        check_choice("optimizer", self.optimizer, ("adam", "muon"))
         check_range("lr", self.lr, 0, open_low=True)
         check_range("warmup", self.warmup, 0)
         check_choice("schedule", self.schedule, ("constant", "cosine"))

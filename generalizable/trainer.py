@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from evos import coords
 from evos.distributed import World, reduce_mean, reduce_sum
 from evos.errors import InputError
+from evos.optimizers import build_optimizer
 from evos.runs import rng_state, seed_everything, set_rng_state
 from evos.selection import Pool, build_selector
 from generalizable.data import Batch, Shards, Source, Sources, evaluation_batches
@@ -101,7 +102,7 @@ class Trainer:
         self.network = step if world.size == 1 else DistributedDataParallel(step)
         decay = train.ema
         self.ema = None if decay is None else AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=train.lr)
+        self.optimizer: Any = build_optimizer(train.optimizer, self.model, train.lr)
         self.scaler = GradScaler(device.type, enabled=options.run.precision == "fp16")
 
         self.rows = Rows(max(min(train.cache_rows, owned), train.batch // world.size))
