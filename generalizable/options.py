@@ -195,8 +195,8 @@ class TrainConfig:
     """Instances a step over all processes together, a multiple of their number: a run's result doesn't depend on it."""
 
     optimizer: str = "adam"
-    """adam (the papers'), or muon: orthogonal steps of Adam's size for all matrices but the first layer's and the last's,
-    Adam's for the rest (see evos/optimizers.py)."""
+    """adam (the papers'), or muon: for all matrices but the first layer's and the last's orthogonal steps of Adam's
+    size, for the rest Adam's (evos/optimizers.py)."""
 
     lr: float = 1e-4
     """Adam's learning rate, above 0."""

@@ -301,9 +301,12 @@ def stop_after(monkeypatch, steps):
     monkeypatch.setattr(Trainer, "step", step)
 
 
-@pytest.mark.parametrize("model", ["hyper", "meta"])
-def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tiny, pictures, tmp_path, monkeypatch, capsys, model):
+@pytest.mark.parametrize(("model", "optimizer"), [("hyper", "adam"), ("meta", "adam"), ("hyper", "muon")])
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    tiny, pictures, tmp_path, monkeypatch, capsys, model, optimizer
+):
     words = [*tiny, f"data.root={pictures}", "selector=evos", "train.coord_noise=1", "train.ema=0.9"]
+    words += [f"train.optimizer={optimizer}"]
     words = words if model == "hyper" else [*without_hypernetwork(words), *META]
     main([*words, f"out={tmp_path / 'whole'}"])
     with monkeypatch.context() as patch:
@@ -321,6 +324,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tiny, pictures, 
         own = [state["processes"][0]["selector"][name] for state in (whole, parts)]
         assert torch.equal(*own)
     assert metrics_of(tmp_path / "parts")["psnr"] == metrics_of(tmp_path / "whole")["psnr"]
+
+
+def test_muon_steps_differ_from_adams_in_the_matrices_within_and_nowhere_else(tiny, pictures, tmp_path):
+    after = {}
+    for name in ("adam", "muon"):
+        main([*tiny, f"data.root={pictures}", "train.steps=1", f"train.optimizer={name}", f"out={tmp_path / name}"])
+        after[name] = load_checkpoint(tmp_path / name / "checkpoint.pt")["model"]
+    differ = {name for name, tensor in after["adam"].items() if not torch.equal(tensor, after["muon"][name])}
+    assert "hypernetwork.blocks.0.qkv.weight" in differ and "field.layers.1.weight" in differ
+    assert differ.isdisjoint({"field.layers.0.weight", "head.1.weight", "hypernetwork.places", "field.layers.1.bias"})
 
 
 def test_resuming_a_finished_run_only_reports_it(tiny, pictures, tmp_path, capsys):
