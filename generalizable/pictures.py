@@ -27,10 +27,11 @@ def sheet(rows: list[Float[Tensor, "B C H W"]]) -> Float[Tensor, "HH WW C"]:
 
 def waveform(wave: Float[Tensor, " T"], height: int = 64, width: int = 256) -> Float[Tensor, "1 H W"]:
     """A sound as a picture: in every column, dark from its lowest to its highest value, 1 at the top."""
-    columns = wave.clamp(-1, 1)[: len(wave) // width * width].view(width, -1) if len(wave) >= width else wave[:, None]
+    both = torch.stack([wave, -wave]).clamp(-1, 1)
+    highest, lowest = F.adaptive_max_pool1d(both, width) * torch.tensor([[1.0], [-1.0]], device=wave.device)
     level = torch.linspace(1, -1, height, device=wave.device)[:, None]
     step = 2 / (height - 1)
-    inside = (level <= columns.amax(1) + step / 2) & (level >= columns.amin(1) - step / 2)
+    inside = (level <= highest + step / 2) & (level >= lowest - step / 2)
     return 1 - inside.float()[None]
 
 

@@ -83,6 +83,8 @@ def test_the_learning_rate_warms_up_and_falls():
 def test_a_waveform_is_drawn_where_the_sound_is():
     picture = waveform(torch.cat([torch.full((256,), 1.0), torch.full((256,), -1.0)]), height=5, width=2)
     assert picture[0].tolist() == [[0, 1], [1, 1], [1, 1], [1, 1], [1, 0]]
+    short = waveform(torch.tensor([1.0, -1.0]), height=5, width=4)  # shorter than the picture is wide
+    assert short[0].tolist() == [[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]
 
 
 # ---- one step
