@@ -26,6 +26,9 @@ class HypernetworkConfig(ModelConfig):
 
     patch: int | None = None
     """Side of a token's patch in pixels or samples, at least 1; none: 9, for sounds 200, for views 8."""
+    gain: float = 1.0
+    """Factor on the patches before they are embedded, above 0. Sounds are quiet (0.05 is usual) beside the places'
+    embeddings (1): short trainings need 20 to hear them."""
     width: int = 768
     """Width of the transformer; a multiple of heads."""
     blocks: int = 6
@@ -38,6 +41,7 @@ class HypernetworkConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("patch", self.patch, 1)
+        check_range("gain", self.gain, 0, open_low=True)
         check_range("blocks", self.blocks, 1)
         check_range("heads", self.heads, 1)
         check_range("dropout", self.dropout, 0, 1)
@@ -116,7 +120,7 @@ class Hypernetwork(nn.Module):
     def __init__(self, config: HypernetworkConfig, task: Task, count: int) -> None:
         super().__init__()
         kind = config.settings(task)
-        self.side = kind.patch
+        self.side, self.gain = kind.patch, config.gain
         places = prod(-(-size // self.side) for size in task.grid)
         self.embed = nn.Linear(kind.channels * self.side**kind.grid_axes, config.width)
         self.places = nn.Parameter(torch.randn(places, config.width))
@@ -125,7 +129,7 @@ class Hypernetwork(nn.Module):
 
     def forward(self, data: Data) -> Float[Tensor, "B count E"]:
         """The learned tokens as they come out."""
-        embedded = rearrange(self.embed(tokens(data, self.side)) + self.places, "b v n e -> b (v n) e")
+        embedded = rearrange(self.embed(self.gain * tokens(data, self.side)) + self.places, "b v n e -> b (v n) e")
         learned = repeat(self.queries, "t e -> b t e", b=len(embedded))
         x = torch.cat([embedded, learned], dim=1)
         for block in self.blocks[:-1]:

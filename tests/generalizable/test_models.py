@@ -115,6 +115,13 @@ def test_a_second_of_sound_becomes_80_patches_of_200_samples():
     assert patches(sound, 200).shape == (1, 80, 200)
 
 
+def test_the_gain_makes_a_quiet_sound_as_loud_as_another():
+    quiet, loud = small_model("pattern_composer", "sound", gain=20.0), small_model("pattern_composer", "sound")
+    quiet.load_state_dict(loud.state_dict())
+    sound = support(TASKS["sound"])
+    torch.testing.assert_close(quiet.encode(sound / 20)["pattern"], loud.encode(sound)["pattern"])
+
+
 def test_any_number_of_support_views_can_come():
     model = small_model("pattern_composer", "views").eval()
     data = support(model.task, count=2, views=3)
@@ -216,6 +223,7 @@ def test_a_few_steps_lower_the_loss(name):
         ("inner_lr", lambda: small_model("learned_init", inner_lr=0)),
         ("dropout", lambda: small_model("transinr", dropout=1.5)),
         ("decoder_heads", lambda: small_model("locality_aware", decoder_heads=3)),
+        ("gain", lambda: small_model("transinr", gain=0)),
         ("bands", lambda: small_model("locality_aware", bands=0)),
     ],
 )
