@@ -8,6 +8,7 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from evos.errors import InputError
 from evos.selection.base import ConfigT, Pool, Selection, Selector
 
 Errors: TypeAlias = tuple[Float[Tensor, "B P C"], Float[Tensor, "B P"]]
@@ -156,6 +157,8 @@ class CachingSelector(Selector[ConfigT]):
         shape = self.cache.seen.shape
         self.cache.seen = self.restored("seen", state, shape)
         for name in self.cache.maps:
-            saved = state.get(name)
+            if name not in state:
+                raise InputError(f"selector state {name}", "nothing", "what this version saved")
+            saved = state[name]
             channels = saved.shape[2:] if saved is not None else ()
             setattr(self.cache, name, None if saved is None else self.restored(name, state, (*shape, *channels)))

@@ -196,11 +196,14 @@ class EvosSelector(CachingSelector[EvosConfig]):
 
     def rank(self, step: int, rows: Int[Tensor, " B"]) -> None:
         """Crossover: put the cells of ``rows`` in order; unseen ones first, in random order, and masked ones last."""
+        drawn_by_fitness = self.config.draw == "proportional"
+        if drawn_by_fitness and not self.config.adapt:
+            return  # no order to make, no spread to measure
         errors = self.cache.errors(rows)
         if self.config.adapt:
-            self.spread[rows] = self.effective_share(rows, errors)
-        if self.config.draw == "proportional":
-            return  # drawn from the fitness itself
+            self.spread[rows] = self.effective_share(rows, errors[1])
+        if drawn_by_fitness:
+            return
         low, high = self.fitness(rows, errors)
         fit = self.fit_count(step, rows)
         cross = CROSSOVERS[self.config.crossover]
@@ -256,10 +259,10 @@ class EvosSelector(CachingSelector[EvosConfig]):
         usable = self.usable_cells(rows)
         return usable if self.config.cache_pooling > 0 else usable & self.cache.seen[rows]
 
-    def effective_share(self, rows: Int[Tensor, " B"], errors: Errors) -> Float[Tensor, "B 1"]:
+    def effective_share(self, rows: Int[Tensor, " B"], square: Float[Tensor, "B P"]) -> Float[Tensor, "B 1"]:
         """s, the effective sample size of the squared errors, as a share of the cells known; 1 without any error."""
         known = self.known(rows)
-        error = errors[1] * known
+        error = square * known
         total, squares = error.sum(1, keepdim=True), error.square().sum(1, keepdim=True)
         share = total.square() / squares.clamp(min=TINY) / known.sum(1, keepdim=True).clamp(min=1)
         return torch.where(squares > 0, share, 1.0)

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from evos.selection import Pool, Selection
+from evos.errors import InputError
+from evos.selection import EvosConfig, Pool, Selection, build_selector
 from evos.selection.cache import ResidualCache, RunningCache, pooled_means
 
 
@@ -96,3 +97,13 @@ def test_a_forgotten_row_is_as_if_never_seen(running):
     cache.write(selection(0, rows=(1,)), torch.tensor([[[4.0]]]))
     assert cache.read(torch.tensor([0, 1]))[..., 0].tolist() == [[0, 1, 0], [4, 0, 0]]
     assert cache.seen.tolist() == [[False, True, False], [True, False, False]]
+
+
+def test_a_state_without_the_map_is_refused_not_taken_for_an_empty_one():
+    pool, config = Pool(1, (2, 2)), EvosConfig(evaluation="streaming", cache_momentum=0.5)
+    one = build_selector(config, pool, total_steps=4, device="cpu")
+    state = one.state_dict()
+    one.load_state_dict(state)  # nothing written yet: the map is there, and None
+    del state["sums"]
+    with pytest.raises(InputError, match="selector state sums: got nothing"):
+        one.load_state_dict(state)
