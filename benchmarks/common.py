@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evos.runs import environment
 
@@ -64,3 +65,26 @@ def write_result(name: str, numbers: Mapping[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(json.dumps(numbers, indent=2, default=str))
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the operations that compute something, views left out, within the context: on a GPU about the kernels
+    that the host launches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func``, and count it unless what it returns is a view."""
+        self.count += not any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+        return func(*args, **(kwargs or {}))
+
+    def __call__(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        """``run``, whose operations are counted."""
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return run(*args, **kwargs)
+
+        return counted

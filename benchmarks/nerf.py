@@ -15,13 +15,15 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
-from common import alternate, ratio, spread, write_result
+from common import Kernels, alternate, ratio, spread, write_result
 
 from evos.config import build_config
 from evos.runs import seed_everything
@@ -226,7 +228,20 @@ def timing(scene: Path, samplers: list[str], args: argparse.Namespace) -> dict[s
             "sampler_seconds": own or baseline_seconds(data),
         }
         result[name]["sampler_share"] = result[name]["sampler_seconds"] / result[name]["step_seconds"]["median"]
+        result[name]["kernels"] = kernels(training)
     return result
+
+
+def kernels(training: Training, steps: int = 16) -> dict[str, float]:
+    """Operations of a step, and of drawing its rays and taking note of their errors: on a GPU, where these are too
+    small to keep it busy, what they cost is their number. The mean of as many steps as lie between two rankings."""
+    sampler, own = training.pipeline.datamanager.train_pixel_sampler, Kernels()
+    with Kernels() as whole, ExitStack() as patches:
+        for method in {"sample", "observe", "metrics"} & set(dir(sampler)):
+            patches.enter_context(mock.patch.object(sampler, method, own(getattr(sampler, method))))
+        for _ in range(steps):
+            training.step()
+    return {"step": whole.count / steps, "sampler": own.count / steps}
 
 
 def baseline_seconds(data: Any, repeats: int = 200) -> float:

@@ -5,11 +5,14 @@ Evaluation calls ``sample`` without a step, which is nerfstudio's own uniform sa
 """
 
 import time
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from nerfstudio.utils import colormaps
@@ -40,6 +43,9 @@ KEY_INTERVAL = 16.0
 CACHE_MOMENTUM = 0.7
 CACHE_POOLING = 2.0
 WARMUP_STEPS = 16
+
+STEPS_AHEAD = 64
+"""For how many steps rays are drawn at once at most, where nothing that is learned in between changes the odds."""
 
 MAPS = ("evos_drawn", "evos_error")
 """What the sampler shows of each training image, in TensorBoard and in the viewer: see EvosPixelSampler.tile_values."""
@@ -128,6 +134,10 @@ class EvosPixelSampler(PixelSampler):
         self.grid: TileGrid | None = None
         self.selector: Selector[Any] | None = None
         self.last_selection: Selection | None = None
+        self._ahead: deque[tuple[Selection, dict[str, Tensor]]] = deque()
+        self._untold: list[tuple[Selection, Tensor]] = []
+        self._shares: dict[str, Tensor] = {}
+        self._rays = self.num_rays_per_batch
         self._saved: dict[str, Any] | None = None
         self._seconds, self._steps = 0.0, 0
 
@@ -157,16 +167,14 @@ class EvosPixelSampler(PixelSampler):
         began = time.perf_counter()
         if self.grid is None:
             self._start(image_batch)
-        assert self.grid is not None and self.selector is not None
-        self.last_selection = self._select(step + 1)
+        if not self._is_drawn(step + 1):
+            self._ahead = deque(self._draw(step + 1))
+        self.last_selection, batch = self._ahead.popleft()
         assert self.last_selection.index is not None
         cells = self.last_selection.index[0]
-        points = self.grid.draw(cells, self.selector.generator)
-        place = self.grid.flat(points)
-        batch = {key: values[place] for key, values in self.pixels.items()} | {"indices": points}
+        self.drawn.index_add_(0, cells, self.one.expand(len(cells)))
         if self.config.keep_full_image:
             batch["full_image"] = image_batch["image"]
-        self.drawn[cells] += 1
         self._seconds += time.perf_counter() - began
         self._steps += 1
         return batch
@@ -181,31 +189,98 @@ class EvosPixelSampler(PixelSampler):
         """Take note of the signed errors (prediction - target) of the rays last drawn."""
         began = time.perf_counter()
         assert self.selector is not None and self.last_selection is not None
-        self.selector.observe(self.last_selection, residual[None])
+        if isinstance(self.selector, EvosSelector):
+            self._untold.append((self.last_selection, residual))
+        else:
+            self.selector.observe(self.last_selection, residual[None])
         self._seconds += time.perf_counter() - began
+
+    def tell(self) -> None:
+        """Pass the errors noted on to evos, all at once: it needs none of them before it ranks anew."""
+        if not self._untold:
+            return
+        assert self.selector is not None
+        selections, residuals = zip(*self._untold, strict=True)
+        told = replace(selections[-1], index=torch.cat([one.index for one in selections], dim=1), weight=None)
+        self.selector.observe(told, torch.cat(residuals)[None])
+        self._untold.clear()
 
     # ---- selection ---------------------------------------------------------------------------------------------
 
-    def _select(self, step: int) -> Selection:
-        selector, rays = self.selector, self.num_rays_per_batch
+    def _is_drawn(self, step: int) -> bool:
+        """Whether the rays of ``step`` were drawn ahead, as many as are wanted now."""
+        if not self._ahead or self._ahead[0][0].step != step:
+            return False
+        index = self._ahead[0][0].index
+        return index is not None and index.shape[1] == self.num_rays_per_batch
+
+    def _draw(self, step: int) -> Iterator[tuple[Selection, dict[str, Tensor]]]:
+        """The rays of ``step`` and of those that follow without a ranking, at once: on a GPU the number of kernels is
+        what a step pays for, not the number of rays."""
+        assert self.grid is not None and self.selector is not None
+        self.tell()
+        steps, rays = self._steps_alike(step), self.num_rays_per_batch
+        self._rays = rays
+        chosen = self._select(step, rays * steps)
+        # Survivors come first: every steps-th goes to the same step, so that each has its share of them.
+        index, weight = (
+            None if of_point is None else rearrange(of_point, "1 (k n) -> n 1 k", n=steps)
+            for of_point in (chosen.index, chosen.weight)
+        )
+        assert index is not None
+        cells = index.flatten()
+        points = self.grid.draw(cells, self.selector.generator)
+        place = self.grid.flat(points)
+        pixels = {key: values[place] for key, values in self.pixels.items()} | {"indices": points}
+        batches = {key: values.split(rays) for key, values in pixels.items()}
+        for i in range(steps):
+            own = replace(chosen, index=index[i], weight=None if weight is None else weight[i], step=step + i)
+            yield own, {key: values[i] for key, values in batches.items()}
+
+    def _forget_ahead(self) -> None:
+        """Draw anew, for the number of rays as it is, with all errors told."""
+        self.tell()
+        self._ahead.clear()
+        self._rays = self.num_rays_per_batch
+
+    def _steps_alike(self, step: int) -> int:
+        """How many steps from ``step`` on draw from the same odds; 1 while the number of rays changes."""
+        selector, warmup = self.selector, self.config.warmup_steps
+        if not isinstance(selector, EvosSelector) or self._rays != self.num_rays_per_batch:
+            return 1
+        end = min(step + STEPS_AHEAD, selector.total_steps + 1)
+        later = (n for n in range(step + 1, end) if n == warmup + 1 or (n > warmup and selector.is_key(n)))
+        return next(later, max(end, step + 1)) - step
+
+    def _select(self, step: int, count: int) -> Selection:
+        """``count`` tiles; EVOS' can be those of several steps."""
+        selector = self.selector
         assert selector is not None
         # Past the planned end, as after a resume with more steps, the schedules stay where they ended.
         selector.total_steps = max(selector.total_steps, step)
         if isinstance(selector, EvosSelector):
             if step <= self.config.warmup_steps:
-                return self._uniform(step)
-            if selector.config.budget != rays:
-                selector.config = replace(selector.config, budget=rays)
-            return selector.select(step)
+                self._note_shares(0.0)
+                return self._uniform(step, count)
+            if selector.config.budget != count:
+                selector.config = replace(selector.config, budget=count)
+            selection = selector.select(step)
+            _, survivors = selector.budget_counts(step, selector.all_rows)
+            self._note_shares(survivors / count)
+            return selection
         selection = selector.select(step)
         assert selection.index is not None
-        if self.config.selector == "soft" and selection.index.shape[1] != rays:
+        if self.config.selector == "soft" and selection.index.shape[1] != count:
             raise InputError("selector", "soft", "a number of rays that stays, and at most one for each tile")
-        return spread(selection, rays, selector.generator)
+        return spread(selection, count, selector.generator)
 
-    def _uniform(self, step: int) -> Selection:
+    def _note_shares(self, survivors: float | Tensor) -> None:
+        share = torch.as_tensor(survivors).squeeze()  # with adapt on the device, and not waited for
+        self._shares = {"survivor_share": share, "mutant_share": 1 - share}
+
+    def _uniform(self, step: int, count: int) -> Selection:
         assert self.selector is not None
-        chance = torch.rand(self.num_rays_per_batch, generator=self.selector.generator, device=self.selector.device)
+        chance = torch.rand(count, generator=self.selector.generator, device=self.selector.device)
         place = (chance.double() * len(self.usable)).long().clamp(max=len(self.usable) - 1)
         return Selection(self.selector.all_rows, self.usable[place][None], step=step)
 
@@ -249,6 +324,7 @@ class EvosPixelSampler(PixelSampler):
         every = torch.arange(torch.Size(self.grid.shape).numel(), device=device)
         self.usable = every if usable is None else every[usable]
         self.drawn = torch.zeros(len(every), device=device)
+        self.one = torch.ones(1, device=device)
         pool = Pool(1, self.grid.shape, tile=side, mask=None if usable is None else usable[None])
         config: SelectorConfig = getattr(self.config, self.config.selector)
         if isinstance(config, EvosConfig):
@@ -268,18 +344,11 @@ class EvosPixelSampler(PixelSampler):
 
         On a GPU these are the host's milliseconds: what the sampler enqueues runs beside the host.
         """
-        found = {"sampler_ms": 1000 * self._seconds / max(1, self._steps)}
-        selector, selection = self.selector, self.last_selection
-        if isinstance(selector, EvosSelector) and selection is not None:
-            _, survivors = selector.budget_counts(selection.step, selector.all_rows)
-            warm = selection.step <= self.config.warmup_steps
-            # With adapt a tensor, which is not waited for here.
-            share = torch.as_tensor(0 if warm else survivors).squeeze() / self.num_rays_per_batch
-            found |= {"survivor_share": share, "mutant_share": 1 - share}
-        return found
+        return {"sampler_ms": 1000 * self._seconds / max(1, self._steps), **self._shares}
 
     def tile_values(self) -> dict[str, Float[Tensor, " P"]]:
-        """By the name of a map: in how many steps each tile was drawn since its grid began, and the cached error.
+        """By the name of a map: how often each tile was drawn since the start or the resume, and the cached error
+        by which they were last ranked.
 
         From zero to 1, the most of all images. Empty before the first step; without the error where none is cached.
         """
@@ -305,10 +374,12 @@ class EvosPixelSampler(PixelSampler):
     def state_dict(self) -> dict[str, Any] | None:
         """The selector's state by image index and tile, error estimates in half precision; None before the first step.
 
-        The run goes on from what it saved, rounded as it is: so does a run that resumes, and both are the same.
+        The run goes on from what it saved, rounded as it is and without rays drawn ahead: so does a run that resumes,
+        and both are the same.
         """
         if self.grid is None or self.selector is None:
             return self._saved
+        self._forget_ahead()
         state = packed(self.selector.state_dict())
         self.selector.load_state_dict(unpacked(state))
         return {"version": 1, "side": self.grid.side, "total_steps": self.total_steps, "selector": state}
@@ -321,6 +392,8 @@ class EvosPixelSampler(PixelSampler):
             raise InputError("pixel sampler state", f"version {state.get('version')}", "version 1")
         if state["selector"]["name"] != self.config.selector:
             raise InputError("selector", self.config.selector, f"{state['selector']['name']}, as in the checkpoint")
+        self._untold.clear()
+        self._forget_ahead()
         self._saved, self.grid, self.selector, self.last_selection = state, None, None, None
 
 

@@ -123,19 +123,18 @@ def pooled_means(
 
     Blocks are of 2 × 2 cells, then of 2 × 2 blocks, until one is left; it is drawn to the mean of all. Nothing seen: 0.
     """
-    levels = [(sums.flatten(1, -3), visits.flatten(1, -3))]
-    everything = [reduce(values, "b c ... -> b c", "sum") for values in (sums, visits)]
-    while max(levels[-1][0].shape[-2:]) > 1:
-        sums_above, visits_above = (F.avg_pool2d(v, 2, ceil_mode=True, divisor_override=1) for v in levels[-1])
-        levels.append((sums_above, visits_above))
-    mean = (everything[0] / everything[1].clamp(min=1e-12)).view(*sums.shape[:2], *[1] * (sums.ndim - 2))
-    mean = mean.expand(*sums.shape[:-2], 1, 1).flatten(1, -3)
-    for total, count in reversed(levels):
-        height, width = total.shape[-2:]
-        mean = mean.repeat_interleave(2, -2)[..., :height, :].repeat_interleave(2, -1)[..., :width]
-        count = count.repeat(1, total.shape[1] // count.shape[1], 1, 1)
-        mean = (total + strength * mean) / (count + strength)
-    return mean.view(sums.shape)
+    level = torch.cat((sums, visits), dim=1)
+    total, count = reduce(level, "b c ... -> b c", "sum").split((sums.shape[1], 1), dim=1)
+    levels = [rearrange(level, "b c ... h w -> (b ...) c h w")]
+    while max(levels[-1].shape[-2:]) > 1:
+        levels.append(F.avg_pool2d(levels[-1], 2, ceil_mode=True, divisor_override=1))
+    grids = len(levels[0]) // len(sums)
+    mean = repeat(total / count.clamp(min=1e-12), "b c -> (b g) c 1 1", g=grids)
+    for level in reversed(levels):
+        total, count = level.split((sums.shape[1], 1), dim=1)
+        mean = F.interpolate(mean, scale_factor=2)[..., : level.shape[-2], : level.shape[-1]]
+        mean = torch.add(total, mean, alpha=strength) / (count + strength)
+    return rearrange(mean, "(b g) c h w -> b c g h w", g=grids).view(sums.shape)
 
 
 class CachingSelector(Selector[ConfigT]):

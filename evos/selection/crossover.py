@@ -66,15 +66,18 @@ def cross_select(
 
     only_low = low_parent & ~high_parent
     only_high = high_parent & ~low_parent
-    taken_low = only_low & (place_among(only_low, low_order, low_rank) < from_low)
-    taken_high = only_high & (place_among(only_high, high_order, high_rank) < open_places - from_low)
+    place_low = place_among(only_low, low_order, low_rank)
+    place_high = place_among(only_high, high_order, high_rank)
+    taken_low, taken_high = only_low & (place_low < from_low), only_high & (place_high < open_places - from_low)
 
-    # One sort by (class, rank): the classes are intersection, taken from low, taken from high, everybody else.
-    cells = low.shape[1]
-    position = torch.where(taken_high, 2 * cells + high_rank, 3 * cells + low_rank)
-    position = torch.where(taken_low, cells + low_rank, position)
-    position = torch.where(both, low_rank, position)
-    return position.argsort(dim=1)
+    # Where everybody stands: the intersection, those taken from low, those from high, all others. No third sort.
+    rest = ~(both | taken_low | taken_high)
+    after_both = n - open_places
+    position = n + place_among(rest, low_order, low_rank)
+    position = torch.where(taken_high, after_both + from_low + place_high, position)
+    position = torch.where(taken_low, after_both + place_low, position)
+    position = torch.where(both, place_among(both, low_order, low_rank), position)
+    return ranks(position)
 
 
 def place_among(

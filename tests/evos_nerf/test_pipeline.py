@@ -123,6 +123,7 @@ def test_every_strategy_trains(selector, pipeline):
 def test_evaluation_teaches_the_sampler_nothing(pipeline):
     one = pipeline()
     one.get_train_loss_dict(0)
+    one.sampler.tell()
     before = one.sampler.last_selection, one.sampler.selector.cache.sums.clone()
     one.get_eval_loss_dict(0)
     metrics, images = one.get_eval_image_metrics_and_images(0)

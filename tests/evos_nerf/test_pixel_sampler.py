@@ -6,6 +6,7 @@ from scipy.stats import chisquare
 
 pytest.importorskip("nerfstudio")
 
+from benchmarks.common import Kernels
 from evos.errors import InputError
 from evos.selection import EvosConfig, SoftConfig
 from evos_nerf.pixel_sampler import (
@@ -112,6 +113,7 @@ def test_warm_up_is_uniform_and_its_errors_count():
     one = sampler(rays=64, warmup_steps=16)
     learn(one, images(), 16, error=lambda pixels: (pixels["indices"][:, :1] == 1).float().expand(-1, 3))
     assert one.metrics()["survivor_share"] == 0
+    one.tell()
     assert one.selector.cache.seen.all()
     learn(one, images(), 1, start=16)
     # The error lies in a quarter of the tiles: 3 of 24 tiles are kept, of which 1 stands for the mutants.
@@ -123,6 +125,44 @@ def test_the_rays_of_a_step_may_change():
     learn(one, images(), 3)
     one.set_num_rays_per_batch(40)
     assert len(learn(one, images(), 3, start=3)["indices"]) == 40
+
+
+def test_every_step_has_its_share_of_the_rays_drawn_ahead():
+    evos = EvosConfig(keep_ratio=0.25, mutation_share=0.5, key_interval=10.0, key_interval_end=10.0, **STREAMING)
+    one = sampler(rays=24, evos=evos)
+    for step in range(15):
+        one.observe((one.sample(images(), step)["indices"][:, :1] == 2).float().expand(-1, 3))
+    fit = one.selector.order[0, :3]  # an eighth of 24 tiles, all in image 2
+    share = [
+        torch.isin(one.last_selection.index[0], fit).sum() for _ in [one.sample(images(), s) for s in (15, 16, 17)]
+    ]
+    assert all(12 <= count <= 16 for count in share)  # 12 survivors, and 12 mutants of the 21 other tiles
+
+
+def test_between_two_rankings_a_step_costs_the_device_next_to_nothing():
+    one, batch, counts = sampler(), images(), []
+    learn(one, batch, 32)
+    for step in range(32, 64):
+        error = torch.rand(24, 3)
+        with Kernels() as kernels:
+            one.sample(batch, step)
+            one.observe(error)
+            one.metrics()
+        counts.append(kernels.count)
+    # Steps are counted from 0, key steps from 1: steps 32 and 48 rank, and draw for all up to the next one.
+    assert {count for step, count in enumerate(counts, start=32) if step not in (32, 48)} == {1}
+    assert max(counts) < 250
+
+
+def test_while_the_number_of_rays_changes_only_one_step_is_drawn(monkeypatch):
+    one, drawn = sampler(rays=16), []
+    learn(one, images(), 17)
+    flat = one.grid.flat
+    monkeypatch.setattr(type(one.grid), "flat", lambda _, points: drawn.append(len(points)) or flat(points))
+    for step, rays in enumerate((20, 21, 21, 21), start=17):
+        one.set_num_rays_per_batch(rays)
+        assert len(learn(one, images(), 1, start=step)["indices"]) == rays
+    assert drawn == [20, 21, 21 * 13]  # the next ranking is that of step 32
 
 
 def test_soft_mining_has_a_point_for_each_ray():
@@ -188,6 +228,7 @@ def test_a_run_may_resume_with_more_rays_and_keeps_its_tiles(selector):
 def test_errors_are_saved_in_half_precision():
     one = sampler(rays=64)
     learn(one, images(), 30, error=lambda pixels: torch.rand(64, 3))
+    one.tell()
     before = one.selector.cache.sums.clone()
     state = one.state_dict()
     assert state["selector"]["sums"].dtype == torch.float16
