@@ -21,7 +21,7 @@ from evos import coords
 from evos.distributed import World, reduce_mean, reduce_sum
 from evos.errors import InputError
 from evos.optimizers import build_optimizer
-from evos.runs import rng_state, seed_everything, set_rng_state
+from evos.runs import on_device, rng_state, seed_everything, set_rng_state
 from evos.selection import Pool, build_selector
 from generalizable.data import Batch, Shards, Source, Sources, evaluation_batches
 from generalizable.inner import outer_loss, predict
@@ -116,6 +116,7 @@ class Trainer:
             rank=world.rank,
         )
         self.grid = coords.grid(self.pool.shape, device) if self.kind != "views" else None
+        self.spacing = torch.tensor(coords.spacing(self.pool.shape), device=device)
         self.points_trained = 0
         seed_everything(options.run.seed, world.rank)  # noise of its own for each process
 
@@ -154,8 +155,8 @@ class Trainer:
         rows, fresh = self.rows.assign(keys)
         cache = getattr(self.selector, "cache", None)
         if fresh and cache is not None:
-            cache.forget(torch.tensor(fresh, device=self.device))
-        return torch.tensor(rows, device=self.device)
+            cache.forget(on_device(fresh, self.device))
+        return on_device(rows, self.device)
 
     def points(self, instance: Instance, index: Int[Tensor, "B K"] | None) -> Float[Tensor, "_ K D"]:
         """Where the chosen cells are, for images and sounds with noise around their centres; for views, their rays."""
@@ -164,8 +165,7 @@ class Trainer:
         centres = self.grid[None] if index is None else self.grid[index]
         if self.options.train.coord_noise == 0:
             return centres
-        width = self.options.train.coord_noise * torch.tensor(coords.spacing(self.pool.shape), device=self.device)
-        return centres + width * (torch.rand_like(centres) - 0.5)
+        return centres + self.options.train.coord_noise * self.spacing * (torch.rand_like(centres) - 0.5)
 
     def rays(self, instance: Instance, index: Int[Tensor, "B K"] | None, scale: int = 1) -> Float[Tensor, "B K 6"]:
         """Rays through pixels of the views (None: all), or of views ``scale`` times as fine."""
@@ -190,14 +190,15 @@ class Trainer:
         """
         signal = instance.signal
         if self.kind == "views":
-            index = self.pixels_of(views, len(signal))
+            place = on_device(views, self.device)
+            index = self.pixels_of(place, len(signal), self.options.data.size)
             if self.fits:
                 count = min(self.options.train.inner_rays, index.shape[1])
                 index = index[:, torch.randperm(index.shape[1], device=self.device)[:count]]
                 return {"coords": self.rays(instance, index), "target": take(cells(signal, "views"), index)}
             shape = {"v": len(views), "h": self.options.data.size}
             rays = rearrange(self.rays(instance, index), "b (v h w) (two c) -> two b v c h w", two=2, **shape)
-            return {"images": signal[:, views], "origins": rays[0], "directions": rays[1]}
+            return {"images": signal[:, place], "origins": rays[0], "directions": rays[1]}
         if not self.fits:
             return signal
         if chosen is not None and self.options.train.inner_points == "selected":
@@ -206,12 +207,10 @@ class Trainer:
         points = self.grid[None] if chosen is None else self.points(instance, None)
         return {"coords": points, "target": cells(signal, self.kind)}
 
-    def pixels_of(self, views: list[int], batch: int) -> Int[Tensor, "B K"]:
-        """The cells of some views."""
-        pixels = self.options.data.size**2
-        within = torch.arange(pixels, device=self.device)
-        index = torch.tensor(views, device=self.device)[:, None] * pixels + within
-        return rearrange(index, "v p -> 1 (v p)").expand(batch, -1)
+    def pixels_of(self, views: Int[Tensor, " v"], batch: int, size: int) -> Int[Tensor, "B K"]:
+        """The cells of some views, ``size`` pixels wide and high."""
+        within = torch.arange(size**2, device=self.device)
+        return rearrange(views[:, None] * size**2 + within, "v p -> 1 (v p)").expand(batch, -1)
 
     def autocast(self) -> torch.autocast:
         """The run's precision."""
@@ -273,9 +272,8 @@ class Trainer:
         if self.grid is None:
             assert instance is not None
             size = self.options.data.size * scale
-            within = torch.arange(size**2, device=self.device)
-            index = rearrange(torch.tensor(views, device=self.device)[:, None] * size**2 + within, "v p -> 1 (v p)")
-            pieces = [self.rays(instance, part.expand(batch, -1), scale) for part in index.split(self.chunk(batch), 1)]
+            index = self.pixels_of(on_device(views, self.device), batch, size)
+            pieces = [self.rays(instance, part, scale) for part in index.split(self.chunk(batch), 1)]
         else:
             fine = tuple(scale * side for side in self.pool.shape)
             pieces = list(coords.grid(fine, self.device)[None].split(self.chunk(batch), dim=1))

@@ -22,7 +22,7 @@ from evos.runs.events import EventLog
 from evos.runs.files import read_json, write_json
 from evos.runs.folder import FREE_OPTIONS, Run, open_run
 from evos.runs.loop import Clock, Stopper, TrainingDiverged, non_finite
-from evos.runs.machine import environment, keep_freed_memory, peak_memory_bytes, resolve_device
+from evos.runs.machine import environment, keep_freed_memory, on_device, peak_memory_bytes, resolve_device
 from evos.runs.progress import Progress
 from evos.runs.seeding import rng_state, seed_everything, set_rng_state
 
@@ -38,6 +38,7 @@ __all__ = [
     "keep_freed_memory",
     "load_checkpoint",
     "non_finite",
+    "on_device",
     "open_run",
     "peak_memory_bytes",
     "read_json",

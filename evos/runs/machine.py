@@ -6,11 +6,13 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import evos
 from evos.errors import InputError
@@ -34,6 +36,15 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError("--device", name, f"auto or cpu; CUDA devices here: {count}")
     return device
+
+
+def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Numbers that the host knows as a tensor on the device, without waiting for what the device has yet to do.
+
+    ``torch.tensor(numbers, device=...)`` would wait: it copies from memory that may be gone by then.
+    """
+    values = torch.tensor(numbers)
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def keep_freed_memory(device: str | torch.device) -> None:
