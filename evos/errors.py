@@ -1,5 +1,6 @@
 """The one error type for bad input: a single line naming the argument, what came and what is allowed."""
 
+import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -37,14 +38,22 @@ def unknown_name(argument: str, got: str, known: Iterable[str]) -> InputError:
 
 
 def exit_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a program's main: an InputError becomes one line on stderr and exit status 2."""
+    """Decorate a program's main: an InputError becomes one line on stderr and exit status 2.
+
+    Whoever reads the output may stop before its end, as ``head`` does: then the program ends, without a word.
+    """
 
     @wraps(main)
     def wrapped(*args: object, **kwargs: object) -> None:
         try:
             main(*args, **kwargs)
+            sys.stdout.flush()
         except InputError as error:
             _exit(error)
+        except BrokenPipeError:
+            # Python would try to write the rest once more, and complain, as it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise SystemExit(1) from None
 
     return wrapped
 

@@ -24,7 +24,7 @@ from evos.images import read_image, write_image
 from evos.runs import read_json
 from generalizable.encode import decode, encode, interpolate, open_trainer
 from generalizable.instances import picture
-from generalizable.options import read_words
+from generalizable.options import is_help, option_lines, read_words
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "ihc", "motorcycle_left", "retina", "rocket")
@@ -114,7 +114,11 @@ def report(run: Path, photos: Path) -> Float[Tensor, "H W 3"]:
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
-    config = build_config(DemoConfig, read_words(sys.argv[1:] if argv is None else argv))
+    words = sys.argv[1:] if argv is None else argv
+    if is_help(words):
+        print("\n".join([__doc__ or "", *option_lines(DemoConfig)]))
+        return
+    config = build_config(DemoConfig, read_words(words))
     out = Path(config.out)
     run, photos = out / "run", out / "photos"
     if run.exists() and not config.overwrite:

@@ -31,7 +31,7 @@ from evos.runs.files import replace_file
 from evos.sounds import write_sound
 from generalizable.instances import Instance, load, stack
 from generalizable.layouts import files, scenes
-from generalizable.options import from_values, read_words
+from generalizable.options import from_values, is_help, option_lines, read_words
 from generalizable.trainer import Trainer
 
 FORMAT = "evos patterns 1"
@@ -186,7 +186,11 @@ def write_signal(trainer: Trainer, path: Path, values: Float[Tensor, "*S C"], sc
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
-    config = build_config(EncodeConfig, read_words(sys.argv[1:] if argv is None else argv))
+    words = sys.argv[1:] if argv is None else argv
+    if is_help(words):
+        print("\n".join([__doc__ or "", *option_lines(EncodeConfig)]))
+        return
+    config = build_config(EncodeConfig, read_words(words))
     trainer, out = open_trainer(config.run, config.device), Path(config.out)
     name = trainer.options.model.name
     if config.patterns is None:

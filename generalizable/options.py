@@ -458,16 +458,27 @@ def as_yaml(options_: Options) -> str:
     return OmegaConf.to_yaml(OmegaConf.create({key: value for key, value in values.items() if value != {}}))
 
 
+def is_help(words: Sequence[str]) -> bool:
+    """Whether a command line asks for help."""
+    return bool({"-h", "--help"} & set(words))
+
+
+def option_lines(config: type, prefix: str = "") -> list[str]:
+    """A line for each option of a dataclass, with its default."""
+    return [f"  {prefix}{o.name}={o.default}".ljust(40) + f"  {o.help}" for o in options(config)]
+
+
 def help_text() -> str:
     """Every option with its default, a line each."""
     lines = [__doc__ or "", "flags: --config FILE, --" + ", --".join(FLAGS), ""]
-    groups = [("", RunConfig), ("data.", DataConfig), ("data.sources[].", SourceConfig), ("train.", TrainConfig)]
-    groups += [
-        (f"{part}={name} {part}.", config) for part, (table, _, _) in PARTS.items() for name, config in table.items()
-    ]
-    for prefix, config in groups:
-        *title, prefix = prefix.split(" ")
-        lines += [*title]
-        for entry in options(config):
-            lines.append(f"  {prefix}{entry.name}={entry.default}".ljust(40) + f"  {entry.help}")
+    for prefix, config in (
+        ("", RunConfig),
+        ("data.", DataConfig),
+        ("data.sources[].", SourceConfig),
+        ("train.", TrainConfig),
+    ):
+        lines += option_lines(config, prefix)
+    for part, (table, _, _) in PARTS.items():
+        for name, config in table.items():
+            lines += [f"{part}={name}", *option_lines(config, f"{part}.")]
     return "\n".join(lines)

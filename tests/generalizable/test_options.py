@@ -1,5 +1,7 @@
 """Options: YAML and key=value words on the dataclasses."""
 
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from evos.config import field_docs, options
 from evos.errors import InputError
 from evos.selection import EvosConfig
+from generalizable import demo, encode
 from generalizable.models import MODELS
 from generalizable.options import (
     DataConfig,
@@ -20,7 +23,8 @@ from generalizable.options import (
     parse,
 )
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "generalizable").glob("*.yaml"))
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((ROOT / "configs" / "generalizable").glob("*.yaml"))
 
 
 def write(folder: Path, text: str) -> str:
@@ -127,6 +131,19 @@ def test_every_option_is_explained():
     for config in (RunConfig, DataConfig, SourceConfig, TrainConfig):
         assert {option.name for option in options(config)} == set(field_docs(config))
         assert all(f"{option.name}=" in help_text() for option in options(config))
+
+
+@pytest.mark.parametrize(("program", "option"), [(encode.main, "between=None"), (demo.main, "processes=2")])
+def test_the_other_programs_explain_their_options(program, option, capsys):
+    program(["--help"])
+    assert option in capsys.readouterr().out
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    program = [sys.executable, "-c", "from generalizable.main import main; main(['--help'])"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
