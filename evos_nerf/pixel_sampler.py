@@ -234,7 +234,8 @@ class EvosPixelSampler(PixelSampler):
         pixels = {key: values[place] for key, values in self.pixels.items()} | {"indices": points}
         batches = {key: values.split(rays) for key, values in pixels.items()}
         for i in range(steps):
-            own = replace(chosen, index=index[i], weight=None if weight is None else weight[i], step=step + i)
+            own_weight, is_key = None if weight is None else weight[i], chosen.is_key and i == 0
+            own = Selection(chosen.rows, index[i], own_weight, is_key, step + i)
             yield own, {key: values[i] for key, values in batches.items()}
 
     def _forget_ahead(self) -> None:

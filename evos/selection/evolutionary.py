@@ -183,13 +183,18 @@ class EvosSelector(CachingSelector[EvosConfig]):
     def fitness(
         self, rows: Int[Tensor, " B"], errors: Errors | None = None
     ) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
-        """Low- and high-frequency fitness of every cell, from what is cached (``errors``, where they are at hand)."""
+        """Low- and high-frequency fitness of every cell, from what is cached (``errors``, where they are at hand).
+
+        Without crossover the latter counts for nothing: 0.
+        """
         residual, square = self.cache.errors(rows) if errors is None else errors
         low, weight = 4 * square, self.config.laplacian_weight
         if self.needs_update:
             # In the error's units: the balance with the high frequencies must not follow the length of the step.
             update, counted = self.square_update[rows], None if self.valid is None else self.valid[rows]
             low = update * masked_mean(low, counted) / masked_mean(update, counted).clamp(min=TINY)
+        if self.config.crossover == "none":
+            return low, torch.zeros_like(low)
         if self.needs_derivative:
             return low, weight * self.derivative_error[rows]
         return low, high_fitness(residual, self.pool.shape, self.pool.axes, weight)
@@ -242,7 +247,7 @@ class EvosSelector(CachingSelector[EvosConfig]):
         The size of the loss's gradient at a point is that of its error, the root of its fitness. Unseen cells are mean.
         """
         low, high = self.fitness(rows)
-        error = (low if self.config.crossover == "none" else low + high).sqrt()
+        error = (low + high).sqrt()
         known = self.known(rows)
         relative = error / masked_mean(error, known).clamp(min=TINY)
         share = self.fit_count(step, rows) / self.keep_count(step)
@@ -256,8 +261,10 @@ class EvosSelector(CachingSelector[EvosConfig]):
 
     def known(self, rows: Int[Tensor, " B"]) -> Bool[Tensor, "B P"]:
         """Which usable cells have an error to go by: those seen; pooled estimates cover the others, too."""
-        usable = self.usable_cells(rows)
-        return usable if self.config.cache_pooling > 0 else usable & self.cache.seen[rows]
+        if self.config.cache_pooling > 0:
+            return self.usable_cells(rows)
+        seen = self.cache.seen[rows]
+        return seen if self.valid is None else seen & self.valid[rows]
 
     def effective_share(self, rows: Int[Tensor, " B"], square: Float[Tensor, "B P"]) -> Float[Tensor, "B 1"]:
         """s, the effective sample size of the squared errors, as a share of the cells known; 1 without any error."""
@@ -311,7 +318,8 @@ class EvosSelector(CachingSelector[EvosConfig]):
         if self.config.draw == "proportional":
             odds = self.odds(step, rows)
             index = self.draw(odds.log(), rows, self.keep_count(step))
-            return Selection(rows, index, self.capped(1 / odds.gather(1, index)), key, step)
+            weight = self.capped(1 / odds.gather(1, index)) if self.config.importance_cap else None
+            return Selection(rows, index, weight, key, step)
         fit, mutants = self.counts(step)
         keep = fit + mutants
         if self.config.adapt:
@@ -333,10 +341,9 @@ class EvosSelector(CachingSelector[EvosConfig]):
         weight = torch.where((drawn == 0) | (drawn == 1), 1.0, weight).float().expand(len(rows), count)
         return self.capped(weight)
 
-    def capped(self, weight: Float[Tensor, "B K"]) -> Float[Tensor, "B K"] | None:
-        """Importance weights within [1 / cap, cap]; None without a cap."""
-        cap = self.config.importance_cap
-        return weight.clamp(1 / cap, cap) if cap else None
+    def capped(self, weight: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+        """Importance weights within [1 / cap, cap]."""
+        return weight.clamp(1 / self.config.importance_cap, self.config.importance_cap)
 
     def budget_counts(self, step: int, rows: Int[Tensor, " B"]) -> tuple[Count, Count]:
         """How many cells of each row are fit, and how many of the ``budget`` draws go to them."""
