@@ -723,7 +723,7 @@ def test_a_cpu_run_keeps_the_memory_it_frees(device, kept):
 import resource, torch
 from evos.runs import keep_freed_memory
 keep_freed_memory({device!r})
-for repeat in range(6):
+for repeat in range(20):  # the first few may still find no hole that is large enough
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**24)  # 64 MB
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults)
