@@ -66,10 +66,11 @@ class ResidualCache:
 class RunningCache(ResidualCache):
     """Running means of the residual and of its square, for cells that stand for several points, as tiles do.
 
-    Each visit counts ``momentum`` times as much as the next one. A cell of which little is known borrows from its
-    neighbours: its estimate is the mean over its own visits and ``pooling`` visits with the estimate of the 2 × 2 block
-    around it, which is made alike from the block of blocks, and so on up to the mean of the row. So fine cells are
-    ranked from the first step on: at first like coarse ones, and by their own errors as visits come in.
+    Each visit counts ``momentum`` times as much as the next one, visits written together alike. A cell of which little
+    is known borrows from its neighbours: its estimate is the mean over its own visits and ``pooling`` visits with the
+    estimate of the 2 × 2 block around it, which is made alike from the block of blocks, and so on up to the mean of the
+    row. So fine cells are ranked from the first step on: at first like coarse ones, and by their own errors as visits
+    come in.
     """
 
     maps = ("sums",)
