@@ -17,19 +17,23 @@ from evos.runs import environment
 RESULTS = Path(__file__).parent / "results"
 
 
+def synchronized_clock() -> float:
+    """Seconds on a clock, once a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def alternate(sides: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 3) -> dict[str, list[float]]:
     """Seconds of each side, measured in turn so that a noisy machine disturbs all sides alike."""
     times: dict[str, list[float]] = {name: [] for name in sides}
     for round_ in range(warmup + repeats):
         for name, run in sides.items():
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            start = time.perf_counter()
+            start = synchronized_clock()
             run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            end = synchronized_clock()
             if round_ >= warmup:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(end - start)
     return times
 
 

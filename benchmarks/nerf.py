@@ -2,6 +2,7 @@
 
     python benchmarks/nerf.py --scene lego=DIR --samplers nerfstudio evos soft egra expansive --seeds 0 1 2 3 4
     python benchmarks/nerf.py --scene fox=DIR --timing
+    python benchmarks/nerf.py --scene lego=DIR --timing --full --rays 4096 --device cuda
 
 DIR is a Blender, nerfstudio or LLFF scene, told by its files. Every run is a process of its own with one thread: the
 plugin's pipeline (``nerfstudio``: nerfacto's, with nerfstudio's PixelSampler), the same steps, rays, initial weights
@@ -14,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import fields, replace
@@ -23,7 +25,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from common import Kernels, alternate, ratio, spread, write_result
+from common import Kernels, alternate, ratio, spread, synchronized_clock, write_result
 
 from evos.config import build_config
 from evos.runs import seed_everything
@@ -58,8 +60,8 @@ SYNTHETIC = {
 }
 
 
-def build_pipeline(scene: Path, sampler: str, rays: int, seed: int) -> Any:
-    """The reduced nerfacto with ``sampler``, on the CPU."""
+def build_pipeline(scene: Path, sampler: str, rays: int, seed: int, device: str = "cpu", full: bool = False) -> Any:
+    """The reduced nerfacto, or the ``full`` one, with ``sampler``."""
     from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
     from nerfstudio.configs.method_configs import method_configs
     from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
@@ -68,10 +70,13 @@ def build_pipeline(scene: Path, sampler: str, rays: int, seed: int) -> Any:
 
     from evos_nerf.llff import LlffDataParserConfig
     from evos_nerf.methods import evos_method
+    from evos_nerf.pipeline import choose_implementation
 
     seed_everything(seed)
     host: Any = method_configs["nerfacto"]
-    model = replace(host.pipeline.model, **SMALL, camera_optimizer=CameraOptimizerConfig(mode="off"))
+    small = {} if full else SMALL
+    model = replace(host.pipeline.model, **small, camera_optimizer=CameraOptimizerConfig(mode="off"))
+    choose_implementation(model, device)
     if (scene / "poses_bounds.npy").exists():
         parser: Any = LlffDataParserConfig(data=scene)
     elif (scene / "transforms_train.json").exists():
@@ -93,21 +98,22 @@ def build_pipeline(scene: Path, sampler: str, rays: int, seed: int) -> Any:
     config.model = model
     config.datamanager.dataparser = parser
     config.datamanager.train_num_rays_per_batch = rays
-    return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+    return config.setup(device=device, test_mode="val", world_size=1, local_rank=0)
 
 
 class Training:
     """nerfstudio's training loop without its viewer, files and logs."""
 
-    def __init__(self, scene: Path, sampler: str, rays: int, seed: int, steps: int) -> None:
+    def __init__(self, scene: Path, sampler: str, seed: int, args: argparse.Namespace) -> None:
         from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 
-        self.pipeline = build_pipeline(scene, sampler, rays, seed)
+        self.device = args.device
+        self.pipeline = build_pipeline(scene, sampler, args.rays, seed, args.device, args.full)
         self._same_start(seed)
         attributes = TrainingCallbackAttributes(None, None, self.pipeline, None)  # type: ignore
         self.callbacks = self.pipeline.get_training_callbacks(attributes)
         if sampler != BASELINE:
-            self.pipeline.datamanager.train_pixel_sampler.plan(steps)
+            self.pipeline.datamanager.train_pixel_sampler.plan(args.steps)
         parameters = [group for groups in self.pipeline.get_param_groups().values() for group in groups]
         self.optimizer = torch.optim.Adam(parameters, lr=1e-2, eps=1e-15)  # as in nerfacto's config
         self.done = 0
@@ -150,7 +156,7 @@ class Training:
             rows, columns = np.unravel_index(place, truth.shape[:2])
             points = torch.as_tensor(np.stack([np.full_like(rows, view), rows, columns], axis=1))
             rays = self._eval_rays(points)
-            error = model(rays)["rgb"].clamp(0, 1) - truth[points[:, 1], points[:, 2]]
+            error = model(rays)["rgb"].cpu().clamp(0, 1) - truth[points[:, 1], points[:, 2]]
             found.append(-10 * float(torch.log10(error.square().mean())))
         model.train()
         return statistics.mean(found)
@@ -158,13 +164,13 @@ class Training:
     def _eval_rays(self, points: torch.Tensor) -> Any:
         from nerfstudio.model_components.ray_generators import RayGenerator
 
-        return RayGenerator(self.pipeline.datamanager.eval_dataset.cameras)(points)
+        return RayGenerator(self.pipeline.datamanager.eval_dataset.cameras)(points).to(self.device)
 
 
 def run_one(scene: Path, sampler: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Train, with the test PSNR along the way."""
     torch.set_num_threads(1)
-    training, curve = Training(scene, sampler, args.rays, seed, args.steps), []
+    training, curve = Training(scene, sampler, seed, args), []
     for _ in range(args.tests):
         for _ in range(args.steps // args.tests):
             training.step()
@@ -212,43 +218,60 @@ def mean_spread(values: list[float]) -> dict[str, float]:
 
 
 def timing(scene: Path, samplers: list[str], args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a whole step and of drawing its rays alone, all samplers in turn."""
-    trainings = {sampler: Training(scene, sampler, args.rays, 0, args.steps) for sampler in samplers}
+    """Seconds of a whole step and of drawing its rays alone, all samplers in turn, and operations."""
+    trainings = {sampler: Training(scene, sampler, 0, args) for sampler in samplers}
     for training in trainings.values():
         for _ in range(args.warm):
             training.step()
     steps = alternate({name: training.step for name, training in trainings.items()}, repeats=args.repeats)
     result = {}
     for name, training in trainings.items():
-        data = training.pipeline.datamanager
-        own = name != BASELINE and data.train_pixel_sampler.metrics()["sampler_ms"] / 1000
+        seconds = sampler_seconds(training)
         result[name] = {
-            "step_seconds": spread(steps[name]),
+            "step_seconds": (own := spread(steps[name])),
             "step_over_nerfstudio": ratio(steps, name, BASELINE) if BASELINE in steps else None,
-            "sampler_seconds": own or baseline_seconds(data),
+            "sampler_seconds": seconds,
+            "sampler_share": seconds / own["median"],
+            "kernels": kernels(training),
         }
-        result[name]["sampler_share"] = result[name]["sampler_seconds"] / result[name]["step_seconds"]["median"]
-        result[name]["kernels"] = kernels(training)
     return result
 
 
-def kernels(training: Training, steps: int = 16) -> dict[str, float]:
-    """Operations of a step, and of drawing its rays and taking note of their errors: on a GPU, where these are too
-    small to keep it busy, what they cost is their number. The mean of as many steps as lie between two rankings."""
-    sampler, own = training.pipeline.datamanager.train_pixel_sampler, Kernels()
-    with Kernels() as whole, ExitStack() as patches:
+def watched(training: Training, watch: Callable[[Callable[..., Any]], Callable[..., Any]], steps: int) -> None:
+    """Some steps in which drawing the rays and taking note of their errors go through ``watch``."""
+    sampler = training.pipeline.datamanager.train_pixel_sampler
+    with ExitStack() as patches:
         for method in {"sample", "observe", "metrics"} & set(dir(sampler)):
-            patches.enter_context(mock.patch.object(sampler, method, own(getattr(sampler, method))))
+            patches.enter_context(mock.patch.object(sampler, method, watch(getattr(sampler, method))))
         for _ in range(steps):
             training.step()
+
+
+def sampler_seconds(training: Training, steps: int = 48) -> float:
+    """Seconds of a step that the rays take, on a GPU with what it does waited for, which training does not."""
+    total = 0.0
+
+    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal total
+            start = synchronized_clock()
+            result = method(*args, **kwargs)
+            total += synchronized_clock() - start
+            return result
+
+        return run
+
+    watched(training, timed, steps)
+    return total / steps
+
+
+def kernels(training: Training, steps: int = 16) -> dict[str, float]:
+    """Operations of a step, and of what the rays take of it: on a GPU, where these are too small to keep it busy, their
+    number is what they cost. The mean of as many steps as lie between two rankings."""
+    whole, own = Kernels(), Kernels()
+    with whole:
+        watched(training, own, steps)
     return {"step": whole.count / steps, "sampler": own.count / steps}
-
-
-def baseline_seconds(data: Any, repeats: int = 200) -> float:
-    """Median seconds that nerfstudio's own sampler takes for a batch."""
-    images = next(data.iter_train_image_dataloader)
-    times = alternate({"own": lambda: data.train_pixel_sampler.sample(images)}, repeats=repeats)
-    return statistics.median(times["own"])
 
 
 def main() -> None:
@@ -265,6 +288,8 @@ def main() -> None:
     parser.add_argument("--timing", action="store_true", help="measure the time of steps and samplers instead")
     parser.add_argument("--warm", type=int, default=60, help="with --timing: steps before")
     parser.add_argument("--repeats", type=int, default=40, help="with --timing: steps measured")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--full", action="store_true", help="nerfacto as it is, not reduced for two CPU cores")
     parser.add_argument("--cache", type=Path, default=Path("runs/bench-nerf"), help="folder of finished runs")
     parser.add_argument("--name", help="name of the result; default nerf_NAME")
     parser.add_argument("--one", nargs=2, metavar=("SAMPLER", "SEED"), help=argparse.SUPPRESS)
@@ -272,6 +297,7 @@ def main() -> None:
     install()
     name, _, folder = args.scene.partition("=")
     settings = {key: getattr(args, key) for key in ("steps", "rays", "tests", "pixels")}
+    settings |= {"full": True} if args.full else {}
     if args.one:
         print(json.dumps(run_one(Path(folder), args.one[0], int(args.one[1]), args)))
         return
