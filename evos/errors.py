@@ -51,11 +51,22 @@ def exit_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
         except InputError as error:
             _exit(error)
         except BrokenPipeError:
+            if not _is_reader_gone():  # it was another pipe, of a worker process say
+                raise
             # Python would try to write the rest once more, and complain, as it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise SystemExit(1) from None
 
     return wrapped
+
+
+def _is_reader_gone() -> bool:
+    """Whether nobody reads the standard output any more: an empty line tells."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _exit(error: InputError) -> NoReturn:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evos.config import field_docs, options
-from evos.errors import InputError
+from evos.errors import InputError, exit_on_input_error
 from evos.selection import EvosConfig
 from generalizable import demo, encode
 from generalizable.models import MODELS
@@ -144,6 +144,15 @@ def test_a_reader_who_has_seen_enough_is_no_error():
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait() == 1
+
+
+def test_another_broken_pipe_is_not_hidden():
+    @exit_on_input_error
+    def loses_a_worker() -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        loses_a_worker()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
