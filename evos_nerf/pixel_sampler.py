@@ -209,10 +209,7 @@ class EvosPixelSampler(PixelSampler):
 
     def _is_drawn(self, step: int) -> bool:
         """Whether the rays of ``step`` were drawn ahead, as many as are wanted now."""
-        if not self._ahead or self._ahead[0][0].step != step:
-            return False
-        index = self._ahead[0][0].index
-        return index is not None and index.shape[1] == self.num_rays_per_batch
+        return bool(self._ahead) and self._ahead[0][0].step == step and self._rays == self.num_rays_per_batch
 
     def _draw(self, step: int) -> Iterator[tuple[Selection, dict[str, Tensor]]]:
         """The rays of ``step`` and of those that follow without a ranking, at once: on a GPU the number of kernels is

@@ -112,30 +112,33 @@ class RunningCache(ResidualCache):
             return sums[..., :-1] / sums[..., -1:].clamp(min=torch.finfo(sums.dtype).tiny)
         shape, axes = self.pool.shape, self.pool.axes
         grid = (*shape[:-axes], *([1] * (2 - axes)), *shape[-axes:])
-        spread = rearrange(sums, "b p c -> b c p").unflatten(-1, grid)
-        found = pooled_means(spread[:, :-1], spread[:, -1:], self.pooling)
+        maps = rearrange(sums, "b p c -> b c p").unflatten(-1, grid)
+        found = pooled_means(maps, self.pooling)
         return rearrange(found.flatten(2), "b c p -> b p c")
 
 
-def pooled_means(
-    sums: Float[Tensor, "B C *G H W"], visits: Float[Tensor, "B 1 *G H W"], strength: float
-) -> Float[Tensor, "B C *G H W"]:
-    """sums / visits, each cell drawn to the mean of the block around it with the weight of ``strength`` visits.
+def pooled_means(sums: Float[Tensor, "B S *G H W"], strength: float) -> Float[Tensor, "B E *G H W"]:
+    """All sums but the last, the visits, over these, each cell drawn to the block around it by ``strength`` visits.
 
-    Blocks are of 2 × 2 cells, then of 2 × 2 blocks, until one is left; it is drawn to the mean of all. Nothing seen: 0.
+    To the block's mean: blocks are of 2 × 2 cells, then of 2 × 2 blocks, until one is left; it is drawn to the mean of
+    all. Nothing seen: 0. E = S - 1.
     """
-    level = torch.cat((sums, visits), dim=1)
-    total, count = reduce(level, "b c ... -> b c", "sum").split((sums.shape[1], 1), dim=1)
-    levels = [rearrange(level, "b c ... h w -> (b ...) c h w")]
+    total, count = split_visits(reduce(sums, "b c ... -> b c", "sum"))
+    levels = [rearrange(sums, "b c ... h w -> (b ...) c h w")]
     while max(levels[-1].shape[-2:]) > 1:
         levels.append(F.avg_pool2d(levels[-1], 2, ceil_mode=True, divisor_override=1))
     grids = len(levels[0]) // len(sums)
     mean = repeat(total / count.clamp(min=1e-12), "b c -> (b g) c 1 1", g=grids)
     for level in reversed(levels):
-        total, count = level.split((sums.shape[1], 1), dim=1)
+        total, count = split_visits(level)
         mean = F.interpolate(mean, scale_factor=2)[..., : level.shape[-2], : level.shape[-1]]
         mean = torch.add(total, mean, alpha=strength) / (count + strength)
-    return rearrange(mean, "(b g) c h w -> b c g h w", g=grids).view(sums.shape)
+    return rearrange(mean, "(b g) c h w -> b c g h w", g=grids).reshape(len(sums), -1, *sums.shape[2:])
+
+
+def split_visits(sums: Float[Tensor, "B S *M"]) -> tuple[Float[Tensor, "B E *M"], Float[Tensor, "B 1 *M"]]:
+    """The sums, and the last of them, the visits, apart."""
+    return sums[:, :-1], sums[:, -1:]
 
 
 class CachingSelector(Selector[ConfigT]):

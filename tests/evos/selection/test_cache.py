@@ -29,15 +29,14 @@ def test_pooled_means_are_those_of_a_slow_recursion(shape):
     generator = torch.Generator().manual_seed(0)
     visits = torch.randint(0, 3, shape, generator=generator).double()
     sums = torch.rand(shape, generator=generator, dtype=torch.float64) * visits
-    pooled = pooled_means(sums[None, None], visits[None, None], 2.0)
+    pooled = pooled_means(torch.stack((sums, visits))[None], 2.0)
     assert torch.allclose(pooled.flatten(), block_means(sums, visits, 2.0), rtol=1e-12)
 
 
 def test_pooled_means_of_nothing_seen_are_zero_and_of_much_seen_are_the_cells_own():
-    nothing = torch.zeros(1, 2, 3, 3)
-    assert (pooled_means(nothing, nothing[:, :1], 2.0) == 0).all()
+    assert (pooled_means(torch.zeros(1, 3, 3, 3), 2.0) == 0).all()
     values, visits = torch.rand(1, 1, 3, 3), torch.full((1, 1, 3, 3), 1e7)
-    assert torch.allclose(pooled_means(values * visits, visits, 1.0), values, atol=1e-5)
+    assert torch.allclose(pooled_means(torch.cat((values * visits, visits), dim=1), 1.0), values, atol=1e-5)
 
 
 def test_a_running_cache_keeps_means_weighted_by_age():
