@@ -60,7 +60,7 @@ SYNTHETIC = {
 }
 
 
-def build_pipeline(scene: Path, sampler: str, rays: int, seed: int, device: str = "cpu", full: bool = False) -> Any:
+def build_pipeline(scene: Path, sampler: str, rays: int, seed: int, device: str, full: bool) -> Any:
     """The reduced nerfacto, or the ``full`` one, with ``sampler``."""
     from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
     from nerfstudio.configs.method_configs import method_configs
@@ -296,16 +296,14 @@ def main() -> None:
     args = parser.parse_args()
     install()
     name, _, folder = args.scene.partition("=")
-    settings = {key: getattr(args, key) for key in ("steps", "rays", "tests", "pixels")}
-    settings |= {"full": True} if args.full else {}
+    settings = {key: getattr(args, key) for key in ("steps", "rays", "tests", "pixels", "full", "device")}
     if args.one:
         print(json.dumps(run_one(Path(folder), args.one[0], int(args.one[1]), args)))
         return
     if args.timing:
         numbers = timing(Path(folder), args.samplers, args)
-        write_result(
-            args.name or f"nerf_{name}_time", {"rays": args.rays, "threads": torch.get_num_threads(), **numbers}
-        )
+        how = {"rays": args.rays, "full": args.full, "device": args.device, "threads": torch.get_num_threads()}
+        write_result(args.name or f"nerf_{name}_time", {**how, **numbers})
         return
 
     def work(job: tuple[str, int]) -> dict[str, Any]:

@@ -72,16 +72,15 @@ def move(module: nn.Module, device: torch.device) -> nn.Module:
 @contextmanager
 def accelerator() -> Iterator[None]:
     """Tensors are fake, and the parts of PyTorch that know each device by name take this one."""
-    stack, call = ExitStack(), lambda function, *args, **_: function(*args)
     patches: dict[str, Any] = {
         "torch.Generator": HostGenerator,
         "torch.nn.Module.to": move,
         "torch.autocast": lambda *_, **__: nullcontext(),
         "torch.is_autocast_enabled": lambda *_: False,
         "torch.optim.optimizer._get_fused_kernels_supported_devices": lambda: ["lazy"],
-        "generalizable.models.hypernetwork.checkpoint": call,
+        "generalizable.models.hypernetwork.checkpoint": lambda function, *args, **_: function(*args),
     }
-    with stack:
+    with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         for name, instead in patches.items():
             stack.enter_context(mock.patch(name, instead))
@@ -90,7 +89,7 @@ def accelerator() -> Iterator[None]:
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """While something is built, the host may ask for values: it gets ones."""
+    """While something is built, the host may ask for values: it gets some."""
     with ExitStack() as stack:
         for name, value in {"__float__": 0.5, "__int__": 1, "__bool__": True, "item": 1}.items():
             stack.enter_context(mock.patch.object(Tensor, name, lambda *_, value=value: value))
@@ -159,8 +158,8 @@ FITS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("values", FITS, ids=lambda values: ",".join(f"{k}={v}" for k, v in values.items()))
 @apart
 def test_fitting_a_picture(values: dict[str, Any]) -> None:
-    names = {part: values.get(part, default) for part, default in
-             {"selector": "evos", "field": "siren", "transform": "min_max"}.items()}  # fmt: skip
+    defaults = {"selector": "evos", "field": "siren", "transform": "min_max"}
+    names = {part: values.get(part, default) for part, default in defaults.items()}
     options = from_values({"steps": 60, **names, **values}, names)
     signal = astronaut(16)
     with accelerator():
@@ -173,10 +172,11 @@ def test_fitting_a_picture(values: dict[str, Any]) -> None:
             assert fit.predict().device == DEVICE
 
 
+HYPER = ["model.width=8", "model.blocks=1", "model.heads=2", "model.patch=4"]
 MODELS = {
-    "pattern_composer": ["model.width=8", "model.blocks=1", "model.heads=2", "model.patch=4", "model.rank=4"],
-    "transinr": ["model.width=8", "model.blocks=1", "model.heads=2", "model.patch=4"],
-    "locality_aware": ["model.width=8", "model.blocks=1", "model.heads=2", "model.patch=4"],
+    "pattern_composer": [*HYPER, "model.rank=4"],
+    "transinr": HYPER,
+    "locality_aware": HYPER,
     "meta_pattern_composer": ["model.rank=4"],
     "learned_init": [],
 }
