@@ -4,8 +4,8 @@ VENV ?= .venv
 PYTHON ?= python3.11
 EXTRAS ?= regress
 PYTEST_ARGS ?=
-KNOWN_EXTRAS := regress nerf meta nas dev all
-DEV_EXTRAS := regress,nerf,meta,dev
+KNOWN_EXTRAS := regress nerf meta nas docs dev all
+DEV_EXTRAS := regress,nerf,meta,docs,dev
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
