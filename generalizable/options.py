@@ -1,6 +1,6 @@
 """The command line and config files of meta-learning: OmegaConf over the option dataclasses.
 
-    python generalizable/main.py --config FILE.yaml data.root=DIR train.steps=1000 model=transinr selector=evos
+    python generalizable/main.py --config FILE.yaml data.root=DIR train.steps=1000 model=transinr selector=error
 
 The command line beats the config file. ``model=NAME`` and ``selector=NAME`` choose a part, ``model.rank=64`` sets one
 of its options; in a file a part is its name or a mapping with ``name``. ``--resume`` stands for ``resume=true``, and so

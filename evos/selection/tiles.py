@@ -84,7 +84,7 @@ class TilesSelector(CachingSelector[TilesConfig]):
         self.order: Int[Tensor, "R P"] = random_order(pool.rows, pool.cells, self.generator, self.valid)
         self.sample_fraction: Float[Tensor, "R 1"] = torch.ones(pool.rows, 1, device=self.device)
         self.zero = torch.zeros((), device=self.device)
-        self.survivor_ratio: Tensor = self.zero
+        self.ratios = {"survivor_ratio": self.zero, "mutant_ratio": 1 - self.zero}
 
     def make_cache(self) -> ResidualCache:
         """Running means instead of last values."""
@@ -112,7 +112,8 @@ class TilesSelector(CachingSelector[TilesConfig]):
         rows = self.all_rows if rows is None else rows
         count = self.keep_count(step) if count is None else count
         fit, survivors = (0, 0) if step <= self.config.warmup_steps else self.group_sizes(step, rows, count)
-        self.survivor_ratio = (self.zero + survivors / count).mean()
+        survivor_ratio = (self.zero + survivors / count).mean()
+        self.ratios = {"survivor_ratio": survivor_ratio, "mutant_ratio": 1 - survivor_ratio}
         index = draw_from_two_groups(self.order[rows], fit, survivors, self.usable[rows], count, self.generator)
         return Selection(rows, index, is_key=is_key, step=step)
 
@@ -170,4 +171,4 @@ class TilesSelector(CachingSelector[TilesConfig]):
 
     def metrics(self) -> dict[str, Tensor]:
         """Fractions of the last draws that went to survivors and to mutants."""
-        return {"survivor_ratio": self.survivor_ratio, "mutant_ratio": 1 - self.survivor_ratio}
+        return self.ratios

@@ -9,7 +9,7 @@ import pytest
 
 from evos.config import field_docs, options
 from evos.errors import InputError, exit_on_input_error
-from evos.selection import EvosConfig
+from evos.selection import ErrorConfig
 from generalizable import demo, encode
 from generalizable.models import MODELS
 from generalizable.options import (
@@ -40,8 +40,8 @@ def test_words_beat_the_file_and_the_file_beats_the_defaults(tmp_path):
 
 
 def test_a_part_is_named_and_given_options_in_any_order():
-    for words in (["selector=evos", "selector.keep_ratio=0.25"], ["selector.keep_ratio=0.25", "selector=evos"]):
-        assert parse(words).selector == EvosConfig(keep_ratio=0.25, evaluation="streaming")
+    for words in (["selector=error", "selector.keep_ratio=0.25"], ["selector.keep_ratio=0.25", "selector=error"]):
+        assert parse(words).selector == ErrorConfig(keep_ratio=0.25)
 
 
 def test_naming_another_part_drops_the_options_of_the_files(tmp_path):
@@ -86,7 +86,7 @@ def test_one_root_or_several_sources():
         (["data.sources=[{root: a, weight: 0}]"], "data.sources", "above 0"),
         (["data.sources=[{root: x/a}, {root: y/a}]"], "data.sources", "a name of its own"),
         (["data.root=a", "data.sources=[b]"], "data.root", "either"),
-        (["data.augment=true", "selector=evos"], "data.augment", "false"),
+        (["data.augment=true", "selector=error"], "data.augment", "false"),
         (["data.task=views", "data.eval_support_views=25"], "data.eval_support_views", "at most 24"),
         (["steps"], "command line", "key=value"),
         (["data.size=[1"], "command line", "YAML"),
@@ -107,7 +107,7 @@ def test_a_damaged_file_is_refused(tmp_path, text):
 
 
 def test_resolved_options_build_the_same_options():
-    words = ["data.sources=[{root: a}, {root: b, weight: 0}]", "selector=evos", "model.rank=8", "train.clip=1"]
+    words = ["data.sources=[{root: a}, {root: b, weight: 0}]", "selector=error", "model.rank=8", "train.clip=1"]
     found = parse(words)
     assert from_values(found.resolved()) == found
 
@@ -115,7 +115,7 @@ def test_resolved_options_build_the_same_options():
 def test_the_config_file_of_a_run_repeats_it(tmp_path):
     words = [
         "data.root=a",
-        "selector=evos",
+        "selector=error",
         "selector.keep_ratio=0.3",
         "model=transinr",
         "train.lr=1e-5",

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERY_FIFTH = ["--selector.key_interval", "5", "--selector.key_interval_end", "4"]
 STRATEGIES = {
     "evos": ["--selector", "evos", *EVERY_FIFTH],
-    "streaming": ["--selector", "evos", "--selector.evaluation", "streaming", *EVERY_FIFTH],
+    "error": ["--selector", "error"],
+    "nint": ["--selector", "nint", "--selector.key_interval", "5"],
     "soft": ["--selector", "soft"],
     "int": ["--selector", "int"],
     "uniform": ["--selector", "uniform", "--cfs_weight", "0.65"],
@@ -29,7 +30,7 @@ STRATEGIES = {
     "egra": ["--selector", "egra"],
     "expansive": ["--selector", "expansive"],
 }
-KILLED = ("evos", "streaming", "soft", "int", "uniform")
+KILLED = ("evos", "error", "soft", "int", "uniform")
 RUN = ["--steps", "40", "--eval_every", "2", "--save_every", "5"]
 
 
