@@ -6,11 +6,11 @@ Outside a process group every function answers for the single process, so that a
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evos.errors import InputError
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)
 """Longest wait for the other processes: a few evaluations of rank 0, not a dead machine."""
@@ -121,9 +123,38 @@ def reduce_mean(total: Float[Tensor, "*S"], count: Float[Tensor, "*S"] | Int[Ten
     return reduce_sum(total) / reduce_sum(count)
 
 
+def reduce_min(value: float) -> float:
+    """The least of the processes' numbers, the same in each."""
+    least = torch.tensor(value, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+    return float(least)
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process: how all of them stop after the same step."""
-    return bool(reduce_sum(torch.tensor(float(flag))) > 0)
+    return flag if not dist.is_initialized() else bool(reduce_sum(torch.tensor(float(flag))) > 0)
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What `make` returns on process 0, where alone it is called, sent to all as a pickle.
+
+    Raises:
+        InputError: as `make`; on process 0 only. The others exit with status 2 and leave it to say why.
+    """
+    if not dist.is_initialized():
+        return make()
+    answer: list[Any] = [None, False]
+    refusal = None
+    if is_main():
+        try:
+            answer = [make(), True]
+        except InputError as error:
+            refusal = error
+    dist.broadcast_object_list(answer)
+    if not answer[1]:
+        raise refusal or SystemExit(2)
+    return answer[0]
 
 
 def gather(value: Any) -> list[Any]:

@@ -13,11 +13,11 @@ import torch
 
 from evos.errors import exit_on_input_error
 from evos.images import read_image
-from evos.runs import Stopper, open_run
+from evos.runs import Stopped, Stopper, open_run
 from image_regression.compare import seconds_to
 from image_regression.options import parse
 from image_regression.report import Curve, Panel, write_report
-from image_regression.run import Stopped, fit_signal
+from image_regression.run import fit_signal
 from image_regression.signals import load
 from image_regression.summary import markdown_table
 

@@ -45,7 +45,7 @@ class EventLog:
             kind = self._protocol.SessionLog
             self._write(purge_step, session_log=kind(status=kind.START))
 
-    def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float | int | Tensor]) -> None:
         """Log one number per name."""
         if self._records:
             for name, value in values.items():

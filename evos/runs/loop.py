@@ -1,103 +1,311 @@
-"""Inside the training loop: stopping on a signal, counting training seconds, noticing divergence."""
+"""The training loop of every application: steps, evaluations, checkpoints, stopping, resuming, progress, metrics."""
 
 import math
-import signal
-import threading
-from time import perf_counter
-from types import FrameType, TracebackType
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from evos.distributed import PeerLost, World, any_process, gather, reduce_min, reduce_sum, watching_peers
 from evos.errors import InputError
+from evos.runs.checkpoint import load_checkpoint, save_checkpoint
+from evos.runs.clock import Clock
+from evos.runs.events import EventLog
+from evos.runs.folder import Run
+from evos.runs.machine import common_metrics
+from evos.runs.progress import Progress
+from evos.runs.seeding import rng_state, seed_everything, set_rng_state
+from evos.runs.stopping import Stopped, Stopper
+from evos.seeding import mixed_seed
+
+CHECK_EVERY = 50
+"""Most steps between two reads of the losses: each read makes the host wait for the device."""
 
 
 class TrainingDiverged(InputError):
-    """The loss became inf or nan: front ends print one line and exit with status 2, as for bad input."""
+    """The loss or a weight became inf or nan: front ends print one line and exit with status 2, as for bad input."""
 
 
-def non_finite(loss_value: float | Tensor, step: int) -> None:
-    """Stop the run if the loss is no longer a finite number; reads the value, so a CUDA tensor makes the host wait.
+class Trainable(ABC):
+    """What an application gives the loop to train. Every process calls each method, in the same order."""
 
-    Raises:
-        TrainingDiverged: the loss is inf or nan; the message names the step.
+    @abstractmethod
+    def step(self, step: int) -> Float[Tensor, ""]:
+        """Train step number `step`, counted from 1; return this process's loss in a new tensor, not waited for."""
+
+    @abstractmethod
+    def evaluate(self, step: int, events: EventLog | None, *, final: bool) -> dict[str, Any]:
+        """Measure the model after `step` steps; return the numbers that enter the curve, the same on every process.
+
+        Must leave alone everything that training continues from.
+
+        Args:
+            step: steps done.
+            events: where pictures and sounds are logged; None on processes that write nothing. The loop logs the
+                numbers.
+            final: whether this is the evaluation that ends the run: over everything, with every metric.
+        """
+
+    @abstractmethod
+    def parameters(self) -> Iterable[Tensor]:
+        """The weights trained: counted for the metrics, and checked to be finite before each checkpoint."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What all processes have alike, fit for `save_checkpoint`; the global generators are the loop's to save.
+
+        The keys must not be the loop's own: step, seconds, curve, loss_curve, pending_loss, processes.
+        """
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, whose tensors are on the CPU; raises InputError where it doesn't fit the options."""
+
+    def process_state(self) -> dict[str, Any]:
+        """What this process alone has, with its tensors on the CPU; nothing by default."""
+        return {}
+
+    def load_process_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - the default is to do nothing
+        """Go on from `process_state`; not called when the number of processes has changed."""
+
+    def scalars(self, step: int) -> dict[str, float]:
+        """What is logged beside the loss after `step` steps, the learning rate say; nothing by default."""
+        return {}
+
+
+def check_finite(value: float | Tensor, step: int, what: str = "loss") -> None:
+    """Raise TrainingDiverged, which names the step, if a number is inf or nan; waits for a CUDA tensor."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise TrainingDiverged(what, f"{number} at step {step}", "finite values; a checkpoint of earlier steps stays")
+
+
+def interval(every: int | None, steps: int, times: int) -> int:
+    """Steps between two evaluations or checkpoints: `every` if it is given, else `times` of them in `steps` steps."""
+    return max(1, steps // times) if every is None else every
+
+
+class TrainingLoop:
+    """Trains from the run's checkpoint, where there is one, to the last step, and evaluates.
+
+    Process 0 writes: after an evaluation an entry of the curve and of the event log; the checkpoint, which is written
+    only while losses and weights are finite. Evaluations and writing don't count as training time. The final evaluation
+    follows the last checkpoint: where it fails or is killed, resuming repeats it.
+
+    Attributes:
+        step: steps done.
+        curve: one entry an evaluation: step, seconds of training, and what `Trainable.evaluate` returned.
+        loss_curve: pairs of a step and the mean loss since the entry before, over all processes.
     """
-    value = float(loss_value)
-    if not math.isfinite(value):
-        raise TrainingDiverged("loss", f"{value} at step {step}", "finite values; a checkpoint of earlier steps stays")
 
-
-class Stopper:
-    """Turns Ctrl-C (SIGINT) and SIGTERM into a request, so that the loop can finish its step and write a checkpoint.
-
-    Use as a context manager around the loop. After a request, another SIGINT raises KeyboardInterrupt at once. The old
-    handlers are put back at the end. Off the main thread, where Python allows no handlers, it does nothing.
-    """
-
-    def __init__(self) -> None:
-        self._received: int | None = None
-        self._previous: dict[signal.Signals, Any] = {}
-
-    @property
-    def requested(self) -> bool:
-        """Whether a signal has come."""
-        return self._received is not None
-
-    @property
-    def exit_code(self) -> int:
-        """The status to exit with: 128 + the first signal's number (130 for SIGINT, 143 for SIGTERM), 0 without one."""
-        return 0 if self._received is None else 128 + self._received
-
-    def __enter__(self) -> "Stopper":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    def __init__(
+        self,
+        trainable: Trainable,
+        run: Run,
+        *,
+        steps: int,
+        label: str,
+        device: torch.device,
+        world: World | None = None,
+        seed: int = 0,
+        eval_every: int | None = None,
+        save_every: int | None = None,
+        quiet: bool = False,
+        metric: str = "psnr",
     ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: it was set outside Python
+        """Take up the checkpoint of `run` where it has one.
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if not self.requested:
-            self._received = number
-        elif number == signal.SIGINT:
-            raise KeyboardInterrupt
+        Args:
+            trainable: what is trained; seeded already, for the loop restores generators but seeds none.
+            run: the folder, open on process 0.
+            steps: steps of the whole run.
+            label: what the progress bar shows the run as.
+            device: where it trains.
+            world: this process among those of the run; None: it is alone.
+            seed: of the run; matters where a run goes on with another number of processes.
+            eval_every: steps between evaluations; None: a twentieth of the run.
+            save_every: steps between checkpoints; None: a tenth of the run.
+            quiet: whether to show no progress.
+            metric: the number of the curve that progress shows.
+
+        Raises:
+            InputError: the checkpoint is damaged or doesn't fit the options.
+        """
+        self.trainable, self.run, self.steps, self.device = trainable, run, steps, device
+        self.world, self.seed = world or World(), seed
+        self.eval_every, self.save_every = interval(eval_every, steps, 20), interval(save_every, steps, 10)
+        self.label, self.quiet, self.metric = label, quiet or not self.world.is_main, metric
+        self.step, self.saved_step = 0, 0
+        self.clock = Clock(device)
+        self.curve: list[dict[str, Any]] = []
+        self.loss_curve: list[tuple[int, float]] = []
+        self._unread: list[Tensor] = []  # losses still on the device
+        self._loss_total, self._loss_count = 0.0, 0.0  # of those read since the last entry of the loss curve
+        if run.resuming:
+            self._load(load_checkpoint(run.checkpoint_path))
+
+    def train(self, stopper: Stopper) -> None:
+        """Train all steps that are left, then evaluate.
+
+        Raises:
+            TrainingDiverged: a loss or a weight is not finite; the last good checkpoint stays.
+            PeerLost: another process is gone; the last checkpoint stays, and the message says so.
+            Stopped: a signal came to any process; the checkpoint is written.
+            InputError: the disk is full; data can't be read.
+        """
+        with self._naming_the_checkpoint(), self._open_events() as events, self._progress() as progress:
+            while self.step < self.steps:
+                self._train_step(events, stopper)
+                if self.step < self.steps:
+                    progress.update(self.step, **self._shown())
+            self._evaluate(events, final=True)
+            progress.update(self.step, **self._shown())
+
+    def evaluate(self) -> None:
+        """Evaluate the model as it is, as at the end of a run, without training or logging."""
+        with self._naming_the_checkpoint():
+            self._evaluate(None, final=True)
+
+    def metrics(self) -> dict[str, Any]:
+        """What every run's metrics.json holds: steps, seconds, curves, size of the model, memory, device, versions."""
+        return {
+            "steps": self.step,
+            "train_seconds": self.clock.seconds,
+            **common_metrics(self.trainable.parameters(), self.device),
+            "curve": self.curve,
+            "loss_curve": self.loss_curve,
+        }
+
+    # ---- one step ----------------------------------------------------------------------------------------------------
+
+    def _train_step(self, events: EventLog | None, stopper: Stopper) -> None:
+        self.clock.start()
+        step = self.step + 1
+        self._unread.append(self.trainable.step(step).detach())
+        self.step = step
+        last = step == self.steps
+        evaluate = last or step % self.eval_every == 0
+        log = evaluate or step % CHECK_EVERY == 0
+        stop = any_process(stopper.requested)
+        save = last or stop or step % self.save_every == 0
+        if log or save:
+            self.clock.pause()
+            self._read_losses()
+        if log:
+            self._log_loss(events)
+        if evaluate and not last:
+            self._evaluate(events, final=False)
+        if save:
+            self._save()
+        if stop and not last:
+            raise Stopped(stopper.exit_code or 143)  # the signal may have come to another process
+
+    def _read_losses(self) -> None:
+        """Wait for the losses, and raise TrainingDiverged on every process if one or a weight is not finite on any."""
+        losses = torch.stack(self._unread).double().tolist() if self._unread else []
+        first = self.step - len(losses) + 1
+        step, value, what = math.inf, math.nan, "loss"
+        if bad := [(step, loss) for step, loss in enumerate(losses, first) if not math.isfinite(loss)]:
+            step, value = bad[0]
+        # A step's loss says nothing of the weights that it leaves, and these are what a checkpoint keeps.
+        elif not all_finite(self.trainable.parameters()):
+            step, what = self.step, "weights"
+        if (earliest := reduce_min(float(step))) < math.inf:
+            check_finite(*((value, int(step), what) if step == earliest else (math.nan, int(earliest))))
+        for loss in losses:  # one by one: a resumed run must add in the same order
+            self._loss_total += loss
+        self._loss_count += len(losses)
+        self._unread.clear()
+
+    def _log_loss(self, events: EventLog | None) -> None:
+        total, count = reduce_sum(torch.tensor([self._loss_total, self._loss_count], dtype=torch.float64)).tolist()
+        self._loss_total, self._loss_count = 0.0, 0.0
+        self.loss_curve.append((self.step, total / count))
+        if events:
+            events.scalars(self.step, {"loss": total / count} | self.trainable.scalars(self.step))
+
+    def _evaluate(self, events: EventLog | None, *, final: bool) -> None:
+        entry = {"step": self.step, "seconds": self.clock.seconds}
+        measured = self.trainable.evaluate(self.step, events, final=final)
+        if self.curve and self.curve[-1]["step"] == self.step:  # the run stopped here once, and this one sees more
+            self.curve.pop()
+        self.curve.append(entry | measured)
+        if events:
+            events.scalars(self.step, {name: value for name, value in measured.items() if value is not None})
+
+    def _shown(self) -> dict[str, float]:
+        shown = {"loss": self.loss_curve[-1][1]} if self.loss_curve else {}
+        return shown | ({self.metric: self.curve[-1][self.metric]} if self.curve else {})
+
+    # ---- state -------------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        processes = gather({"rng": rng_state(), **self.trainable.process_state()})
+        # The same for all processes, and so right for any number of them.
+        pending = reduce_sum(torch.tensor([self._loss_total, self._loss_count], dtype=torch.float64)) / self.world.size
+        state = self.trainable.state_dict()
+        if self.world.is_main:
+            own = {
+                "step": self.step,
+                "seconds": self.clock.seconds,
+                "curve": self.curve,
+                "loss_curve": self.loss_curve,
+                "pending_loss": pending.tolist(),
+                "processes": processes,
+            }
+            if twice := own.keys() & state.keys():
+                raise ValueError(f"keys of the loop's own in the application's state: {sorted(twice)}")
+            save_checkpoint(self.run.checkpoint_path, own | state)
+        self.saved_step = self.step
+
+    def _load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint, with any number of processes.
+
+        With another number than it was written by, what each had for itself begins anew.
+        """
+        try:
+            self.trainable.load_state_dict(state)
+            self.step = self.saved_step = int(state["step"])
+            self.curve, self.loss_curve = state["curve"], state["loss_curve"]
+            self._loss_total, self._loss_count = state["pending_loss"]
+            self.clock.load_state_dict({"seconds": state["seconds"]})
+            processes = state["processes"]
+        except KeyError as error:
+            raise InputError("checkpoint", f"one without {error}", "one of the same program and version") from None
+        if len(processes) == self.world.size:
+            own = processes[self.world.rank]
+            self.trainable.load_process_state(own)
+            set_rng_state(own["rng"])  # last, so that nothing draws after it
+        else:
+            seed_everything(mixed_seed(mixed_seed(self.seed, self.step), self.world.rank))
+
+    # ---- around the steps --------------------------------------------------------------------------------------------
+
+    def _open_events(self) -> Any:
+        if not self.world.is_main:
+            return nullcontext()
+        return closing(EventLog(self.run.path, purge_step=self.step + 1 if self.step else None))
+
+    def _progress(self) -> Progress:
+        return Progress(self.steps, self.label, start=self.step, quiet=self.quiet)
+
+    @contextmanager
+    def _naming_the_checkpoint(self) -> Any:
+        """Say how to go on when another process dies in the middle of a step."""
+        try:
+            with watching_peers():
+                yield
+        except PeerLost as error:
+            kept = f"the checkpoint of step {self.saved_step} is kept: go on with --resume"
+            advice = f"all {self.world.size} of them; {kept if self.saved_step else 'start again'}"
+            raise PeerLost(error.argument, error.got, advice) from error
 
 
-class Clock:
-    """Counts training seconds only: pause it around evaluation, logging and checkpoints."""
-
-    def __init__(self, device: str | torch.device = "cpu") -> None:
-        self._device = torch.device(device)
-        self._counted = 0.0
-        self._started: float | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Seconds between each start and pause so far, the running stretch included."""
-        return self._counted + (0.0 if self._started is None else perf_counter() - self._started)
-
-    def start(self) -> None:
-        """Count from now on; no change if it runs already."""
-        if self._started is None:
-            self._started = perf_counter()
-
-    def pause(self) -> None:
-        """Stop counting once the work queued on a CUDA device is done; no change if it is paused already."""
-        if self._started is None:
-            return
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self._counted, self._started = self.seconds, None
-
-    def state_dict(self) -> dict[str, float]:
-        """The seconds so far, for a checkpoint."""
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from the seconds in `state`, paused."""
-        self._counted, self._started = float(state["seconds"]), None
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no value is inf or nan; waits for the device once, however many tensors there are."""
+    flags = [tensor.detach().isfinite().all() for tensor in tensors]
+    return not flags or bool(torch.stack(flags).all())

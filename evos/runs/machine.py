@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,21 @@ def peak_memory_bytes(device: str | torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def count_parameters(parameters: Iterable[Tensor]) -> int:
+    """Real numbers in some weights: a complex one counts twice."""
+    return sum(weight.numel() * (2 if weight.is_complex() else 1) for weight in parameters)
+
+
+def common_metrics(parameters: Iterable[Tensor], device: str | torch.device) -> dict[str, Any]:
+    """What every application's metrics.json says of its model and machine: size, peak memory, device, versions."""
+    return {
+        "parameters": count_parameters(parameters),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "device": str(device),
+        "versions": environment(device),
+    }
 
 
 def _processor_name() -> str:
