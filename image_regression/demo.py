@@ -13,7 +13,7 @@ import torch
 
 from evos.errors import exit_on_input_error
 from evos.images import read_image
-from evos.runs import Stopped, Stopper, open_run
+from evos.runs import Stopped, Stopper, open_run, replace_file
 from image_regression.compare import seconds_to
 from image_regression.options import parse
 from image_regression.report import Curve, Panel, write_report
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     table = markdown_table(
         ["", "PSNR (dB)", "SSIM", "training s", "points evaluated", "reached full's final PSNR after"], rows
     )
-    (out / "table.md").write_text(table)
+    replace_file(out / "table.md", table.encode())
     print(
         f"\n{signal.name} {signal.shape}, {base.field}, {base.steps} steps, seed {base.seed}, "
         f"{torch.get_num_threads()} threads\n"

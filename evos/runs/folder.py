@@ -18,7 +18,7 @@ OWNED = (
     *FILES,
     *(temporary_path(Path(name)).name for name in FILES),
     "events.out.tfevents.*",
-    *("config.txt", "summary.md", "summary.csv", "table.md", "table.csv", "psnr_over_time.png"),
+    *("config.txt", "config.yaml", "summary.md", "summary.csv", "table.md", "table.csv", "psnr_over_time.png"),
     *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "npy")),
 )
 """All that a run writes, as patterns: `overwrite` deletes this and nothing else."""

@@ -215,7 +215,9 @@ class TrainingLoop:
         elif not all_finite(self.trainable.parameters()):
             step, what = self.step, "weights"
         if (earliest := reduce_min(float(step))) < math.inf:
-            check_finite(*((value, int(step), what) if step == earliest else (math.nan, int(earliest))))
+            if earliest < step:  # in another process
+                value, what = math.nan, "loss"
+            check_finite(value, int(earliest), what)
         for loss in losses:  # one by one: a resumed run must add in the same order
             self._loss_total += loss
         self._loss_count += len(losses)
