@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,14 @@ def test_the_last_evaluation_is_in_the_curve_even_where_evaluations_are_due_neve
 )
 def test_by_default_an_interval_is_a_part_of_the_run_and_at_least_a_step(every, steps, times, expected):
     assert interval(every, steps, times) == expected
+
+
+def test_by_default_a_run_is_evaluated_twenty_times_and_saved_ten_times(setup, monkeypatch):
+    saved = []
+    monkeypatch.setattr("evos.runs.loop.save_checkpoint", lambda path, state: saved.append(state["step"]))
+    toy = Toy()
+    setup.loop(toy, steps=100).train(FakeStopper(toy))
+    assert [step for step, _ in toy.evaluations] == list(range(5, 101, 5)) and saved == list(range(10, 101, 10))
 
 
 def test_losses_are_read_every_fifty_steps_and_not_between(setup, monkeypatch):
@@ -272,6 +281,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one(setup, stop):
     assert torch.equal(second.weights, whole.weights) and second.memory == whole.memory
     assert without_seconds(resumed.curve) == without_seconds(uninterrupted.curve)
     assert resumed.loss_curve == uninterrupted.loss_curve
+
+
+def test_seconds_go_on_and_events_after_the_checkpoint_are_hidden_on_resume(setup, time_of):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    clock = time_of("evos.runs.clock")
+
+    def tick(step):
+        clock.now += 2
+        if step == 6 and not resumed:
+            raise KeyboardInterrupt
+
+    resumed = False
+    first, second = Toy(at_step=tick), Toy(lambda step: 10.0 * step, at_step=tick)
+    with pytest.raises(KeyboardInterrupt):
+        setup.loop(first, steps=8, eval_every=1, save_every=3).train(FakeStopper(first))
+    resumed = True
+    time.sleep(1.1)  # event files are named and ordered by the second
+    loop = setup.loop(second, steps=8, eval_every=1, save_every=3)
+    loop.train(FakeStopper(second))
+    assert [entry["seconds"] for entry in loop.curve] == [2.0 * step for step in range(1, 9)]
+    losses = EventAccumulator(str(setup.path)).Reload().Scalars("loss")
+    assert [(loss.step, loss.value) for loss in losses] == [
+        (step, step * (1 if step < 4 else 10)) for step in range(1, 9)
+    ]
 
 
 def test_a_stop_says_with_which_status_to_exit(setup):
