@@ -6,7 +6,7 @@ import torch
 
 
 class Clock:
-    """Counts training seconds only: pause it around evaluation, logging and checkpoints."""
+    """Counts training seconds only: pause it around evaluations, logging and checkpoints."""
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self._device = torch.device(device)
@@ -15,16 +15,16 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Seconds between each start and pause so far, the running stretch included."""
+        """Seconds counted so far, including those since the last start."""
         return self._counted + (0.0 if self._started is None else perf_counter() - self._started)
 
     def start(self) -> None:
-        """Count from now on; no change if it runs already."""
+        """Start counting; no effect if it is running."""
         if self._started is None:
             self._started = perf_counter()
 
     def pause(self) -> None:
-        """Stop counting once the work queued on a CUDA device is done; no change if it is paused already."""
+        """Stop counting once the work queued on a CUDA device is done; no effect if it is paused."""
         if self._started is None:
             return
         if self._device.type == "cuda":
@@ -36,5 +36,5 @@ class Clock:
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from the seconds in `state`, paused."""
+        """Continue from the seconds in `state`, paused."""
         self._counted, self._started = float(state["seconds"]), None

@@ -1,4 +1,4 @@
-"""Files that are either the old content or the whole new one, never a part; JSON on top of them."""
+"""Atomic file replacement: a file holds its old content or all of the new one; JSON files built on it."""
 
 import json
 import math
@@ -14,19 +14,19 @@ import torch
 from evos.errors import InputError
 
 HEADER = {"format": "evos", "version": 1}
-"""What marks a file as ours: in `config.json` and in checkpoints."""
+"""Marks `config.json` and checkpoints as written by evos."""
 
 
 def temporary_path(path: Path) -> Path:
-    """Where `path` is written first: always the same name, so that what a kill leaves goes with the next write."""
+    """Where `path` is written first; always the same name, so that the next write replaces what a kill left behind."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def replace_file(path: str | Path, content: bytes | memoryview) -> None:
-    """Write `content` to `path` so that a kill or a power cut at any moment leaves the old file or the whole new one.
+    """Write `content` to `path` atomically: a kill or power failure at any moment leaves the old file or all of the new one.
 
     Raises:
-        InputError: the folder is missing, not writable or full; the old file is untouched, no temporary file remains.
+        InputError: the folder is missing, not writable or full; the old file is untouched and no temporary file remains.
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -70,9 +70,10 @@ def read_json(path: str | Path) -> Any:
 
 
 def jsonable(value: Any) -> Any:
-    """`value` in JSON's own types.
+    """Convert `value` to JSON's own types.
 
-    Tensors and arrays become lists, dataclasses dicts, paths, devices and dtypes text, inf and nan null.
+    Tensors and arrays become lists, dataclasses become dicts, paths, devices and dtypes become strings, and inf and nan
+    become null.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: jsonable(getattr(value, field.name)) for field in fields(value)}

@@ -1,4 +1,4 @@
-"""Python's, NumPy's and torch's global generators: seeded together, saved and restored as plain values."""
+"""The global generators of Python, NumPy and torch: seeded together, saved and restored as plain values."""
 
 import random
 from typing import Any
@@ -25,9 +25,9 @@ def seed_everything(seed: int) -> None:
 
 
 def rng_state() -> dict[str, Any]:
-    """State of all global generators as tensors and plain values, fit for `save_checkpoint`.
+    """State of all global generators as tensors and plain values, ready for `save_checkpoint`.
 
-    CUDA's are included where CUDA is in use: asking for them would otherwise set up a context on every device.
+    CUDA's are included only if CUDA is initialized: reading them would create a context on every device.
     """
     algorithm, keys, *rest = np.random.get_state()
     return {
@@ -39,13 +39,13 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put the global generators back to where `rng_state` found them; tensors may lie on any device.
+    """Restore the global generators from `rng_state`, whose tensors may be on any device.
 
-    A run may go on on another device: states of CUDA devices that this machine lacks are left out, and a device without
-    a state keeps its generator as it is. Exactly the same numbers are promised on the same device only.
+    A run may resume on another device: states of CUDA devices that this machine lacks are ignored, and a device without
+    a state keeps its generator as it is. Only on the same device are the numbers that follow the same.
 
     Raises:
-        InputError: a generator of this machine doesn't take its state.
+        InputError: a generator rejects its state, or one is missing.
     """
     try:
         random.setstate(state["python"])

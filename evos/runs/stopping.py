@@ -1,4 +1,4 @@
-"""Stopping between two steps, when a signal asks for it."""
+"""Graceful stop between two steps on Ctrl-C or SIGTERM."""
 
 import signal
 import threading
@@ -17,8 +17,8 @@ class Stopped(Exception):
 class Stopper:
     """Turns Ctrl-C (SIGINT) and SIGTERM into a request, so that the loop can finish its step and write a checkpoint.
 
-    Use as a context manager around the loop. After a request, another SIGINT raises KeyboardInterrupt at once. The old
-    handlers are put back at the end. Off the main thread, where Python allows no handlers, it does nothing.
+    Use as a context manager around the loop. After a request, another SIGINT raises KeyboardInterrupt at once. The
+    previous handlers are restored at the end. Off the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Stopper:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
+        """Whether a signal has arrived."""
         return self._received is not None
 
     @property
