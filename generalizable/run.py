@@ -34,9 +34,9 @@ def train(options: Options, sources: Sources, world: World, device: torch.device
         InputError: the folder is taken, the checkpoint doesn't fit, the loss is not finite, nothing can be read, the
             disk is full.
         PeerLost: another process is gone; the last checkpoint stays.
-        Stopped: a signal came to any process; the checkpoint is written.
+        Stopped: a signal reached any process; the checkpoint is written.
     """
-    training = MetaTraining(options, sources, world, device)  # what this refuses leaves no folder behind
+    training = MetaTraining(options, sources, world, device)  # before the folder: bad options leave none behind
     run = from_main(lambda: open_folder(options))
     loop = TrainingLoop(
         training,
@@ -83,18 +83,18 @@ def open_folder(options: Options) -> Run:
 
 
 class MetaTraining(Trainable):
-    """The trainer and its data as the training loop sees them; remembers its last evaluation.
+    """Trainer and data for the training loop; remembers its last evaluation.
 
     Attributes:
-        skipped: one line for each file that could not be read, known to this process (to process 0 after the final
-            evaluation: to any).
-        measured: metrics by the name of the source, of the last evaluation.
+        skipped: a line for each unreadable file that this process met; on process 0, after the final evaluation, that
+            any process met.
+        measured: metrics of the last evaluation by the name of the source.
     """
 
     measured: dict[str, dict[str, Any]]
 
     def __init__(self, options: Options, sources: Sources, world: World, device: torch.device) -> None:
-        """Raises InputError where options and data don't go together."""
+        """Raises InputError if options and data don't fit together."""
         self.options, self.sources, self.world = options, sources, world
         self.skipped: list[str] = []
         draws, self.batches = self.batches_from(0)
@@ -114,7 +114,7 @@ class MetaTraining(Trainable):
         return self.trainer.step(step, batch)
 
     def evaluate(self, step: int, events: EventLog | None, *, final: bool) -> dict[str, float]:
-        """PSNR of every source and their mean, held-out sources aside; of all instances only at the end."""
+        """PSNR of every source, and the mean without held-out ones; over all test instances only if ``final``."""
         limit = None if final else self.options.train.eval_instances
         self.measured = self.trainer.evaluate(self.sources, limit, self.skipped)
         if events:
@@ -126,12 +126,12 @@ class MetaTraining(Trainable):
 
     @property
     def psnr(self) -> float:
-        """Mean over the sources that are trained on, as last measured, in dB."""
+        """Mean of the last evaluation over the sources that are trained on, in dB."""
         values = [entry["psnr"] for entry in self.measured.values() if not entry["held_out"]]
         return sum(values) / len(values)
 
     def all_skipped(self) -> list[str]:
-        """Lines that any process knows, sorted; empty on other processes than 0."""
+        """``skipped`` of all processes, sorted; on processes other than 0 an empty list."""
         return sorted({line for lines in gather(self.skipped) for line in lines})
 
     def parameters(self) -> Iterable[Tensor]:
@@ -143,11 +143,11 @@ class MetaTraining(Trainable):
         return {"lr": learning_rate(self.options.train, step)}
 
     def state_dict(self) -> dict[str, Any]:
-        """What all processes have alike."""
+        """State that is alike on all processes."""
         return {"skipped": self.all_skipped(), **self.trainer.shared_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict`` with the batch that follows."""
+        """Continue from ``state_dict`` with the batch that follows."""
         self.trainer.load_shared_state(state)
         self.skipped = state["skipped"]
         _, self.batches = self.batches_from(state["step"])
@@ -157,7 +157,7 @@ class MetaTraining(Trainable):
         return self.trainer.own_state()
 
     def load_process_state(self, state: dict[str, Any]) -> None:
-        """Go on from ``process_state``."""
+        """Continue from ``process_state``."""
         self.trainer.load_own_state(state)
 
     def write_pictures(self, run: Run) -> None:

@@ -34,20 +34,22 @@ def fit_signal(
 
     Args:
         signal: what is fitted.
-        options: of the run; ``run.out`` and ``run.input`` are not looked at.
+        options: of the run; ``run.out`` and ``run.input`` are ignored.
         path: the run folder.
-        stopper: asked after every step.
-        lpips_steps: evaluations that measure LPIPS too, besides the final one where ``run.lpips`` is set.
+        stopper: checked after every step.
+        lpips_steps: steps at which evaluations measure LPIPS too; the final one does where ``run.lpips`` is set.
 
     Raises:
         InputError: the folder is taken, the checkpoint doesn't fit, the disk is full, the loss is not finite.
-        Stopped: a signal came; the checkpoint is written.
+        Stopped: a signal arrived; the checkpoint is written.
     """
     settings = options.run
     device = resolve_device(settings.device)
     seed_everything(settings.seed)
     keep_freed_memory(device)
-    training = SignalTraining(Fit(signal, options, device), lpips_steps)  # what this refuses leaves no folder behind
+    training = SignalTraining(
+        Fit(signal, options, device), lpips_steps
+    )  # before the folder: bad options leave none behind
     run = open_run(path, options.resolved(), resume=settings.resume, overwrite=settings.overwrite, free=FREE)
     if settings.resume and run.metrics_path.exists():
         return read_json(run.metrics_path)
@@ -74,18 +76,18 @@ def fit_signal(
 
 
 class SignalTraining(Trainable):
-    """A fit as the training loop sees it; remembers its last evaluation.
+    """A fit for the training loop; remembers its last evaluation.
 
     Attributes:
         values: the whole signal as last predicted, in [0, 1] units.
-        quality: what was measured of it.
+        quality: its metrics.
     """
 
     values: Float[Tensor, "P C"]
     quality: dict[str, float | None]
 
     def __init__(self, fit: Fit, lpips_steps: Collection[int] = ()) -> None:
-        """``lpips_steps``: evaluations that measure LPIPS too."""
+        """``lpips_steps``: steps at which evaluations measure LPIPS too."""
         self.fit, self.lpips_steps = fit, lpips_steps
         self.medium = recordings if fit.signal.sound else pictures
 
@@ -94,7 +96,7 @@ class SignalTraining(Trainable):
         return self.fit.step(step)
 
     def evaluate(self, step: int, events: EventLog | None, *, final: bool) -> dict[str, float | int | None]:
-        """Points that passed through the network so far, and the quality of the whole signal."""
+        """Points evaluated so far by training, and the quality of the whole signal."""
         with_lpips = step in self.lpips_steps or (final and self.fit.options.run.lpips)
         self.values = self.fit.predict()
         self.quality = self.medium.measure(self.fit, self.values, with_lpips=with_lpips)
@@ -111,7 +113,7 @@ class SignalTraining(Trainable):
         return {"fit": self.fit.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state_dict``."""
+        """Continue from ``state_dict``."""
         self.fit.load_state_dict(state.get("fit", {}))
 
     def metrics(self) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """What every application needs around its training: run folder, checkpoints, the training loop, seeds, progress.
 
-An application describes what it trains in a `Trainable`; the loop does the rest, on one process or several::
+An application implements `Trainable`; the loop does the rest, on one process or several::
 
     seed_everything(seed)
     trainable = MyTrainable(options)                    # a subclass of Trainable
     run = open_run("runs/cat", options, resume=True, overwrite=False)
     loop = TrainingLoop(trainable, run, steps=1000, label="cat", device=device)
     with Stopper() as stopper:
-        loop.train(stopper)                             # Stopped: a signal came, and the checkpoint is written
+        loop.train(stopper)                             # raises Stopped on a signal, with the checkpoint written
     write_json(run.metrics_path, loop.metrics())
 """
 

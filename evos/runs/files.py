@@ -23,10 +23,10 @@ def temporary_path(path: Path) -> Path:
 
 
 def replace_file(path: str | Path, content: bytes | memoryview) -> None:
-    """Write `content` to `path` atomically: a kill or power failure at any moment leaves the old file or all of the new one.
+    """Write `content` to `path` atomically: a kill or power failure leaves either the old file or all of the new one.
 
     Raises:
-        InputError: the folder is missing, not writable or full; the old file is untouched and no temporary file remains.
+        InputError: the folder is missing, not writable or full; the old file is untouched, no temporary file remains.
     """
     path = Path(path)
     temporary = temporary_path(path)

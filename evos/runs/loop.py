@@ -1,4 +1,4 @@
-"""The training loop of every application: steps, evaluations, checkpoints, stopping, resuming, progress, metrics."""
+"""The one training loop: steps, evaluations, checkpoints, stopping, resuming, progress, metrics."""
 
 import math
 from abc import ABC, abstractmethod
@@ -23,83 +23,85 @@ from evos.runs.stopping import Stopped, Stopper
 from evos.seeding import mixed_seed
 
 CHECK_EVERY = 50
-"""Most steps between two reads of the losses: each read makes the host wait for the device."""
+"""Most steps between two reads of the losses; each read makes the host wait for the device."""
 
 
 class TrainingDiverged(InputError):
-    """The loss or a weight became inf or nan: front ends print one line and exit with status 2, as for bad input."""
+    """A loss or a weight became inf or nan: front ends print one line and exit with status 2, as for bad input."""
 
 
 class Trainable(ABC):
-    """What an application gives the loop to train. Every process calls each method, in the same order."""
+    """What an application hands to the loop. Every process calls each method, in the same order."""
 
     @abstractmethod
     def step(self, step: int) -> Float[Tensor, ""]:
-        """Train step number `step`, counted from 1; return this process's loss in a new tensor, not waited for."""
+        """Train one step, counted from 1, and return this process's loss.
+
+        In a new tensor for each step, still on the device: the loop reads the losses of many steps at once.
+        """
 
     @abstractmethod
     def evaluate(self, step: int, events: EventLog | None, *, final: bool) -> dict[str, Any]:
-        """Measure the model after `step` steps; return the numbers that enter the curve, the same on every process.
+        """Measure the model after `step` steps and return the numbers of this entry of the curve, alike on every process.
 
-        Must leave alone everything that training continues from.
+        Must not change anything that training continues from, the global generators included.
 
         Args:
             step: steps done.
-            events: where pictures and sounds are logged; None on processes that write nothing. The loop logs the
-                numbers.
-            final: whether this is the evaluation that ends the run: over everything, with every metric.
+            events: where to log pictures and sounds, None on processes that write nothing; the loop logs the numbers.
+            final: whether this evaluation ends the run: over all data, with all metrics.
         """
 
     @abstractmethod
     def parameters(self) -> Iterable[Tensor]:
-        """The weights trained: counted for the metrics, and checked to be finite before each checkpoint."""
+        """The trained weights: counted for the metrics, and checked to be finite before each checkpoint."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """What all processes have alike, fit for `save_checkpoint`; the global generators are the loop's to save.
+        """State that is alike on all processes, ready for `save_checkpoint`; the loop saves the global generators.
 
-        The keys must not be the loop's own: step, seconds, curve, loss_curve, pending_loss, processes.
+        Keys that are taken: step, seconds, curve, loss_curve, pending_loss, processes.
         """
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, whose tensors are on the CPU; raises InputError where it doesn't fit the options."""
+        """Continue from `state_dict`, with its tensors on the CPU; raises InputError if it doesn't fit the options."""
 
     def process_state(self) -> dict[str, Any]:
-        """What this process alone has, with its tensors on the CPU; nothing by default."""
+        """State of this process alone, with its tensors on the CPU; none by default."""
         return {}
 
     def load_process_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - the default is to do nothing
-        """Go on from `process_state`; not called when the number of processes has changed."""
+        """Continue from `process_state`; not called if the number of processes has changed."""
 
     def scalars(self, step: int) -> dict[str, float]:
-        """What is logged beside the loss after `step` steps, the learning rate say; nothing by default."""
+        """What to log with the loss after `step` steps, such as the learning rate; nothing by default."""
         return {}
 
 
 def check_finite(value: float | Tensor, step: int, what: str = "loss") -> None:
-    """Raise TrainingDiverged, which names the step, if a number is inf or nan; waits for a CUDA tensor."""
+    """Raise TrainingDiverged, naming the step, if `value` is inf or nan; waits for a CUDA tensor."""
     number = float(value)
     if not math.isfinite(number):
         raise TrainingDiverged(what, f"{number} at step {step}", "finite values; a checkpoint of earlier steps stays")
 
 
 def interval(every: int | None, steps: int, times: int) -> int:
-    """Steps between two evaluations or checkpoints: `every` if it is given, else `times` of them in `steps` steps."""
+    """Steps between two evaluations or checkpoints: `every`, or if None, `steps` divided by `times`."""
     return max(1, steps // times) if every is None else every
 
 
 class TrainingLoop:
-    """Trains from the run's checkpoint, where there is one, to the last step, and evaluates.
+    """Trains from the checkpoint of the run, if it has one, to the last step, and evaluates.
 
-    Process 0 writes: after an evaluation an entry of the curve and of the event log; the checkpoint, which is written
-    only while losses and weights are finite. Evaluations and writing don't count as training time. The final evaluation
-    follows the last checkpoint: where it fails or is killed, resuming repeats it.
+    Process 0 alone writes the event log and the checkpoint, the latter only while losses and weights are finite.
+    Evaluations and writing don't count as training time. The final evaluation follows the last checkpoint: if it fails
+    or is killed, resuming repeats it.
 
     Attributes:
         step: steps done.
-        curve: one entry an evaluation: step, seconds of training, and what `Trainable.evaluate` returned.
-        loss_curve: pairs of a step and the mean loss since the entry before, over all processes.
+        curve: an entry for each evaluation: step, seconds of training, and what `Trainable.evaluate` returned.
+        loss_curve: pairs of a step and the mean loss since the previous pair, over all processes.
     """
 
     def __init__(
@@ -117,20 +119,20 @@ class TrainingLoop:
         quiet: bool = False,
         metric: str = "psnr",
     ) -> None:
-        """Take up the checkpoint of `run` where it has one.
+        """Load the checkpoint of `run`, if it has one.
 
         Args:
-            trainable: what is trained; seeded already, for the loop restores generators but seeds none.
+            trainable: what is trained; the global generators are seeded: a new run continues from them.
             run: the folder, open on process 0.
             steps: steps of the whole run.
-            label: what the progress bar shows the run as.
+            label: name of the run in the progress bar.
             device: where it trains.
-            world: this process among those of the run; None: it is alone.
-            seed: of the run; matters where a run goes on with another number of processes.
+            world: this process among those of the run; None: a single process.
+            seed: of the run; used when it resumes with another number of processes.
             eval_every: steps between evaluations; None: a twentieth of the run.
             save_every: steps between checkpoints; None: a tenth of the run.
-            quiet: whether to show no progress.
-            metric: the number of the curve that progress shows.
+            quiet: show no progress.
+            metric: key of the curve that the progress bar shows.
 
         Raises:
             InputError: the checkpoint is damaged or doesn't fit the options.
@@ -144,20 +146,20 @@ class TrainingLoop:
         self.curve: list[dict[str, Any]] = []
         self.loss_curve: list[tuple[int, float]] = []
         self._unread: list[Tensor] = []  # losses still on the device
-        self._loss_total, self._loss_count = 0.0, 0.0  # of those read since the last entry of the loss curve
+        self._loss_total, self._loss_count = 0.0, 0.0  # over losses read since the last pair
         if run.resuming:
             self._load(load_checkpoint(run.checkpoint_path))
 
     def train(self, stopper: Stopper) -> None:
-        """Train all steps that are left, then evaluate.
+        """Train the remaining steps, then evaluate.
 
         Raises:
-            TrainingDiverged: a loss or a weight is not finite; the last good checkpoint stays.
-            PeerLost: another process is gone; the last checkpoint stays, and the message says so.
-            Stopped: a signal came to any process; the checkpoint is written.
+            TrainingDiverged: a loss or a weight is not finite; the last good checkpoint remains.
+            PeerLost: another process is gone; the last checkpoint remains, and the message says so.
+            Stopped: a signal reached any process; the checkpoint is written.
             InputError: the disk is full; data can't be read.
         """
-        with self._naming_the_checkpoint(), self._open_events() as events, self._progress() as progress:
+        with self._with_resume_advice(), self._open_events() as events, self._progress() as progress:
             while self.step < self.steps:
                 self._train_step(events, stopper)
                 if self.step < self.steps:
@@ -166,12 +168,12 @@ class TrainingLoop:
             progress.update(self.step, **self._shown())
 
     def evaluate(self) -> None:
-        """Evaluate the model as it is, as at the end of a run, without training or logging."""
-        with self._naming_the_checkpoint():
+        """Run the final evaluation on the model as it is, without training or logging."""
+        with self._with_resume_advice():
             self._evaluate(None, final=True)
 
     def metrics(self) -> dict[str, Any]:
-        """What every run's metrics.json holds: steps, seconds, curves, size of the model, memory, device, versions."""
+        """What every metrics.json holds: steps, seconds, curves, parameter count, memory, device, environment."""
         return {
             "steps": self.step,
             "train_seconds": self.clock.seconds,
@@ -202,23 +204,23 @@ class TrainingLoop:
         if save:
             self._save()
         if stop and not last:
-            raise Stopped(stopper.exit_code or 143)  # the signal may have come to another process
+            raise Stopped(stopper.exit_code or 143)  # the signal may have reached another process
 
     def _read_losses(self) -> None:
-        """Wait for the losses, and raise TrainingDiverged on every process if one or a weight is not finite on any."""
+        """Wait for the losses; raise TrainingDiverged on every process if a loss or a weight is not finite on any."""
         losses = torch.stack(self._unread).double().tolist() if self._unread else []
         first = self.step - len(losses) + 1
         step, value, what = math.inf, math.nan, "loss"
         if bad := [(step, loss) for step, loss in enumerate(losses, first) if not math.isfinite(loss)]:
             step, value = bad[0]
-        # A step's loss says nothing of the weights that it leaves, and these are what a checkpoint keeps.
+        # A loss is that of the weights before its step; a checkpoint keeps those after it.
         elif not all_finite(self.trainable.parameters()):
             step, what = self.step, "weights"
         if (earliest := reduce_min(float(step))) < math.inf:
             if earliest < step:  # in another process
                 value, what = math.nan, "loss"
             check_finite(value, int(earliest), what)
-        for loss in losses:  # one by one: a resumed run must add in the same order
+        for loss in losses:  # one by one: a resumed run must sum in the same order
             self._loss_total += loss
         self._loss_count += len(losses)
         self._unread.clear()
@@ -233,7 +235,7 @@ class TrainingLoop:
     def _evaluate(self, events: EventLog | None, *, final: bool) -> None:
         entry = {"step": self.step, "seconds": self.clock.seconds}
         measured = self.trainable.evaluate(self.step, events, final=final)
-        if self.curve and self.curve[-1]["step"] == self.step:  # the run stopped here once, and this one sees more
+        if self.curve and self.curve[-1]["step"] == self.step:  # of a run that stopped here
             self.curve.pop()
         self.curve.append(entry | measured)
         if events:
@@ -247,7 +249,7 @@ class TrainingLoop:
 
     def _save(self) -> None:
         processes = gather({"rng": rng_state(), **self.trainable.process_state()})
-        # The same for all processes, and so right for any number of them.
+        # The mean over processes, so that it is right for any number of them on resume.
         pending = reduce_sum(torch.tensor([self._loss_total, self._loss_count], dtype=torch.float64)) / self.world.size
         state = self.trainable.state_dict()
         if self.world.is_main:
@@ -265,9 +267,9 @@ class TrainingLoop:
         self.saved_step = self.step
 
     def _load(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint, with any number of processes.
+        """Continue from a checkpoint, with any number of processes.
 
-        With another number than it was written by, what each had for itself begins anew.
+        If the number has changed, the state of single processes starts afresh.
         """
         try:
             self.trainable.load_state_dict(state)
@@ -296,8 +298,8 @@ class TrainingLoop:
         return Progress(self.steps, self.label, start=self.step, quiet=self.quiet)
 
     @contextmanager
-    def _naming_the_checkpoint(self) -> Any:
-        """Say how to go on when another process dies in the middle of a step."""
+    def _with_resume_advice(self) -> Any:
+        """Let PeerLost say from which checkpoint to resume."""
         try:
             with watching_peers():
                 yield
@@ -308,6 +310,6 @@ class TrainingLoop:
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no value is inf or nan; waits for the device once, however many tensors there are."""
+    """Whether no value is inf or nan; waits for the device once, for any number of tensors."""
     flags = [tensor.detach().isfinite().all() for tensor in tensors]
     return not flags or bool(torch.stack(flags).all())
