@@ -42,7 +42,7 @@ class Trainable(ABC):
 
     @abstractmethod
     def evaluate(self, step: int, events: EventLog | None, *, final: bool) -> dict[str, Any]:
-        """Measure the model after `step` steps and return the numbers of this entry of the curve, alike on every process.
+        """Measure the model after `step` steps and return the numbers for the curve, alike on every process.
 
         Must not change anything that training continues from, the global generators included.
 
