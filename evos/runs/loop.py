@@ -2,8 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -161,9 +161,11 @@ class TrainingLoop:
         """
         with self._with_resume_advice(), self._open_events() as events, self._progress() as progress:
             while self.step < self.steps:
-                self._train_step(events, stopper)
+                stop = self._train_step(events, stopper)
                 if self.step < self.steps:
                     progress.update(self.step, **self._shown())
+                    if stop:
+                        raise Stopped(stopper.exit_code or 143)  # the signal may have reached another process
             self._evaluate(events, final=True)
             progress.update(self.step, **self._shown())
 
@@ -184,7 +186,8 @@ class TrainingLoop:
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
-    def _train_step(self, events: EventLog | None, stopper: Stopper) -> None:
+    def _train_step(self, events: EventLog | None, stopper: Stopper) -> bool:
+        """Train a step and do what is due after it; return whether to stop here."""
         self.clock.start()
         step = self.step + 1
         self._unread.append(self.trainable.step(step).detach())
@@ -203,8 +206,7 @@ class TrainingLoop:
             self._evaluate(events, final=False)
         if save:
             self._save()
-        if stop and not last:
-            raise Stopped(stopper.exit_code or 143)  # the signal may have reached another process
+        return stop
 
     def _read_losses(self) -> None:
         """Wait for the losses; raise TrainingDiverged on every process if a loss or a weight is not finite on any."""
@@ -289,7 +291,7 @@ class TrainingLoop:
 
     # ---- around the steps --------------------------------------------------------------------------------------------
 
-    def _open_events(self) -> Any:
+    def _open_events(self) -> AbstractContextManager[EventLog | None]:
         if not self.world.is_main:
             return nullcontext()
         return closing(EventLog(self.run.path, purge_step=self.step + 1 if self.step else None))
@@ -298,7 +300,7 @@ class TrainingLoop:
         return Progress(self.steps, self.label, start=self.step, quiet=self.quiet)
 
     @contextmanager
-    def _with_resume_advice(self) -> Any:
+    def _with_resume_advice(self) -> Iterator[None]:
         """Let PeerLost say from which checkpoint to resume."""
         try:
             with watching_peers():

@@ -26,6 +26,9 @@ from evos.distributed import (
 )
 from evos.errors import InputError
 from evos.runs import Stopper, Trainable, TrainingDiverged, TrainingLoop, load_checkpoint, open_run
+from generalizable.data import find_sources
+from generalizable.options import parse
+from generalizable.run import MetaTraining
 
 CPU = torch.device("cpu")
 
@@ -162,6 +165,24 @@ def test_a_loss_that_breaks_in_one_process_stops_all_at_its_step(together, tmp_p
     processes = together(lambda: train_together(tmp_path / "run", breaks=True))
     assert processes.wait() == [5, 5], processes.stderr(0) + processes.stderr(1)
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 2
+
+
+@pytest.mark.dist
+def test_process_one_of_seed_zero_does_not_draw_the_noise_of_process_zero_of_seed_one(
+    together, tiny, pictures, tmp_path
+):
+    def work():
+        world = read_world()
+        with process_group(world, CPU):
+            for seed in (0, 1):
+                options = parse([*tiny, f"data.root={pictures}", f"out={tmp_path}", f"seed={seed}"])
+                sources = find_sources(options.sources, options.data, seed=seed, world=world)
+                MetaTraining(options, sources, world, CPU)
+                (tmp_path / f"seed_{seed}_rank_{world.rank}").write_text(str(float(torch.rand(1))))
+
+    processes = together(work)
+    assert processes.wait() == [0, 0], processes.stderr(0) + processes.stderr(1)
+    assert len({path.read_text() for path in tmp_path.glob("seed_*")}) == 4
 
 
 @pytest.mark.dist

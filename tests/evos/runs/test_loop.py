@@ -315,6 +315,13 @@ def test_a_stop_says_with_which_status_to_exit(setup):
     assert stopped.value.exit_code == 130 and toy.evaluations == [(1, False), (2, False), (3, False)]
 
 
+def test_progress_ends_with_the_step_that_a_run_stopped_after(setup, capsys):
+    toy = Toy()
+    with pytest.raises(runs.Stopped):
+        setup.loop(toy, steps=100, quiet=False).train(FakeStopper(toy, 3))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("toy 3/100  3%")
+
+
 def test_sigterm_in_the_middle_of_a_step_finishes_it_and_saves(setup):
     toy = Toy(at_step=lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 4 else None)
     with runs.Stopper() as stopper, pytest.raises(runs.Stopped) as stopped:
