@@ -26,11 +26,11 @@ import torch
 
 from evos.config import check_choice
 from evos.errors import InputError, exit_on_input_error
-from evos.runs import Stopped, Stopper, open_run, resolve_device
+from evos.runs import Stopper, open_run, resolve_device
 from evos.runs.files import replace_file
 from image_regression.options import PARTS, Options, RegressionConfig, from_values, given_values
 from image_regression.report import save_figure
-from image_regression.run import fit_signal
+from image_regression.run import Stopped, fit_signal
 from image_regression.signals import find_inputs, folder_name, load
 from image_regression.summary import cell, markdown_table, write_csv
 

@@ -13,11 +13,11 @@ import torch
 
 from evos.errors import exit_on_input_error
 from evos.images import read_image
-from evos.runs import Stopped, Stopper, open_run, replace_file
+from evos.runs import Stopper, open_run
 from image_regression.compare import seconds_to
 from image_regression.options import parse
 from image_regression.report import Curve, Panel, write_report
-from image_regression.run import fit_signal
+from image_regression.run import Stopped, fit_signal
 from image_regression.signals import load
 from image_regression.summary import markdown_table
 
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     table = markdown_table(
         ["", "PSNR (dB)", "SSIM", "training s", "points evaluated", "reached full's final PSNR after"], rows
     )
-    replace_file(out / "table.md", table.encode())
+    (out / "table.md").write_text(table)
     print(
         f"\n{signal.name} {signal.shape}, {base.field}, {base.steps} steps, seed {base.seed}, "
         f"{torch.get_num_threads()} threads\n"

@@ -14,7 +14,7 @@ import torch
 from evos.errors import InputError
 
 HEADER = {"format": "evos", "version": 1}
-"""Marks `config.json` and checkpoints as written by evos."""
+"""What marks a file as ours: in `config.json` and in checkpoints."""
 
 
 def temporary_path(path: Path) -> Path:
@@ -70,10 +70,9 @@ def read_json(path: str | Path) -> Any:
 
 
 def jsonable(value: Any) -> Any:
-    """Convert `value` to JSON's own types.
+    """`value` in JSON's own types.
 
-    Tensors and arrays become lists, dataclasses become dicts, paths, devices and dtypes become strings, and inf and nan
-    become null.
+    Tensors and arrays become lists, dataclasses dicts, paths, devices and dtypes text, inf and nan null.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: jsonable(getattr(value, field.name)) for field in fields(value)}

@@ -11,12 +11,12 @@ from evos.runs.files import HEADER, jsonable, read_json, temporary_path, write_j
 FREE_OPTIONS = frozenset({"config", "out", "resume", "overwrite", "quiet", "device", "save_every", "eval_every"})
 """Options that may change between a run and its resumption, because no result depends on them."""
 
-FILES = ("config.json", "metrics.json", "checkpoint.pt", "report.png")
+FILES = ("config.json", "config.yaml", "metrics.json", "checkpoint.pt", "report.png")
 OWNED = (
     *FILES,
     *(temporary_path(Path(name)).name for name in FILES),
     "events.out.tfevents.*",
-    *("config.txt", "config.yaml", "summary.md", "summary.csv", "table.md", "table.csv", "psnr_over_time.png"),
+    *("config.txt", "summary.md", "summary.csv", "table.md", "table.csv", "psnr_over_time.png"),
     *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "npy")),
 )
 """Patterns of all files that a run writes: `overwrite` deletes these and nothing else."""
