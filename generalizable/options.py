@@ -232,7 +232,7 @@ class TrainConfig:
     """Most points in one pass of an evaluation, at least 1."""
 
     eval_every: int | None = None
-    """Steps between evaluations, at least 1; none: a tenth of the run."""
+    """Steps between evaluations, at least 1; none: a twentieth of the run."""
 
     eval_instances: int | None = 64
     """Test instances of each source in the evaluations on the way, at least 1; the last one takes all. none: all."""

@@ -22,6 +22,7 @@ from evos.distributed import World, reduce_mean, reduce_sum
 from evos.errors import InputError
 from evos.optimizers import build_optimizer
 from evos.runs import on_device, rng_state, seed_everything, set_rng_state
+from evos.seeding import mixed_seed
 from evos.selection import Feedback, Pool, build_selector
 from generalizable.data import Batch, Shards, Source, Sources, evaluation_batches
 from generalizable.inner import outer_loss, predict
@@ -118,7 +119,7 @@ class Trainer:
         self.grid = coords.grid(self.pool.shape, device) if self.kind != "views" else None
         self.spacing = torch.tensor(coords.spacing(self.pool.shape), device=device)
         self.points_trained = 0
-        seed_everything(options.run.seed, world.rank)  # noise of its own for each process
+        seed_everything(mixed_seed(options.run.seed, world.rank))  # noise of its own for each process
 
     # ---- one step --------------------------------------------------------------------------------------------
 
@@ -343,7 +344,7 @@ class Trainer:
     def own_state(self) -> dict[str, Any]:
         """What this process has for itself; its tensors on the CPU, for they go through process 0 to the checkpoint."""
         selector = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.selector.state_dict().items()}
-        return {"selector": selector, "rows": self.rows.state_dict(), "rng": rng_state()}
+        return {"selector": selector, "rows": self.rows.state_dict()}
 
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Go on from ``shared_state``; InputError where it doesn't fit the options."""
@@ -359,7 +360,6 @@ class Trainer:
             raise InputError("checkpoint", reason, "one of the same options") from None
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from ``own_state``; the generators last, so that nothing draws after it."""
+        """Go on from ``own_state``."""
         self.selector.load_state_dict(state["selector"])
         self.rows.load_state_dict(state["rows"])
-        set_rng_state(state["rng"])

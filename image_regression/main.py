@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from evos.errors import InputError, exit_on_input_error
-from evos.runs import Stopper, resolve_device
+from evos.runs import Stopped, Stopper, resolve_device
 from image_regression.options import Options, parse
-from image_regression.run import Stopped, fit_signal
+from image_regression.run import fit_signal
 from image_regression.signals import find_inputs, folder_name, load
 from image_regression.summary import sentence, write_summary
 

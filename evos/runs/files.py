@@ -1,4 +1,4 @@
-"""Files that are either the old content or the whole new one, never a part; JSON on top of them."""
+"""Atomic file replacement: a file holds its old content or all of the new one; JSON files built on it."""
 
 import json
 import math
@@ -18,12 +18,12 @@ HEADER = {"format": "evos", "version": 1}
 
 
 def temporary_path(path: Path) -> Path:
-    """Where `path` is written first: always the same name, so that what a kill leaves goes with the next write."""
+    """Where `path` is written first; always the same name, so that the next write replaces what a kill left behind."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def replace_file(path: str | Path, content: bytes | memoryview) -> None:
-    """Write `content` to `path` so that a kill or a power cut at any moment leaves the old file or the whole new one.
+    """Write `content` to `path` atomically: a kill or power failure leaves either the old file or all of the new one.
 
     Raises:
         InputError: the folder is missing, not writable or full; the old file is untouched, no temporary file remains.
