@@ -162,7 +162,7 @@ def test_supervision_may_be_of_one_kind_only(supervision, pipeline):
 
 def test_a_held_out_view_is_learnt_with_evos_rays(config, train):
     made = config()
-    made.pipeline.datamanager.pixel_sampler.selector = "evos"
+    made.pipeline.datamanager.pixel_sampler.selector = "tiles"
     made.pipeline.datamanager.pixel_sampler.tiles = TilesConfig(warmup_steps=2)
     made.optimizers["fields"]["optimizer"].lr = 1e-2
     made.optimizers["fields"]["scheduler"] = None
