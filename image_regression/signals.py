@@ -102,7 +102,11 @@ def find_inputs(path: str | None) -> list[Path | None]:
     if not given.is_dir():
         if is_video(given):
             raise InputError(path, "a video", READ)
-        return [given] if is_sound(given) else list(list_images(given))
+        if is_sound(given):
+            return [given]
+        if given.exists() and given.suffix[1:].lower() not in PICTURES:
+            raise InputError(path, f"the extension {given.suffix or '(none)'}", READ)
+        return list(list_images(given))
     try:
         pictures = list_images(given)
     except InputError:
