@@ -6,6 +6,7 @@ Images are (H, W, C) in [0, 1]; predictions may stray outside, so both images ar
 import socket
 import warnings
 from functools import cache
+from pathlib import Path
 
 import torch
 from einops import rearrange, repeat
@@ -52,8 +53,8 @@ def ssim(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"]) -> float:
 def lpips(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"]) -> float | None:
     """Learned perceptual distance (AlexNet), 0 for equal images; None where it can't be computed.
 
-    That is: a side below 32 px, or weights that are neither cached nor to be downloaded (one warning per process, the
-    failure is remembered). Grey is repeated to three channels, alpha left out.
+    That is: a side below 32 px, or weights that can't be downloaded or whose file in torch.hub's cache is damaged (one
+    warning a process, the failure is remembered). Grey is repeated to three channels, alpha left out.
 
     Raises InputError where the shapes differ. Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as
     a Perceptual Metric" (CVPR 2018).
@@ -123,13 +124,16 @@ def snr(pred: Float[Tensor, "T C"], target: Float[Tensor, "T C"]) -> float | Non
 
 @cache
 def lpips_network() -> LearnedPerceptualImagePatchSimilarity | None:
-    """LPIPS with its AlexNet; None, with one warning and one attempt a process, where the weights can't be had."""
+    """LPIPS with its AlexNet; None, with one warning and one attempt a process, where it can't be loaded."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets none and would wait for ever on a silent network
     try:
         return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
-    except (OSError, RuntimeError, ImportError) as error:  # no network, a broken download, no torchvision
-        warnings.warn(f"LPIPS is left out: AlexNet's weights can't be had ({error})", stacklevel=3)
+    except Exception as error:  # no network, no torchvision; a damaged file makes the unpickler raise nearly anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        cached = Path(torch.hub.get_dir(), "checkpoints")
+        text = f"LPIPS is left out: AlexNet's weights can't be had ({reason}); a damaged file in {cached} can be deleted"
+        warnings.warn(text, stacklevel=3)
         return None
     finally:
         socket.setdefaulttimeout(before)
