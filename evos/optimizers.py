@@ -28,7 +28,7 @@ POLISH_HISTORY = 50
 """Pairs of steps and changes of the gradient that L-BFGS remembers, each of the size of two sets of weights."""
 
 
-class Joint:
+class JointOptimizer:
     """Several optimizers, each with parameters of its own, that step as one."""
 
     def __init__(self, *parts: Optimizer) -> None:
@@ -65,7 +65,7 @@ def adam(module: nn.Module, lr: float) -> Optimizer:
     return torch.optim.Adam(parameters, lr=lr, fused=not has_complex_weights(module))
 
 
-def muon(module: nn.Module, lr: float) -> Joint | Optimizer:
+def muon(module: nn.Module, lr: float) -> JointOptimizer | Optimizer:
     """Muon (Jordan, 2024) for the matrices from hidden to hidden features, Adam for all other weights.
 
     Its orthogonal steps have the root mean square of Adam's (``match_rms_adamw``, arXiv 2502.16982), so that one
@@ -78,7 +78,7 @@ def muon(module: nn.Module, lr: float) -> Joint | Optimizer:
         return adam(module, lr)
     chosen = {id(weight) for weight in hidden}
     others = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
-    return Joint(
+    return JointOptimizer(
         torch.optim.Muon(hidden, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.Adam(others, lr=lr, fused=True),
     )
@@ -105,7 +105,7 @@ def polisher(module: nn.Module) -> Optimizer:
     )
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, float], Joint | Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[nn.Module, float], JointOptimizer | Optimizer]] = {
     "adam": adam,
     "muon": muon,
     "soap": soap,
@@ -113,7 +113,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, float], Joint | Optimizer]] = {
 }
 
 
-def build_optimizer(name: str, module: nn.Module, lr: float) -> Joint | Optimizer:
+def build_optimizer(name: str, module: nn.Module, lr: float) -> JointOptimizer | Optimizer:
     """An optimizer of all weights of a module.
 
     Args:
@@ -155,7 +155,8 @@ class RunningClip:
     have a gradient many times the usual length now and then; Adam, whose denominators remember the usual, makes a step
     of it that undoes hundreds.
 
-    ``mean`` is the state: the exponential average of the clipped norms, 0 before the first step.
+    ``mean`` is the state: the exponential average of the clipped norms, 0 before the first step. Gradients that are not
+    finite are left so, for the run to stop at, and leave the mean as it was.
     """
 
     def __init__(self, ratio: float, device: torch.device | str) -> None:
@@ -164,13 +165,14 @@ class RunningClip:
 
     @torch.no_grad()
     def __call__(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Clip the gradients of a step, of which the first is as long as it likes, in place and without a host wait."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        """Clip the gradients of a step in place, without a host wait; the first step's are left as they are."""
+        parameters = list(parameters)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         usual = torch.where(self.mean == 0, norm, self.mean)
-        scale = (self.ratio * usual / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)
-        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage] (one kernel)
-        self.mean = usual.lerp(norm * scale, 1 - CLIP_MEMORY)
+        limit = self.ratio * usual
+        # torch makes a Python float of max_norm, for which the host would wait: so the norm is given in limits.
+        nn.utils.clip_grads_with_norm_(parameters, 1.0, norm / limit.clamp(min=torch.finfo(norm.dtype).tiny))
+        self.mean = torch.where(norm.isfinite(), usual.lerp(norm.minimum(limit), 1 - CLIP_MEMORY), self.mean)
 
 
 # ---- averages ------------------------------------------------------------------------------------------------
@@ -188,14 +190,14 @@ def update_average(average: Iterable[Tensor], weights: Iterable[Tensor], decay: 
         weights: those that ``step`` left behind.
         decay: in (0, 1).
     """
-    share = (1 - decay) / (1 - decay**step)
+    newest = (1 - decay) / (1 - decay**step)
     for mine, weight in zip(average, weights, strict=True):
-        mine.lerp_(weight, share)
+        mine.lerp_(weight, newest)
 
 
 @contextmanager
 def evaluation_weights(
-    module: nn.Module, optimizer: Joint | Optimizer, average: Iterable[Tensor] | None = None
+    module: nn.Module, optimizer: JointOptimizer | Optimizer, average: Iterable[Tensor] | None = None
 ) -> Iterator[bool]:
     """Within it a module has the weights that results are measured with, after it the trained ones, bit for bit.
 
