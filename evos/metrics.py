@@ -132,7 +132,9 @@ def lpips_network() -> LearnedPerceptualImagePatchSimilarity | None:
     except Exception as error:  # no network, no torchvision; a damaged file makes the unpickler raise nearly anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         cached = Path(torch.hub.get_dir(), "checkpoints")
-        text = f"LPIPS is left out: AlexNet's weights can't be had ({reason}); a damaged file in {cached} can be deleted"
+        text = (
+            f"LPIPS is left out: AlexNet's weights can't be had ({reason}); a damaged file in {cached} can be deleted"
+        )
         warnings.warn(text, stacklevel=3)
         return None
     finally:

@@ -1,4 +1,4 @@
-"""Sound files in and out: WAV, FLAC, OGG and MP3, any number of channels, 8 to 32 bits or floats, through libsndfile."""
+"""Sound files, read and written by libsndfile: WAV, FLAC, OGG and MP3, any number of channels, integers or floats."""
 
 import re
 from dataclasses import dataclass
@@ -81,7 +81,11 @@ def read_sound(path: str | Path) -> Sound:
     except Exception as error:  # damage makes libsndfile raise its own error and soundfile several others
         reason = getattr(error, "error_string", error)
         raise InputError(str(path), f"a file that is no sound or a damaged one ({reason})", _WHOLE) from None
-    if len(samples) < frames - (MP3_FRAME if kind == "MP3" else 0) or _is_cut_wav(log) or (kind == "OGG" and _is_cut_ogg(data)):
+    if (
+        len(samples) < frames - (MP3_FRAME if kind == "MP3" else 0)
+        or _is_cut_wav(log)
+        or (kind == "OGG" and _is_cut_ogg(data))
+    ):
         raise InputError(str(path), "a truncated file", _WHOLE)
     if len(samples) == 0:
         raise InputError(str(path), "a sound without samples", "at least one sample")

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos import coords
-from evos.derivatives import change_along, spatial_gradient, value_and_jacobian
+from evos.derivatives import parameter_jvp, spatial_gradient, value_and_jacobian
 from evos.errors import InputError
 from evos.fields import build_field
 from evos.fields.fused import Fused, compiled
@@ -207,8 +207,8 @@ class Fit:
             gradient = torch.zeros_like(now) if now.grad is None else now.grad
             direction[name] = gradient if self.selector.needs_update == "gradient" else now - before[name]
         pieces = self.coords.split(self.options.run.chunk)
-        change = torch.cat([change_along(self.field, piece, before, direction) for piece in pieces])
-        return change[None] / (self.transform.slope or 2.0)
+        change = torch.cat([parameter_jvp(self.field, piece, before, direction) for piece in pieces])
+        return change[None] / (self.transform.derivative or 2.0)
 
     def outputs(self, coordinates: Float[Tensor, "B K D"]) -> tuple[Tensor, ...]:
         """What the loss is made of: predictions and, where they are supervised, their derivatives "B K C D" a cell."""
@@ -237,7 +237,7 @@ class Fit:
             slopes = selection.gather(self.slopes).view_as(jacobian)
             loss = loss + run.lambda_der * derivative_loss(jacobian, slopes, selection.weight)
             # A map that is not affine has no one slope; 2 is its mean, of [0, 1] to [-1, 1].
-            derivative_residual = (jacobian.detach() - slopes) / (self.transform.slope or 2.0)
+            derivative_residual = (jacobian.detach() - slopes) / (self.transform.derivative or 2.0)
         if cfs:
             cached = self.cache.read(selection.rows)
             loss = loss + self.options.cfs_weight * cross_frequency_loss(cached, selection, residual, self.pool)
@@ -255,8 +255,8 @@ class Fit:
         self, prediction: Float[Tensor, "B K C"], target: Float[Tensor, "B K C"], selection: Selection
     ) -> Float[Tensor, "B K C"]:
         """Signed error in the signal's [0, 1] units."""
-        if self.transform.slope is not None:
-            return (prediction - target) / self.transform.slope
+        if self.transform.derivative is not None:
+            return (prediction - target) / self.transform.derivative
         return self.transform.inverse(prediction) - selection.gather(self.trained)
 
     def aligned(
