@@ -32,15 +32,15 @@ def measure(fit: Fit, values: Float[Tensor, "T C"], with_lpips: bool) -> dict[st
     The PSNR takes twice the sound's peak for its range: 6.02 dB above one that takes the peak itself, as Sobolev
     training's does. Nothing is clamped. A silent sound has no SNR (None).
     """
-    quality = both(fit.signal, values, fit.values, "")
+    quality = sound_quality(fit.signal, values, fit.values, "")
     factor = fit.options.run.factor
     if factor == 1:
         return quality
     held_out = torch.arange(len(values), device=values.device) % factor > 0
-    return quality | both(fit.signal, values[held_out], fit.values[held_out], "held_out_")
+    return quality | sound_quality(fit.signal, values[held_out], fit.values[held_out], "held_out_")
 
 
-def both(
+def sound_quality(
     signal: Signal, prediction: Float[Tensor, "T C"], truth: Float[Tensor, "T C"], prefix: str
 ) -> dict[str, float | None]:
     """PSNR and SNR by name."""

@@ -115,9 +115,7 @@ def fit_signal(
     return metrics
 
 
-def summarise(
-    fit: Fit, clock: Clock, curve: list[dict[str, float]], quality: dict[str, float | None]
-) -> dict[str, Any]:
+def summarise(fit: Fit, clock: Clock, curve: list[dict[str, Any]], quality: dict[str, float | None]) -> dict[str, Any]:
     """What metrics.json holds."""
     options = fit.options
     return {

@@ -72,8 +72,8 @@ def astronaut(size: int | None = None) -> Signal:
     return from_pixels("astronaut", torch.from_numpy(photo()).float() / 255, size)
 
 
-def every(values: Float[Tensor, "P V"], shape: tuple[int, ...], factor: int) -> Float[Tensor, "p V"]:
-    """The values of every ``factor``-th cell along each axis of a grid, from the first; no copy at factor 1."""
+def subsample(values: Float[Tensor, "P V"], shape: tuple[int, ...], factor: int) -> Float[Tensor, "p V"]:
+    """Every ``factor``-th cell along each axis of a grid, from the first; no copy at factor 1."""
     grid = values.unflatten(0, shape)
     return grid[(slice(None, None, factor),) * len(shape)].flatten(0, -2)
 

@@ -12,7 +12,7 @@ from image_regression.report import save_figure
 from image_regression.summary import cell, form_of, markdown_table, write_csv
 
 
-def seconds_to(psnr: float, curve: Iterable[Mapping[str, float]]) -> float | None:
+def seconds_to(psnr: float | int, curve: Iterable[Mapping[str, Any]]) -> float | None:
     """Training seconds at which a curve first reaches ``psnr``, interpolated; None if it never does."""
     before = {"seconds": 0.0, "psnr": None}
     for entry in curve:

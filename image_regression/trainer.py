@@ -34,7 +34,7 @@ from evos.schedules import learning_rate
 from evos.selection import Pool, ResidualCache, Selection, build_selector
 from evos.transforms import fit_transform
 from image_regression.options import Options
-from image_regression.signals import Signal, every
+from image_regression.signals import Signal, subsample
 
 Errors = tuple[Tensor, Tensor | None]
 """Signed errors of values "B K C" and, where they are supervised, of derivatives a cell "B K C D"."""
@@ -98,7 +98,7 @@ class Fit:
 
     def training(self, values: Float[Tensor, "P V"]) -> Float[Tensor, "p V"]:
         """Those of the signal's values that lie on the training grid."""
-        return every(values, self.signal.shape, self.options.run.factor)
+        return subsample(values, self.signal.shape, self.options.run.factor)
 
     # ---- one step --------------------------------------------------------------------------------------------
 
