@@ -66,9 +66,9 @@ def read_image(path: str | Path) -> Image:
     1-bit files become grey, palettes and CMYK become RGB, transparency becomes an alpha channel. A TIFF's fourth band
     is kept, at any depth. An animation or a file of many pages gives its first frame, with a warning.
 
-    Raises InputError, naming the file, where it is missing, unreadable, empty, truncated, no image, of an unsupported
-    extension or kind of sample, of more than 4 bands, larger than 2^28 pixels, or (floats) not finite or outside
-    [0, 1]; and for a 16-bit PNG without OpenCV.
+    Raises InputError, naming the file, where it is missing, unreadable, empty, truncated, not an image, of an
+    unsupported extension or kind of sample, of more than 4 bands, larger than 2^28 pixels, or (floats) not finite or
+    outside [0, 1]; and for a 16-bit PNG without OpenCV.
     """
     path = Path(path)
     data = _read_bytes(path)
@@ -126,8 +126,8 @@ def write_image(path: str | Path, pixels: Float[Tensor, "H W C"], bits: int = 8)
 def list_images(path: str | Path) -> list[Path]:
     """The image files of a folder (not of its subfolders), `2.png` before `10.png`; or the one file named.
 
-    Raises InputError where the path is missing, the folder holds no images or can't be read, or the file is no image
-    by its extension.
+    Raises InputError where the path is missing, the folder holds no images or can't be read, or the file's extension is
+    not that of an image.
     """
     path = Path(path)
     if not path.is_dir():
@@ -188,7 +188,7 @@ def _decode(data: bytes, path: Path) -> tuple[np.ndarray, str, int]:
         return _decode_tiff(data, path)
     is_webp = (data[:4], data[8:12]) == (b"RIFF", b"WEBP")
     if not (is_webp or data.startswith((_PNG_MAGIC, b"\xff\xd8", b"BM"))):
-        raise InputError(str(path), "a file that is no image", _WHOLE)
+        raise InputError(str(path), "a file that is not an image", _WHOLE)
     if data.startswith(_PNG_MAGIC) and b"IEND" not in data:
         raise ValueError("its last chunk is missing")
     return _decode_by_pillow(data, path)
@@ -311,7 +311,7 @@ def _name(array: np.ndarray) -> str:
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:
-    parts = re.split(r"(\d+)", path.name.lower())  # text and digits take turns, so like is compared with like
+    parts = re.split(r"(\d+)", path.name.lower())  # text and digits alternate, so like is compared with like
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
@@ -326,7 +326,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 @contextmanager
 def _quiet_decoders() -> Iterator[None]:
-    """What decoders log or warn of in a damaged file ends in one InputError; of large images `_check_size` knows."""
+    """Silence decoders: damage is reported as one InputError, and large images are `_check_size`'s concern."""
     most, log = PIL.Image.MAX_IMAGE_PIXELS, logging.getLogger("tifffile")
     PIL.Image.MAX_IMAGE_PIXELS, log.disabled = None, True
     try:

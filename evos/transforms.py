@@ -1,7 +1,6 @@
 """Target transforms: a monotone map from a signal in [0, 1] to what the network regresses, and its exact inverse.
 
-The numbers of a map are taken over all values of a signal, all channels together, and are plain floats: they go into a
-checkpoint as they are.
+A map is fitted to all values of a signal, all channels together. Its numbers are plain floats, fit for a checkpoint.
 """
 
 import math
@@ -32,7 +31,7 @@ class Transform(ABC):
     def inverse(self, y: Float[Tensor, "*N C"]) -> Float[Tensor, "*N C"]:
         """Targets or network outputs -> signal values, the exact inverse of `forward`.
 
-        An affine map goes on as a straight line outside the range of the targets. Any other map has no inverse there:
+        An affine map extends linearly outside the range of the targets. Any other map has no inverse there:
         its argument is clamped to [-1, 1] first, so the result is finite for every output but NaN.
         """
 
@@ -150,9 +149,9 @@ class SymPowerConfig(TransformConfig):
     tail: float = 0.01
     """Width of the two ends of the range (the paper's alpha) whose population sets the buffers; in (0, 0.5)."""
     buffer: float = 256.0
-    """Buffer beyond an end, in grey levels of 1/255, were all values in its tail (the paper's k); 0 is none."""
+    """Buffer beyond an end if all values lay in its tail (the paper's k), in grey levels of 1/255; 0: no buffer."""
     edge: float = 0.05
-    """Width of the end (the paper's beta) that the power must not overcrowd; in [0, 0.5), 0 is no calibration."""
+    """Width of the end (the paper's beta) that the power must not overcrowd; in [0, 0.5), 0: no calibration."""
     max_exponent: float = 5.0
     """The power is kept between 1 / max_exponent and max_exponent; 1 or more."""
 
@@ -183,7 +182,7 @@ class SymPowerConfig(TransformConfig):
         return bounded if exponent > 1 else 1 / bounded
 
     def crowding(self, u: Float[Tensor, " N"], exponent: float) -> float:
-        """Fraction of the values that the power adds to the end it squeezes values into, 0 or more."""
+        """Fraction of the values that the power adds to the end it moves values towards, 0 or more."""
         if exponent > 1:
             return _fraction(u**exponent < self.edge) - _fraction(u < self.edge)
         return _fraction(u**exponent > 1 - self.edge) - _fraction(u > 1 - self.edge)
@@ -239,7 +238,7 @@ def fit_transform(config: TransformConfig, signal: Float[Tensor, "*N C"]) -> Tra
 
 
 def load_transform(state: dict[str, str | float]) -> Transform:
-    """The transform whose `state_dict` this is; raises InputError where it is none."""
+    """The transform whose `state_dict` this is; raises InputError for anything else."""
     kind, numbers = str(state.get("kind")), {name: value for name, value in state.items() if name != "kind"}
     if kind not in _KINDS:
         raise unknown_name("transform kind", kind, _KINDS)

@@ -116,7 +116,7 @@ def listed_steps(config: CompareConfig) -> list[int]:
 
 
 def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
-    """Every run of the strategies; seeds vary slowest, so that a stopped comparison has whole tables of the first."""
+    """Every run of the strategies; seeds vary slowest, so that a stopped comparison is complete for the first."""
     own = {option.name for option in RegressionConfig.__dataclass_fields__.values()}
     shared = {name: value for name, value in asdict(config).items() if name in own}
     steps = listed_steps(config)
@@ -141,12 +141,12 @@ def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
 
 
 def without_recipe(config: CompareConfig, given: Mapping[str, str]) -> CompareConfig:
-    """A recipe's options as if they were given, but for its selection, which is what the strategies vary."""
+    """The config with a recipe's options as if they were given, except its selector, which the strategies vary."""
     return replace(config, recipe="none", cfs_weight=config.cfs_weight if "cfs_weight" in given else None)
 
 
 def make_config_jobs(config: CompareConfig, given: Mapping[str, str], parts: Mapping[str, str]) -> list[Job]:
-    """Every run of the config files, whose options those ``given`` to the comparison beat; seeds vary slowest."""
+    """Every run of the config files; options ``given`` to the comparison override theirs; seeds vary slowest."""
     own = {option.name for option in RegressionConfig.__dataclass_fields__.values()}
     beats = {name: value for name, value in given.items() if "." in name or name in own}
     files = {}
@@ -174,7 +174,7 @@ def make_job(
     values: Mapping[str, Any],
     names: Mapping[str, str],
 ) -> Job:
-    """One run, in a folder of its own, which goes on from what is there."""
+    """One run in a folder of its own; it resumes what is there."""
     column = "astronaut" if path is None else folder_name(path)
     folder = str(Path(config.out, column, "-".join(filter(None, (strategy, schedule, str(seed))))))
     picture = None if path is None else str(path)
@@ -199,7 +199,7 @@ Outcome = dict[str, Any] | InputError
 
 
 def run_job(job: Job, device: str, stopper: Stopper, lpips_steps: tuple[int, ...]) -> Outcome:
-    """What one run has come to, from its folder if it is complete; raises Stopped if a signal came.
+    """The outcome of one run, from its folder if it is complete; raises Stopped if a signal came.
 
     An InputError is returned: a damaged picture must not cost the runs on the others.
     """
@@ -232,7 +232,7 @@ class Worker:
 
 
 def run_jobs(jobs: list[Job], devices: list[str], stopper: Stopper, lpips_steps: tuple[int, ...]) -> list[Outcome]:
-    """What all jobs have come to, in order, one process a device; raises Stopped if a signal came."""
+    """The outcomes of all jobs, in order, one process a device; raises Stopped if a signal came."""
     if len(devices) == 1:
         return [run_job(job, devices[0], stopper, lpips_steps) for job in jobs]
     context = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""What a run on a sound measures, logs and writes; pictures.py has the same four functions for pictures."""
+"""What a run on a sound measures, logs and writes; pictures.py has the same functions for pictures."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ WINDOW = 1024
 """Samples in one spectrum, fewer in a sound that is shorter."""
 
 COLUMNS = 1000
-"""About the most spectra that a picture shows."""
+"""The most spectra that a picture shows, roughly."""
 
 FLOOR = -80.0
 """What counts as silence in a picture, in dB below the loudest part of the truth."""

@@ -79,7 +79,7 @@ def subsample(values: Float[Tensor, "P V"], shape: tuple[int, ...], factor: int)
 
 
 def cropped(signal: Signal, factor: int) -> Signal:
-    """The signal without the cells at the ends of its axes that make no whole ``factor``, with a notice on stderr.
+    """The signal cropped at the end of each axis to a multiple of ``factor``, with a notice on stderr.
 
     Raises InputError where an axis is shorter than ``factor``.
     """
@@ -112,7 +112,7 @@ def find_inputs(path: str | None) -> list[Path | None]:
     except InputError:
         pictures = []
     sounds = sorted(file for file in given.glob("*.*") if file.suffix[1:].lower() in SOUNDS and file.is_file())
-    # Without any of both, the error is that of pictures.
+    # With neither, the error is that of pictures.
     return [*pictures, *sounds] or list(list_images(given))
 
 

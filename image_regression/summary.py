@@ -33,7 +33,7 @@ FORMS = {
 
 
 def sentence(result: dict[str, Any], out: Path) -> str:
-    """What a run has come to, in one line."""
+    """The result of a run in one line."""
     silent = "SNR undefined (silent)" if "snr" in result and result["snr"] is None else None
     forms = {
         "psnr": "{:.2f} dB",
@@ -98,7 +98,7 @@ def write_summary(folder: Path, results: list[dict[str, Any]]) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write the columns of a table's rows, at full precision; nothing where there is no value."""
+    """Write the columns of a table's rows, at full precision; empty where there is no value."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()

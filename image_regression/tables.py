@@ -1,4 +1,4 @@
-"""What a comparison has come to: a table for each kind of it, and PSNR over seconds."""
+"""The results of a comparison: a table for each kind, and a plot of PSNR over seconds."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -50,10 +50,10 @@ class FieldConfig(ABC):
 
 
 class ScaledLinear(nn.Linear):
-    """``gain * (W x + b)`` for about the price of ``W x + b``.
+    """``gain * (W x + b)`` at about the cost of ``W x + b``.
 
     The gain (SIREN's omega, Gauss's scale) multiplies the small weights instead of the N x H activations, which are
-    then written once. W and b remain the paper's, so its initialisations, learning rates and checkpoints hold.
+    then written once. W and b remain the paper's, and so do initialisations, learning rates and checkpoints.
     """
 
     def __init__(self, in_features: int, out_features: int, gain: float, dtype: torch.dtype | None = None) -> None:

@@ -363,11 +363,11 @@ def test_a_file_without_permission_is_refused(tmp_path: Path, monkeypatch: pytes
 
 def test_text_and_other_extensions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not an image\n" * 100)
-    refused(tmp_path / "text.png", "no image")
+    refused(tmp_path / "text.png", "not an image")
     PIL.Image.new("L", (4, 4)).save(tmp_path / "image.gif")
     refused(tmp_path / "image.gif", r"extension \.gif; allowed: png, jpg")
     PIL.Image.new("L", (4, 4)).save(tmp_path / "gif.png", format="GIF")
-    refused(tmp_path / "gif.png", "no image")
+    refused(tmp_path / "gif.png", "not an image")
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_truncated_files_are_refused(tmp_path: Path, kind: str, share: float) ->
     whole = path.read_bytes()
     read_image(path)
     path.write_bytes(whole[: int(len(whole) * share)])
-    refused(path, "truncated|no image")
+    refused(path, "truncated|not an image")
 
 
 def test_a_png_without_its_last_chunk_is_refused(tmp_path: Path) -> None:

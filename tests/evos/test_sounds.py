@@ -142,7 +142,7 @@ def test_what_is_no_whole_sound_is_refused(tmp_path):
     infinite = wav(struct.pack("<2f", 0.5, float("inf")), 32, code=3)
     for content, part in (
         (b"", "an empty file"),
-        (b"no sound at all" * 9, "no sound"),
+        (b"no sound at all" * 9, "not a sound"),
         (whole[:500], "truncated"),
         (whole[:30], "damaged"),
         (wav(b"", 16), "without samples"),

@@ -242,7 +242,7 @@ def test_a_damaged_picture_costs_no_comparison(tmp_path, tiny, pictures, capsys,
 def test_a_comparison_of_damaged_pictures_alone_is_one_line(tmp_path, refused, tiny):
     (tmp_path / "a.png").write_bytes(b"no picture")
     argv = [*tiny, *STEPS, "--input", str(tmp_path / "a.png"), "--devices", "cpu", "--out", str(tmp_path / "out")]
-    assert "no image" in refused(*argv, program=main)
+    assert "not an image" in refused(*argv, program=main)
 
 
 def test_options_of_one_selector_are_refused_in_a_comparison(tmp_path, capsys):

@@ -263,8 +263,8 @@ def test_what_is_no_sound_to_fit_is_refused(tmp_path, refused, sound, picture):
     picture("photo.png").rename(tmp_path / "photo.wav")
     for name, part in {
         "none.wav": "a",
-        "text.wav": "no sound",
-        "photo.wav": "no sound",
+        "text.wav": "not a sound",
+        "photo.wav": "not a sound",
         "empty.ogg": "an empty file",
         "film.mp4": "a video; allowed: a picture",
         "film.wav": "a video; allowed: a picture",
