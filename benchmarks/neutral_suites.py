@@ -12,7 +12,7 @@ from evos.errors import InputError, unknown_name
 from evos.fields import FIELDS
 from evos.selection import SELECTORS
 from evos.sounds import is_sound, read_sound
-from image_regression.jobs import STRATEGIES
+from image_regression.jobs import SCHEDULES, STRATEGIES
 from image_regression.options import Options, RegressionConfig, from_values, given_values, recipe_values
 from image_regression.signals import Signal, astronaut, from_pixels, from_sound, load
 
@@ -152,7 +152,7 @@ def strategy_options(text: str) -> dict[str, Any]:
 
 def keep_options(text: str) -> dict[str, Any]:
     """Options of a share of points to keep, or of a schedule of it by name (``step``: 0.2 to 0.92)."""
-    return compare.SCHEDULES.get(text, {"selector.keep_ratio": text})
+    return SCHEDULES.get(text, {"selector.keep_ratio": text})
 
 
 def recipe_of(name: str) -> tuple[Recipe, dict[str, str]]:
