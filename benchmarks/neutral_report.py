@@ -15,9 +15,9 @@ import numpy as np
 from neutral_suites import Contender
 from scipy.stats import wilcoxon
 
-from image_regression.compare import seconds_to
 from image_regression.report import save_figure
 from image_regression.summary import markdown_table
+from image_regression.tables import seconds_to
 
 Curve = Sequence[Mapping[str, float]]
 """Entries with step, seconds, cpu_seconds, points and psnr; the first is step 0."""

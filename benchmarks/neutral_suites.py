@@ -12,7 +12,7 @@ from evos.errors import InputError, unknown_name
 from evos.fields import FIELDS
 from evos.selection import SELECTORS
 from evos.sounds import is_sound, read_sound
-from image_regression import compare
+from image_regression.jobs import SCHEDULES, STRATEGIES
 from image_regression.options import Options, RegressionConfig, from_values, given_values, recipe_values
 from image_regression.signals import Signal, astronaut, from_pixels, from_sound, load
 
@@ -66,7 +66,7 @@ def strategies() -> dict[str, dict[str, Any]]:
     drawn = {"selector": "evos", "cfs_weight": 0.0, "selector.evaluation": "streaming"}
     drawn |= {"selector.draw": "proportional", "selector.crossover": "none"}
     variants = {"evos_drawn": drawn, "evos_adapt": drawn | {"selector.adapt": True}}
-    return {name: {"selector": name} for name in SELECTORS} | compare.STRATEGIES | variants
+    return {name: {"selector": name} for name in SELECTORS} | STRATEGIES | variants
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def strategy_options(text: str) -> dict[str, Any]:
 
 def keep_options(text: str) -> dict[str, Any]:
     """Options of a share of points to keep, or of a schedule of it by name (``step``: 0.2 to 0.92)."""
-    return compare.SCHEDULES.get(text, {"selector.keep_ratio": text})
+    return SCHEDULES.get(text, {"selector.keep_ratio": text})
 
 
 def recipe_of(name: str) -> tuple[Recipe, dict[str, str]]:

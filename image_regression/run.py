@@ -9,7 +9,6 @@ from torch import Tensor
 
 from evos.runs import (
     EventLog,
-    Stopped,
     Stopper,
     Trainable,
     TrainingLoop,
@@ -26,8 +25,6 @@ from image_regression.options import FREE, Options, as_config_file
 from image_regression.report import Curve, write_report
 from image_regression.signals import Signal
 from image_regression.trainer import Fit
-
-__all__ = ["SignalTraining", "Stopped", "fit_signal"]
 
 
 def fit_signal(

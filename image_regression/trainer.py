@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos import coords
-from evos.derivatives import change_along, spatial_gradient, value_and_jacobian
+from evos.derivatives import parameter_jvp, spatial_gradient, value_and_jacobian
 from evos.errors import InputError
 from evos.fields import build_field
 from evos.fields.fused import Fused, compiled
@@ -34,7 +34,7 @@ from evos.schedules import learning_rate
 from evos.selection import Feedback, Pool, ResidualCache, Selection, build_selector
 from evos.transforms import fit_transform
 from image_regression.options import Options
-from image_regression.signals import Signal, every
+from image_regression.signals import Signal, subsample
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Fit:
 
     def training(self, values: Float[Tensor, "P V"]) -> Float[Tensor, "p V"]:
         """Those of the signal's values that lie on the training grid."""
-        return every(values, self.signal.shape, self.options.run.factor)
+        return subsample(values, self.signal.shape, self.options.run.factor)
 
     # ---- one step --------------------------------------------------------------------------------------------
 
@@ -199,8 +199,8 @@ class Fit:
         parameters = self.field.named_parameters()
         direction = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters}
         pieces = self.coords.split(self.options.run.chunk)
-        change = torch.cat([change_along(self.field, piece, before, direction) for piece in pieces])
-        return change[None] / (self.transform.slope or 2.0)
+        change = torch.cat([parameter_jvp(self.field, piece, before, direction) for piece in pieces])
+        return change[None] / (self.transform.derivative or 2.0)
 
     def outputs(self, coordinates: Float[Tensor, "B K D"]) -> tuple[Tensor, ...]:
         """What the loss is made of: predictions and, where they are supervised, their derivatives "B K C D" a cell."""
@@ -228,7 +228,7 @@ class Fit:
         if jacobian is not None and self.slopes is not None:
             slopes = selection.gather(self.slopes).view_as(jacobian)
             loss = loss + run.lambda_der * derivative_loss(jacobian, slopes, selection.weight)
-        if cfs:
+        if cfs and self.cache is not None:
             cached = self.cache.read(selection.rows)
             loss = loss + self.options.cfs_weight * cross_frequency_loss(cached, selection, residual, self.pool)
         return selection, loss, residual.detach()
@@ -245,8 +245,8 @@ class Fit:
         self, prediction: Float[Tensor, "B K C"], target: Float[Tensor, "B K C"], selection: Selection
     ) -> Float[Tensor, "B K C"]:
         """Signed error in the signal's [0, 1] units."""
-        if self.transform.slope is not None:
-            return (prediction - target) / self.transform.slope
+        if self.transform.derivative is not None:
+            return (prediction - target) / self.transform.derivative
         return self.transform.inverse(prediction) - selection.gather(self.trained)
 
     def aligned(

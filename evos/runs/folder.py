@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evos.errors import InputError
-from evos.runs.files import HEADER, jsonable, read_json, temporary_path, write_json
+from evos.runs.files import HEADER, jsonable, read_json, restored, temporary_path, write_json
 
 FREE_OPTIONS = frozenset({"config", "out", "resume", "overwrite", "quiet", "device", "save_every", "eval_every"})
 """Options that may change between a run and its resumption, because no result depends on them."""
@@ -17,7 +17,7 @@ OWNED = (
     *(temporary_path(Path(name)).name for name in FILES),
     "events.out.tfevents.*",
     *("config.txt", "summary.md", "summary.csv", "table.md", "table.csv", "psnr_over_time.png"),
-    *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "npy")),
+    *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "mp3", "npy")),
 )
 """Patterns of all files that a run writes: `overwrite` deletes these and nothing else."""
 
@@ -33,7 +33,7 @@ class Run:
 
     @property
     def images(self) -> Path:
-        """Folder of pictures and sounds (.png, .jpg, .wav, .flac, .ogg, .npy); it exists."""
+        """Folder of pictures and sounds (.png, .jpg, .wav, .flac, .ogg, .mp3, .npy); it exists."""
         return self.path / "images"
 
     @property
@@ -114,7 +114,7 @@ def _recorded_options(path: Path, flag: str) -> dict[str, Any]:
 
 
 def _check_same(recorded: dict[str, Any], options: dict[str, Any], free: Collection[str], path: Path) -> None:
-    before, now = dict(_flatten(recorded)), dict(_flatten(jsonable(options)))
+    before, now = dict(_flatten(recorded)), dict(_flatten(restored(jsonable(options))))
     for name in (*now, *(name for name in before if name not in now)):
         if name in free or name.rpartition(".")[2] in free:
             continue

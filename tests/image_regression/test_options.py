@@ -8,7 +8,7 @@ import torch
 
 from evos.runs import load_checkpoint, read_json
 from evos.schedules import default_key_intervals
-from image_regression.compare import CompareConfig
+from image_regression.jobs import CompareConfig
 from image_regression.main import main
 from image_regression.options import PARTS, RegressionConfig, as_config_file, from_values, parse
 

@@ -15,7 +15,7 @@ from evos.runs import load_checkpoint, save_checkpoint
 from evos.selection import SELECTORS
 from image_regression.main import main
 from image_regression.options import parse
-from image_regression.signals import Signal, astronaut, cropped, every, from_pixels
+from image_regression.signals import Signal, astronaut, cropped, from_pixels, subsample
 from image_regression.trainer import Fit
 
 FULL = ["--selector", "full"]
@@ -79,7 +79,7 @@ def test_on_a_key_step_the_three_losses_add_up(fit):
     """Value, derivative and cross-frequency, the last by the Laplacian of the training grid's residual alone."""
     run = fit(*VAL_DER, "--lambda_der", "0.7", "--factor", "2", "--steps", "20")
     values, slopes = (float(loss.detach()) for loss in literal(run, "sobel"))
-    residual = every(run.predict() - run.values, (16, 16), 2) @ torch.tensor([0.2989, 0.587, 0.114])
+    residual = subsample(run.predict() - run.values, (16, 16), 2) @ torch.tensor([0.2989, 0.587, 0.114])
     padded = torch.nn.functional.pad(residual.view(8, 8), (1, 1, 1, 1))
     middle = padded[1:-1, 1:-1]
     laplacian = padded[2:, 1:-1] + padded[:-2, 1:-1] + padded[1:-1, 2:] + padded[1:-1, :-2] - 4 * middle
@@ -128,7 +128,7 @@ def test_every_strategy_learns_on_the_training_grid(selector, supervision, fit):
 def test_selectors_are_told_the_errors_of_the_training_grid(fit):
     run, seen = fit(*FULL, *VAL_DER, "--factor", "2"), []
     run.selector.observe = lambda selection, residual, **kwargs: seen.append(residual)
-    expected = every(run.predict() - run.values, (16, 16), 2)
+    expected = subsample(run.predict() - run.values, (16, 16), 2)
     torch.testing.assert_close(run.evaluate(run.selector.all_rows)[0], expected, atol=1e-5, rtol=1e-4)
     run.step(1)
     torch.testing.assert_close(seen[0][0], expected, atol=1e-5, rtol=1e-4)
@@ -151,8 +151,8 @@ def test_derivatives_alone_leave_a_constant_that_the_trained_pixels_give(fit, ph
     run = fit("--supervision", "der", *FULL, "--factor", "2", *FAST)
     before = run.predict()
     loss = float(run.loss(run.selector.select(1), *run.outputs(run.coords[None]))[1].detach())
-    mean = every(before, (16, 16), 2).mean(0)
-    torch.testing.assert_close(mean, every(photo.values, (16, 16), 2).mean(0), atol=1e-6, rtol=1e-5)
+    mean = subsample(before, (16, 16), 2).mean(0)
+    torch.testing.assert_close(mean, subsample(photo.values, (16, 16), 2).mean(0), atol=1e-6, rtol=1e-5)
     with torch.no_grad():
         run.field.layers[-1].bias.add_(torch.tensor([0.5, -2.0, 7.0]))
     torch.testing.assert_close(run.predict(), before, atol=1e-5, rtol=1e-4)

@@ -263,8 +263,8 @@ def test_what_is_no_sound_to_fit_is_refused(tmp_path, refused, sound, picture):
     picture("photo.png").rename(tmp_path / "photo.wav")
     for name, part in {
         "none.wav": "a",
-        "text.wav": "no sound",
-        "photo.wav": "no sound",
+        "text.wav": "not a sound",
+        "photo.wav": "not a sound",
         "empty.ogg": "an empty file",
         "film.mp4": "a video; allowed: a picture",
         "film.wav": "a video; allowed: a picture",
@@ -280,6 +280,19 @@ def test_what_is_no_sound_to_fit_is_refused(tmp_path, refused, sound, picture):
     assert "--factor: got 401; allowed: at most 400" in refused(*TINY, "--factor", "401", "--input", path)
     assert "--factor: got 0; allowed: at least 1" in refused(*TINY, "--factor", "0", "--input", path)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sound_of_an_unknown_format_is_refused_by_the_formats_of_sounds(tmp_path, refused):
+    (tmp_path / "a.m4b").write_bytes(b"sound")
+    message = refused(*TINY, "--input", str(tmp_path / "a.m4b"), "--out", str(tmp_path / "out"))
+    assert "a sound (wav, flac, ogg, mp3)" in message and "a picture (png" in message
+
+
+@pytest.mark.usefixtures("no_report")
+def test_an_mp3_is_fitted_and_comes_back_as_one(tmp_path):
+    write_sound(tmp_path / "a.mp3", 0.5 * tones(3000), 8000, "MPEG_LAYER_III")
+    main([*TINY, "--steps", "2", "--input", str(tmp_path / "a.mp3"), "--out", str(tmp_path / "run")])
+    assert len(read_sound(tmp_path / "run" / "images" / "reconstruction.mp3").samples) == 3000
 
 
 def test_a_checkpoint_of_another_sound_is_refused(sound_fit):

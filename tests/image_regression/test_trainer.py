@@ -246,7 +246,7 @@ def test_the_last_steps_polish_on_every_point_from_the_weights_measured(argv, fi
     for step in range(1, 21):
         run.step(step)
     measured, work = run.psnr(), run.work.evaluated
-    error = run.transform.slope**2 * (run.predict() - run.values).square().mean()
+    error = run.transform.derivative**2 * (run.predict() - run.values).square().mean()
     losses = [float(run.step(step)) for step in range(21, 27)]
     if "val_der" not in argv:
         assert losses[0] == pytest.approx(error.item(), rel=1e-4)

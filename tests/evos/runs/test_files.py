@@ -12,7 +12,7 @@ from evos import runs
 from evos.errors import InputError
 
 
-def test_json_takes_tensors_paths_dataclasses_and_turns_non_finite_numbers_into_null(tmp_path):
+def test_json_takes_tensors_paths_dataclasses_and_numbers_that_are_not_finite(tmp_path):
     @dataclass(frozen=True)
     class Config:
         out: Path
@@ -31,7 +31,7 @@ def test_json_takes_tensors_paths_dataclasses_and_turns_non_finite_numbers_into_
         "config": {"out": "a/b", "device": "cpu"},
         "tensor": [[1.0, None]],
         "array": [0, 1],
-        "scalars": [0.5, None, None, None, True, 3, "ü"],
+        "scalars": [0.5, float("inf"), -float("inf"), None, True, 3, "ü"],
         "dtype": "torch.float32",
         "7": {},
     }
