@@ -101,10 +101,6 @@ def test_edges_need_two_pixels(tmp_path, tiny, refused, picture):
         (["--supervision", "val-der"], ["--supervision", "did you mean val_der?"]),
         (["--der_operator", "sobbel"], ["--der_operator", "did you mean sobel?"]),
         (["--lambda_der=-1"], ["--lambda_der", "at least 0"]),
-        (
-            ["--selector.frequency", "derivative"],
-            ["--selector.frequency", "laplacian, or --supervision der or val_der"],
-        ),
         (["--field", "sirenn"], ["--field", "did you mean siren?"]),
         (["--transform", "z-score"], ["--transform", "did you mean z_score?"]),
         (["--device", "cuda:99"], ["--device", "cuda:99"]),

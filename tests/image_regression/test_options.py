@@ -45,8 +45,8 @@ def test_the_config_of_the_method_holds_the_numbers_of_the_paper():
     assert (field.omega, field.first_omega) == (30, 30)
     assert (options.cfs_weight, run.cfs_share) == (0.65, 0.3)
     assert (selector.keep_ratio, selector.keep_schedule) == (0.5, "constant")
-    assert (selector.mutation_share, selector.mutation_schedule) == (0.5, "constant")
-    assert (selector.crossover, selector.laplacian_weight, selector.evaluation) == ("select", 0.65, "dense")
+    assert (selector.mutation_ratio, selector.mutation_schedule) == (0.5, "constant")
+    assert (selector.crossover, selector.laplacian_weight) == ("select", 0.65)
     assert selector.key_interval is None and default_key_intervals(run.steps) == (100, 50)
 
 
