@@ -52,7 +52,7 @@ class EvosFeedback(Host):
     def __init__(
         self,
         config: Any,
-        device: str,
+        device: str | torch.device,
         test_mode: Any = "val",
         world_size: int = 1,
         local_rank: int = 0,

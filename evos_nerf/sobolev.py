@@ -78,6 +78,7 @@ class DerivativeTerm:
         if not model.training:
             return
         if self.is_carried:
+            assert arguments[0].camera_indices is not None
             cameras, index = self.datamanager.train_ray_generator.cameras, arguments[0].camera_indices[:, 0]
             focal = torch.cat([cameras.fx[index], cameras.fy[index]], dim=-1)
             tangents = pinhole_tangents(cameras.camera_to_worlds[index, :, :3], focal)
