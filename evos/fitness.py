@@ -32,9 +32,14 @@ def laplacian(maps: Float[Tensor, "*S"], axes: int) -> Float[Tensor, "*S"]:
     return result
 
 
+def mean_square(residual: Float[Tensor, "B P C"]) -> Float[Tensor, "B P"]:
+    """Squared error averaged over channels."""
+    return reduce(residual.square(), "b p c -> b p", "mean")
+
+
 def low_fitness(residual: Float[Tensor, "B P C"]) -> Float[Tensor, "B P"]:
     """Squared error averaged over channels, of targets in [-1, 1] as in the paper: 4 × that of [0, 1] residuals."""
-    return 4 * reduce(residual.square(), "b p c -> b p", "mean")
+    return 4 * mean_square(residual)
 
 
 def high_fitness(

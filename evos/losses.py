@@ -35,12 +35,20 @@ def cross_frequency_loss(
         cached: residuals of the last full evaluation, in [0, 1] units, without gradient; before it, one channel of 0.
         residual: residuals of this step's points, with gradient.
 
-    On a key step (all points selected) the cache plays no part. Differs from the released code, which clamps the
-    prediction to the valid range first and so loses the gradient outside it: here the Laplacian is taken of the
-    residual, unclamped.
+    On a key step (all points selected) the cache plays no part. A cell selected twice counts with the mean of its
+    residuals. Masked cells count as 0, as what lies outside the grid does, and stay out of the mean.
+
+    Differs from the released code, which clamps the prediction to the valid range first and so loses the gradient
+    outside it: here the Laplacian is taken of the residual, unclamped.
     """
     live = grey(residual)
     if selection.index is not None:
-        live = grey(cached).scatter(1, selection.index, live)
-    error = laplacian(live.unflatten(-1, pool.shape), pool.axes).square().flatten(1)
-    return (error if selection.index is None else error.gather(1, selection.index)).mean()
+        live = grey(cached).scatter_reduce(1, selection.index, live, "mean", include_self=False)
+    valid = None if pool.mask is None else pool.mask.to(live.device)[selection.rows]
+    if valid is not None:
+        live = live * valid
+    error = laplacian(live.unflatten(-1, pool.shape), pool.grid_axes).square().flatten(1)
+    if selection.index is not None:
+        error = error.gather(1, selection.index)
+        valid = None if valid is None else valid.gather(1, selection.index)
+    return error.mean() if valid is None else (error * valid).sum() / valid.sum()

@@ -1,8 +1,8 @@
 """Schedules: pure functions from the step to a number.
 
-Steps count from 1 to ``total``. Sources: EVOS (CVPR 2025), section 3 and its released code; the
-nonparametric-teaching intervals are those of INT (ICML 2024). Where a schedule there counts from 0, ``step - 1`` is
-used here.
+Steps count from 1 to ``total``; past it, as in a run that goes on for more steps than planned, every schedule stays
+where it ended. Sources: EVOS (CVPR 2025), section 3 and its released code; the nonparametric-teaching intervals are
+those of INT (ICML 2024). Where a schedule there counts from 0, ``step - 1`` is used here.
 """
 
 import math
@@ -58,36 +58,36 @@ LR_SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
 def learning_rate(schedule: str, step: int, total: int, end: float, warmup: float = 0.0) -> float:
     """Factor on the learning rate at ``step``, in [0, 1].
 
-    It climbs in a straight line from 0, before the first step, to 1 after a share ``warmup`` of the steps, and goes
+    It climbs in a straight line from 0, before the first step, to 1 after a fraction ``warmup`` of the steps, and goes
     from there by a named schedule to ``end``, which the last step has.
     """
-    first = max(1, round(warmup * total))
+    step, first = min(step, total), max(1, round(warmup * total))
     if step < first:
         return step / first
     return LR_SCHEDULES[schedule]((step - first) / max(1, total - first), 1.0, end)
 
 
 def keep_ratio(schedule: str, step: int, total: int, start: float) -> float:
-    """Share of the cells trained on at ``step``, in (0, 1]: a named schedule that begins at ``start``.
+    """Fraction of the cells trained on at ``step``, in (0, 1]: a named schedule that begins at ``start``.
 
     ``step`` (the paper's) climbs from ``start`` by a tenth of the way to 1 at each tenth of training.
     """
-    return KEEP_SCHEDULES[schedule]((step - 1) / total, start)
+    return KEEP_SCHEDULES[schedule]((min(step, total) - 1) / total, start)
 
 
-def mutation_share(schedule: str, step: int, total: int, start: float, end: float) -> float:
-    """Share of the initially kept cells that is drawn at random at ``step``, in [0, 1]."""
-    return MUTATION_SCHEDULES[schedule](step / total, start, end)
+def mutation_ratio(schedule: str, step: int, total: int, start: float, end: float) -> float:
+    """Fraction of the initially kept cells that is drawn at random at ``step``, in [0, 1]."""
+    return MUTATION_SCHEDULES[schedule](min(step, total) / total, start, end)
 
 
-def key_interval(schedule: str, step: int, total: int, start: float, end: float) -> int:
-    """Steps between two evaluations of the population: ``linear`` runs from ``start`` to ``end``, ``fixed`` stays."""
-    return max(1, int(start if schedule == "fixed" else linear(step / total, start, end)))
+def key_interval(step: int, total: int, start: float, end: float) -> int:
+    """Steps between two evaluations of the population, at least 1: a straight line from ``start`` to ``end``."""
+    return max(1, int(linear(min(step, total) / total, start, end)))
 
 
-def is_key_step(schedule: str, step: int, total: int, start: float, end: float) -> bool:
+def is_key_step(step: int, total: int, start: float, end: float) -> bool:
     """Whether ``step`` evaluates the whole population: ``step % interval == 1`` (EVOS; 72 times in 5,000 steps)."""
-    interval = key_interval(schedule, step, total, start, end)
+    interval = key_interval(step, total, start, end)
     return interval == 1 or step % interval == 1
 
 
@@ -102,7 +102,7 @@ def teaching_interval(variant: str, step: int, total: int) -> int:
     ``dense``: every step; ``dense2``: every second; ``incremental``: every step in the first quarter, then 10, 20,
     ... 50 in five stages; ``reverse-incremental``: 90, 80, ... 10, 1 in ten stages.
     """
-    elapsed = step - 1
+    elapsed = min(step, total) - 1
     if variant == "dense":
         return 1
     if variant == "dense2":

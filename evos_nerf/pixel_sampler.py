@@ -1,4 +1,4 @@
-"""EVOS' selectors as a nerfstudio pixel sampler: each step ``num_rays_per_batch`` tiles, a random pixel in each.
+"""The selectors as a nerfstudio pixel sampler: each step ``num_rays_per_batch`` tiles, a random pixel in each.
 
 The pipeline hands back the errors of the rays that were trained on (``EvosPipeline``), so nothing is rendered twice.
 Evaluation calls ``sample`` without a step, which is nerfstudio's own uniform sampling.
@@ -24,25 +24,18 @@ from evos.errors import InputError
 from evos.selection import (
     SELECTORS,
     EgraConfig,
-    EvosConfig,
-    EvosSelector,
     ExpansiveConfig,
+    Feedback,
     Pool,
     Selection,
     Selector,
     SelectorConfig,
     SoftConfig,
+    TilesConfig,
     UniformConfig,
     build_selector,
 )
 from evos_nerf.tiles import TileGrid, build_grid, tile_side
-
-# The defaults for radiance fields; images have the paper's.
-KEEP_RATIO, MUTATION_SHARE = 0.15, 0.1
-KEY_INTERVAL = 16.0
-CACHE_MOMENTUM = 0.7
-CACHE_POOLING = 2.0
-WARMUP_STEPS = 16
 
 STEPS_AHEAD = 64
 """For how many steps rays are drawn at once at most, where nothing that is learned in between changes the odds."""
@@ -50,23 +43,8 @@ STEPS_AHEAD = 64
 MAPS = ("evos_drawn", "evos_error")
 """What the sampler shows of each training image, in TensorBoard and in the viewer: see EvosPixelSampler.tile_values."""
 
-STRATEGIES = ("evos", "uniform", "soft", "egra", "expansive")
+STRATEGIES = ("tiles", "uniform", "soft", "egra", "expansive")
 """The strategies that can choose rays. The others have to look at every pixel in every step, or every so many."""
-
-
-def evos_for_rays() -> EvosConfig:
-    """EVOS' defaults for radiance fields: errors come from the rays trained on, and a tile's is a running mean."""
-    return EvosConfig(
-        adapt=True,
-        keep_ratio=KEEP_RATIO,
-        mutation_share=MUTATION_SHARE,
-        key_schedule="fixed",
-        key_interval=KEY_INTERVAL,
-        key_interval_end=KEY_INTERVAL,
-        evaluation="streaming",
-        cache_momentum=CACHE_MOMENTUM,
-        cache_pooling=CACHE_POOLING,
-    )
 
 
 @dataclass
@@ -76,11 +54,11 @@ class EvosPixelSamplerConfig(PixelSamplerConfig):
     _target: type = field(default_factory=lambda: EvosPixelSampler)
     """The class to instantiate."""
 
-    selector: Literal["evos", "uniform", "soft", "egra", "expansive"] = "evos"
-    """Strategy that chooses the tiles of training rays."""
+    selector: Literal["tiles", "uniform", "soft", "egra", "expansive"] = "tiles"
+    """Strategy that chooses the tiles of training rays: tiles is EVOS over tiles."""
 
-    evos: EvosConfig = field(default_factory=evos_for_rays)
-    """Options of evos. Evaluation must be streaming, and the rays of a step are the budget."""
+    tiles: TilesConfig = field(default_factory=TilesConfig)
+    """Options of EVOS over tiles."""
 
     uniform: UniformConfig = field(default_factory=UniformConfig)
     """Options of uniform; the rays of a step are drawn from keep_ratio of the tiles."""
@@ -93,9 +71,6 @@ class EvosPixelSamplerConfig(PixelSamplerConfig):
 
     expansive: ExpansiveConfig = field(default_factory=ExpansiveConfig)
     """Options of expansive supervision; the rays of a step are drawn from keep_ratio of the tiles."""
-
-    warmup_steps: int = WARMUP_STEPS
-    """Steps of uniform rays, whose errors count, before evos selects; at least 0."""
 
     visits: float = 4.0
     """How often a tile is seen, on average, in the whole of training; above 0. It sets the side of the tiles."""
@@ -110,11 +85,6 @@ class EvosPixelSamplerConfig(PixelSamplerConfig):
         if self.selector in SELECTORS and self.selector not in STRATEGIES:
             raise InputError("selector", self.selector, f"{', '.join(STRATEGIES)} (this one renders every pixel)")
         check_choice("selector", self.selector, STRATEGIES)
-        if self.evos.evaluation != "streaming":
-            raise InputError("evos.evaluation", self.evos.evaluation, "streaming (dense would render every pixel)")
-        if self.evos.budget is not None:
-            raise InputError("evos.budget", self.evos.budget, "none: it is the number of rays of a step")
-        check_range("warmup_steps", self.warmup_steps, 0)
         check_range("visits", self.visits, 0, open_low=True)
         check_range("max_tiles", self.max_tiles, 1)
         check_range("tile_side", self.tile_side, 1)
@@ -135,8 +105,7 @@ class EvosPixelSampler(PixelSampler):
         self.selector: Selector[Any] | None = None
         self.last_selection: Selection | None = None
         self._ahead: deque[tuple[Selection, dict[str, Tensor]]] = deque()
-        self._untold: list[tuple[Selection, Tensor]] = []
-        self._shares: dict[str, Tensor] = {}
+        self._unobserved: list[tuple[Selection, Tensor]] = []
         self._rays = self.num_rays_per_batch
         self._saved: dict[str, Any] | None = None
         self._seconds, self._steps = 0.0, 0
@@ -189,21 +158,22 @@ class EvosPixelSampler(PixelSampler):
         """Take note of the signed errors (prediction - target) of the rays last drawn."""
         began = time.perf_counter()
         assert self.selector is not None and self.last_selection is not None
-        if isinstance(self.selector, EvosSelector):
-            self._untold.append((self.last_selection, residual))
-        else:
-            self.selector.observe(self.last_selection, residual[None])
+        self._unobserved.append((self.last_selection, residual))
+        if not self._ahead:
+            self.pass_on()
         self._seconds += time.perf_counter() - began
 
-    def tell(self) -> None:
-        """Pass the errors noted on to evos, all at once: it needs none of them before it ranks anew."""
-        if not self._untold:
+    def pass_on(self) -> None:
+        """Pass the errors noted on to the selector, those of all steps alike at once: it needs none in between."""
+        if not self._unobserved:
             return
         assert self.selector is not None
-        selections, residuals = zip(*self._untold, strict=True)
-        told = replace(selections[-1], index=torch.cat([one.index for one in selections], dim=1), weight=None)
-        self.selector.observe(told, torch.cat(residuals)[None])
-        self._untold.clear()
+        selections, residuals = zip(*self._unobserved, strict=True)
+        observed = selections[-1]
+        if len(selections) > 1:
+            observed = replace(observed, index=torch.cat([one.index for one in selections], dim=1), weight=None)
+        self.selector.observe(observed, Feedback(torch.cat(residuals)[None]))
+        self._unobserved.clear()
 
     # ---- selection ---------------------------------------------------------------------------------------------
 
@@ -215,10 +185,10 @@ class EvosPixelSampler(PixelSampler):
         """The rays of ``step`` and of those that follow without a ranking, at once: on a GPU the number of kernels is
         what a step pays for, not the number of rays."""
         assert self.grid is not None and self.selector is not None
-        self.tell()
+        self.pass_on()
         steps, rays = self._steps_alike(step), self.num_rays_per_batch
         self._rays = rays
-        chosen = self._select(step, rays * steps)
+        chosen = self.selector.select(step, count=rays * steps)
         # Survivors come first: every steps-th goes to the same step, so that each has its share of them.
         index, weight = (
             None if of_point is None else rearrange(of_point, "1 (k n) -> n 1 k", n=steps)
@@ -237,50 +207,18 @@ class EvosPixelSampler(PixelSampler):
 
     def _forget_ahead(self) -> None:
         """Draw anew, for the number of rays as it is, with all errors told."""
-        self.tell()
+        self.pass_on()
         self._ahead.clear()
         self._rays = self.num_rays_per_batch
 
     def _steps_alike(self, step: int) -> int:
         """How many steps from ``step`` on draw from the same odds; 1 while the number of rays changes."""
-        selector, warmup = self.selector, self.config.warmup_steps
-        if not isinstance(selector, EvosSelector) or self._rays != self.num_rays_per_batch:
-            return 1
-        end = min(step + STEPS_AHEAD, selector.total_steps + 1)
-        later = (n for n in range(step + 1, end) if n == warmup + 1 or (n > warmup and selector.is_key(n)))
-        return next(later, max(end, step + 1)) - step
-
-    def _select(self, step: int, count: int) -> Selection:
-        """``count`` tiles; EVOS' can be those of several steps."""
-        selector = self.selector
-        assert selector is not None
-        # Past the planned end, as after a resume with more steps, the schedules stay where they ended.
-        selector.total_steps = max(selector.total_steps, step)
-        if isinstance(selector, EvosSelector):
-            if step <= self.config.warmup_steps:
-                self._note_shares(0.0)
-                return self._uniform(step, count)
-            if selector.config.budget != count:
-                selector.config = replace(selector.config, budget=count)
-            selection = selector.select(step)
-            _, survivors = selector.budget_counts(step, selector.all_rows)
-            self._note_shares(survivors / count)
-            return selection
-        selection = selector.select(step)
-        assert selection.index is not None
-        if self.config.selector == "soft" and selection.index.shape[1] != count:
-            raise InputError("selector", "soft", "a number of rays that stays, and at most one for each tile")
-        return spread(selection, count, selector.generator)
-
-    def _note_shares(self, survivors: float | Tensor) -> None:
-        share = torch.as_tensor(survivors).squeeze()  # with adapt on the device, and not waited for
-        self._shares = {"survivor_share": share, "mutant_share": 1 - share}
-
-    def _uniform(self, step: int, count: int) -> Selection:
         assert self.selector is not None
-        chance = torch.rand(count, generator=self.selector.generator, device=self.selector.device)
-        place = (chance.double() * len(self.usable)).long().clamp(max=len(self.usable) - 1)
-        return Selection(self.selector.all_rows, self.usable[place][None], step=step)
+        if self._rays != self.num_rays_per_batch:
+            return 1
+        # In a run that goes on past its planned end each step may be the last.
+        left = max(1, self.selector.total_steps + 1 - step)
+        return min(self.selector.steps_alike(step), STEPS_AHEAD, left)
 
     # ---- grids of tiles ----------------------------------------------------------------------------------------
 
@@ -319,18 +257,13 @@ class EvosPixelSampler(PixelSampler):
         """Make the grid of ``side`` and the selector over it."""
         self.grid = build_grid(self.sizes, side, device, self.mask)
         usable = self.grid.usable
-        every = torch.arange(torch.Size(self.grid.shape).numel(), device=device)
-        self.usable = every if usable is None else every[usable]
-        self.drawn = torch.zeros(len(every), device=device)
-        self.one = torch.ones(1, device=device)
         pool = Pool(1, self.grid.shape, tile=side, mask=None if usable is None else usable[None])
+        self.drawn = torch.zeros(pool.cells, device=device)
+        self.one = torch.ones(1, device=device)
         config: SelectorConfig = getattr(self.config, self.config.selector)
-        if isinstance(config, EvosConfig):
-            config = replace(config, budget=self.num_rays_per_batch)
-        elif isinstance(config, SoftConfig):
-            config = replace(config, keep_ratio=min(1.0, self.num_rays_per_batch / len(self.usable)))
+        needs_target = "target" in SELECTORS[config.name][1].needs
         # Three channels: an alpha channel is no colour.
-        target = self.grid.means(self.pixels["image"][:, :3])[None] if SELECTORS[config.name][1].needs_target else None
+        target = self.grid.means(self.pixels["image"][:, :3])[None] if needs_target else None
         self.selector = build_selector(
             config, pool, total_steps=self.total_steps, device=device, seed=self.seed, target=target
         )
@@ -338,11 +271,12 @@ class EvosPixelSampler(PixelSampler):
     # ---- what it did -------------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float | Tensor]:
-        """Shares of rays by kind in the last step, and milliseconds a step spent here (the mean so far).
+        """The selector's metrics, and milliseconds a step spent here (the mean so far).
 
         On a GPU these are the host's milliseconds: what the sampler enqueues runs beside the host.
         """
-        return {"sampler_ms": 1000 * self._seconds / max(1, self._steps), **self._shares}
+        chosen = {} if self.selector is None else self.selector.metrics()
+        return {"sampler_ms": 1000 * self._seconds / max(1, self._steps), **chosen}
 
     def tile_values(self) -> dict[str, Float[Tensor, " P"]]:
         """By the name of a map: how often each tile was drawn since the start or the resume, and the cached error
@@ -353,9 +287,8 @@ class EvosPixelSampler(PixelSampler):
         if self.grid is None or self.selector is None:
             return {}
         found = [self.drawn]
-        known = getattr(self.selector, "cache", None)
-        if known is not None:
-            found.append(known.mean_square(self.selector.all_rows)[0].sqrt())
+        if self.selector.cache is not None:
+            found.append(self.selector.cache.mean_square(self.selector.all_rows)[0].sqrt())
         return {name: values / values.max().clamp(min=1e-9) for name, values in zip(MAPS, found, strict=False)}
 
     def picture(self, values: Float[Tensor, " P"], image: int) -> Float[Tensor, "H W 3"]:
@@ -390,7 +323,7 @@ class EvosPixelSampler(PixelSampler):
             raise InputError("pixel sampler state", f"version {state.get('version')}", "version 1")
         if state["selector"]["name"] != self.config.selector:
             raise InputError("selector", self.config.selector, f"{state['selector']['name']}, as in the checkpoint")
-        self._untold.clear()
+        self._unobserved.clear()
         self._forget_ahead()
         self._saved, self.grid, self.selector, self.last_selection = state, None, None, None
 
@@ -399,18 +332,6 @@ class EvosPixelSampler(PixelSampler):
 def warn_of_fallback() -> None:
     """Say once that EVOS doesn't choose the rays."""
     CONSOLE.print("[bold yellow]Warning: equirectangular or fisheye cameras: nerfstudio's own sampler draws the rays.")
-
-
-def spread(selection: Selection, count: int, generator: torch.Generator) -> Selection:
-    """``count`` of the selected cells, the same part of each stretch of the selection (anchors, others): one from each
-    of ``count`` equal stretches. All of them, in order, where ``count`` is their number."""
-    index = selection.index
-    assert index is not None
-    if index.shape[1] == count:
-        return selection
-    chance = torch.rand(count, generator=generator, device=index.device)
-    place = (torch.arange(count, device=index.device) + chance).double() * index.shape[1] / count
-    return replace(selection, index=index[:, place.long().clamp(max=index.shape[1] - 1)])
 
 
 def packed(state: dict[str, Any]) -> dict[str, Any]:

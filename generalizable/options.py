@@ -24,7 +24,7 @@ from generalizable.layouts import LAYOUTS
 from generalizable.models import KINDS, MODELS, ModelConfig
 
 T = TypeVar("T")
-USABLE = ("full", "uniform", "evos")
+USABLE = ("full", "uniform", "error")
 """Selectors that need neither the whole data set at once nor gradients of coordinates."""
 FREE = ("out", "resume", "overwrite", "quiet", "device", "eval", "workers", "in_memory", "save_every")
 """Options that may differ between a run and its resumption."""
@@ -277,8 +277,8 @@ class Options:
                 raise InputError("data.sources", f"two named {title}", "a name of its own for each source")
         if self.sources and not any(source.weight for source in self.sources):
             raise InputError("data.sources", "weights that are all 0", "a source to train on, of weight above 0")
-        if self.data.augment and self.selector.name == "evos":
-            raise InputError("data.augment", True, "false with the evos selector, which remembers errors by place")
+        if self.data.augment and self.selector.name == "error":
+            raise InputError("data.augment", True, "false with the error selector, which remembers errors by place")
         if self.data.augment and self.data.task == "views":
             raise InputError("data.augment", True, "false, for views")
         if self.train.inner_points == "selected" and self.data.task == "views":
@@ -299,8 +299,7 @@ class Options:
 
 PARTS: dict[str, tuple[Mapping[str, Any], str, dict[str, Any]]] = {
     "model": ({name: config for name, (config, _) in MODELS.items()}, "pattern_composer", {}),
-    # A dense evaluation looks at every point of the batch's instances on key steps; here errors come in as they train.
-    "selector": ({name: SELECTORS[name][0] for name in USABLE}, "full", {"evos": {"evaluation": "streaming"}}),
+    "selector": ({name: SELECTORS[name][0] for name in USABLE}, "full", {}),
 }
 """Of each exchangeable part: the configs by name, the default name, and defaults of this application's own."""
 

@@ -22,7 +22,7 @@ from evos.distributed import World, reduce_mean, reduce_sum
 from evos.errors import InputError
 from evos.optimizers import build_optimizer
 from evos.runs import on_device, rng_state, seed_everything, set_rng_state
-from evos.selection import Pool, build_selector
+from evos.selection import Feedback, Pool, build_selector
 from generalizable.data import Batch, Shards, Source, Sources, evaluation_batches
 from generalizable.inner import outer_loss, predict
 from generalizable.instances import Instance, pixel_rays
@@ -147,15 +147,14 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         # In [0, 1] units, as everywhere.
-        self.selector.observe(selection, residual / 2 if self.kind == "sound" else residual)
+        self.selector.observe(selection, Feedback(residual / 2 if self.kind == "sound" else residual))
         return loss.detach()
 
     def assign(self, keys: tuple[int, ...]) -> Int[Tensor, " B"]:
         """The selector's rows of a batch; what a row remembers of another instance is forgotten."""
         rows, fresh = self.rows.assign(keys)
-        cache = getattr(self.selector, "cache", None)
-        if fresh and cache is not None:
-            cache.forget(on_device(fresh, self.device))
+        if fresh:
+            self.selector.forget(on_device(fresh, self.device))
         return on_device(rows, self.device)
 
     def points(self, instance: Instance, index: Int[Tensor, "B K"] | None) -> Float[Tensor, "_ K D"]:

@@ -18,11 +18,11 @@ from evos.errors import InputError, unknown_name
 from evos.fields import FIELDS, FieldConfig
 from evos.optimizers import OPTIMIZERS
 from evos.schedules import LR_SCHEDULES
-from evos.selection import SELECTORS, EvosConfig, SelectorConfig
+from evos.selection import SELECTORS, SelectorConfig
 from evos.transforms import TRANSFORMS, TransformConfig
 
 PARTS: dict[str, Mapping[str, Any]] = {
-    "selector": {name: config for name, (config, _) in SELECTORS.items()},
+    "selector": {name: config for name, (config, _) in SELECTORS.items() if name != "tiles"},
     "field": FIELDS,
     "transform": TRANSFORMS,
 }
@@ -30,11 +30,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "none": {},
     "paper": {"selector": "full", "lr": 1e-4},
     "fast": {
-        "selector": "evos",
+        "selector": "error",
         "selector.keep_ratio": 0.1,
-        "selector.evaluation": "streaming",
-        "selector.draw": "proportional",
-        "selector.crossover": "none",
         "cfs_weight": 0.0,
         "field": "siren",
         "field.init_scale": 1.5,
@@ -81,7 +78,8 @@ class RegressionConfig:
     """Finite differences of the whole signal that the derivatives are trained on, per pixel: sobel, diff or scharr."""
 
     selector: str = "evos"
-    """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int, nint or evos."""
+    """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int, nint, evos or
+    error."""
 
     field: str = "siren"
     """Network: siren, finer, wire, gauss, relu, pemlp, fourier or hashgrid."""
@@ -198,12 +196,6 @@ class Options:
     selector: SelectorConfig
     field: FieldConfig
     transform: TransformConfig
-
-    def __post_init__(self) -> None:
-        by_derivative = isinstance(self.selector, EvosConfig) and self.selector.frequency == "derivative"
-        if by_derivative and self.run.supervision == "val":
-            allowed = "laplacian, or --supervision der or val_der, which has the derivatives it needs"
-            raise InputError("--selector.frequency", "derivative", allowed)
 
     def resolved(self) -> dict[str, Any]:
         """Every option by its name on the command line."""

@@ -31,13 +31,10 @@ from evos.optimizers import (
     update_average,
 )
 from evos.schedules import learning_rate
-from evos.selection import Pool, ResidualCache, Selection, build_selector
+from evos.selection import Feedback, Pool, ResidualCache, Selection, build_selector
 from evos.transforms import fit_transform
 from image_regression.options import Options
 from image_regression.signals import Signal, every
-
-Errors = tuple[Tensor, Tensor | None]
-"""Signed errors of values "B K C" and, where they are supervised, of derivatives a cell "B K C D"."""
 
 
 @dataclass
@@ -88,8 +85,9 @@ class Fit:
             target=self.trained[None],
         )
         self.cfs_steps = math.floor(run.cfs_share * run.steps)
-        # EVOS keeps the residuals that cross-frequency supervision needs; for any other strategy they are kept here.
-        self.cache = getattr(self.selector, "cache", None) or ResidualCache(self.pool, device)
+        # Cross-frequency supervision needs the residuals of cells not selected: where the selector keeps none, we do.
+        self.own_cache = ResidualCache(self.pool, device) if self.selector.cache is None else None
+        self.cache = self.selector.cache or self.own_cache
         self.work = Work()
         self.visits = torch.zeros(self.pool.cells, dtype=torch.int32, device=device)
         self.first_bad = torch.zeros((), dtype=torch.int64, device=device)
@@ -116,24 +114,20 @@ class Fit:
 
         coordinates = selection.gather(self.coords)
         # With derivatives in the loss, its slope along a coordinate is no longer that of the value error.
-        if self.selector.needs_coord_grad and self.slopes is None:
+        if "coord_grad" in self.selector.needs and self.slopes is None:
             coordinates = coordinates.detach().requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)
-        selection, loss, errors = self.backward(selection, coordinates)
+        selection, loss, residual = self.backward(selection, coordinates)
         if self.clip is not None:
             self.clip(self.field.parameters())
-        before = self.weights() if selection.is_key and self.selector.needs_update else None
+        follows_update = selection.is_key and "update" in self.selector.needs
+        before = self.weights() if follows_update else None
         self.optimizer.step()
 
-        residual, derivative_residual = errors
-        extra = (
-            {"derivative_residual": derivative_residual} if getattr(self.selector, "needs_derivative", False) else {}
-        )
-        if before is not None:
-            extra["update"] = self.update(before)
-        self.selector.observe(selection, residual, coord_grad=coordinates.grad, **extra)
-        if self.supervises_frequencies(selection) and self.cache is not getattr(self.selector, "cache", None):
-            self.cache.write(selection, residual)
+        update = None if before is None else self.update(before)
+        self.selector.observe(selection, Feedback(residual, coord_grad=coordinates.grad, update=update))
+        if self.own_cache is not None and self.supervises_frequencies(selection):
+            self.own_cache.write(selection, residual)
         if self.average is not None:
             update_average(self.average, self.field.parameters(), self.options.run.ema, step)
         self.first_bad = torch.where((self.first_bad == 0) & ~loss.isfinite(), step, self.first_bad)
@@ -146,7 +140,7 @@ class Fit:
                 measured = [weight.detach().clone() for weight in self.field.parameters()]
             replace_weights(self.field, measured)
             self.begin_polish()
-        selection = self.selector.everything(self.selector.all_rows, step)
+        selection = self.selector.all_cells(self.selector.all_rows, step)
 
         def closure() -> Tensor:
             self.work.trained += self.pool.cells
@@ -165,12 +159,12 @@ class Fit:
 
     def backward(
         self, selection: Selection, coordinates: Float[Tensor, "B K D"]
-    ) -> tuple[Selection, Float[Tensor, ""], Errors]:
-        """Gradient of the loss; returns the selection as weighed, the loss and the errors, both without gradient."""
+    ) -> tuple[Selection, Float[Tensor, ""], Float[Tensor, "B K C"]]:
+        """Gradient of the loss; returns the selection as weighed, the loss and the residual, both without gradient."""
         if coordinates.shape[1] <= self.options.run.chunk:
-            selection, loss, errors = self.loss(selection, *self.outputs(coordinates))
+            selection, loss, residual = self.loss(selection, *self.outputs(coordinates))
             loss.backward()
-            return selection, loss.detach(), errors
+            return selection, loss.detach(), residual
         # Too large for one pass: first the loss's gradient with respect to the outputs, then the network in pieces.
         pieces = [piece.detach() for piece in coordinates.split(self.options.run.chunk, dim=1)]
         with torch.no_grad():
@@ -178,7 +172,7 @@ class Fit:
             outputs = [torch.cat(part, dim=1) for part in parts]
         for output in outputs:
             output.requires_grad_()
-        selection, loss, errors = self.loss(selection, *outputs)
+        selection, loss, residual = self.loss(selection, *outputs)
         # Supervised by derivatives alone, the values have no slope.
         slopes = torch.autograd.grad(loss, outputs, allow_unused=True, materialize_grads=True)
         piece_slopes = zip(*(slope.split(self.options.run.chunk, dim=1) for slope in slopes), strict=True)
@@ -189,7 +183,7 @@ class Fit:
             point_grads.append(piece.grad)
         if coordinates.requires_grad:
             coordinates.grad = torch.cat(point_grads, dim=1)
-        return selection, loss.detach(), errors
+        return selection, loss.detach(), residual
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the field's parameters."""
@@ -197,15 +191,13 @@ class Fit:
 
     @torch.no_grad()
     def update(self, before: dict[str, Tensor]) -> Float[Tensor, "B P C"]:
-        """How the field at every cell changes from its weights ``before`` this step, to first order, in [0, 1] units.
+        """How the field at every cell changes along the loss's gradient, to first order, in [0, 1] units.
 
-        Along the loss's gradient or the optimizer's step, whichever the selector needs.
+        ``before``: the weights at which the gradient was taken, before the optimizer's step.
         """
         self.work.evaluated += self.pool.cells
-        direction = {}
-        for name, now in self.field.named_parameters():
-            gradient = torch.zeros_like(now) if now.grad is None else now.grad
-            direction[name] = gradient if self.selector.needs_update == "gradient" else now - before[name]
+        parameters = self.field.named_parameters()
+        direction = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters}
         pieces = self.coords.split(self.options.run.chunk)
         change = torch.cat([change_along(self.field, piece, before, direction) for piece in pieces])
         return change[None] / (self.transform.slope or 2.0)
@@ -221,27 +213,25 @@ class Fit:
 
     def loss(
         self, selection: Selection, prediction: Float[Tensor, "B K C"], jacobian: Float[Tensor, "B K C D"] | None = None
-    ) -> tuple[Selection, Float[Tensor, ""], Errors]:
+    ) -> tuple[Selection, Float[Tensor, ""], Float[Tensor, "B K C"]]:
         """Value and derivative loss on the transformed target, plus cross-frequency supervision where it is due.
 
-        The errors, in the signal's [0, 1] units, are without gradient.
+        The residual, in the signal's [0, 1] units, is without gradient.
         """
         run, target, cfs = self.options.run, selection.gather(self.target), self.supervises_frequencies(selection)
         with torch.set_grad_enabled(cfs):
             residual = self.residual(self.aligned(prediction, prediction, target), target, selection)
         selection = self.selector.weigh(selection, residual.detach())
-        loss, derivative_residual = prediction.new_zeros(()), None
+        loss = prediction.new_zeros(())
         if run.supervision != "der":
             loss = value_loss(prediction, target, selection)
         if jacobian is not None and self.slopes is not None:
             slopes = selection.gather(self.slopes).view_as(jacobian)
             loss = loss + run.lambda_der * derivative_loss(jacobian, slopes, selection.weight)
-            # A map that is not affine has no one slope; 2 is its mean, of [0, 1] to [-1, 1].
-            derivative_residual = (jacobian.detach() - slopes) / (self.transform.slope or 2.0)
         if cfs:
             cached = self.cache.read(selection.rows)
             loss = loss + self.options.cfs_weight * cross_frequency_loss(cached, selection, residual, self.pool)
-        return selection, loss, (residual.detach(), derivative_residual)
+        return selection, loss, residual.detach()
 
     def supervises_frequencies(self, selection: Selection) -> bool:
         """Whether a step has cross-frequency supervision: the first ``cfs_share`` of the steps, every dense key step.
@@ -328,7 +318,7 @@ class Fit:
             "average": average,
             "selector": self.selector.state_dict(),
             "transform": self.transform.state_dict(),
-            "residual": self.cache.residual,
+            "residual": None if self.own_cache is None else self.own_cache.residual,
             "visits": self.visits,
             "mean": self.mean,
             "work": [self.work.evaluated, self.work.trained],
@@ -349,7 +339,8 @@ class Fit:
             for (name, _), mine in zip(self.field.named_parameters(), self.average or (), strict=False):
                 mine.copy_(state["average"][name])
             self.selector.load_state_dict(state["selector"])
-            self.cache.residual = None if state["residual"] is None else state["residual"].to(self.device, copy=True)
+            if self.own_cache is not None and state["residual"] is not None:
+                self.own_cache.residual = state["residual"].to(self.device, copy=True)
             self.visits = state["visits"].to(self.device, copy=True)
             self.work = Work(*state["work"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:

@@ -7,14 +7,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.errors import InputError, unknown_name
-from evos.selection.base import Pool, Selection, Selector, SelectorConfig
+from evos.selection.base import Feedback, Pool, Selection, Selector, SelectorConfig
 from evos.selection.baselines import FullConfig, FullSelector, UniformConfig, UniformSelector
 from evos.selection.cache import ResidualCache
 from evos.selection.edge_priors import EgraConfig, EgraSelector, ExpansiveConfig, ExpansiveSelector
-from evos.selection.evolutionary import EvosConfig, EvosSelector
-from evos.selection.kernel_teaching import NintConfig
+from evos.selection.error_sampling import ErrorConfig, ErrorSelector
+from evos.selection.evos import EvosConfig, EvosSelector
+from evos.selection.nint import NintConfig, NintSelector
 from evos.selection.nonparametric import IntConfig, IntSelector
 from evos.selection.soft_mining import SoftConfig, SoftSelector
+from evos.selection.tiles import TilesConfig, TilesSelector
 
 SELECTORS: dict[str, tuple[type[SelectorConfig], type[Selector[Any]]]] = {
     "full": (FullConfig, FullSelector),
@@ -23,8 +25,10 @@ SELECTORS: dict[str, tuple[type[SelectorConfig], type[Selector[Any]]]] = {
     "expansive": (ExpansiveConfig, ExpansiveSelector),
     "soft": (SoftConfig, SoftSelector),
     "int": (IntConfig, IntSelector),
-    "nint": (NintConfig, EvosSelector),
+    "nint": (NintConfig, NintSelector),
     "evos": (EvosConfig, EvosSelector),
+    "error": (ErrorConfig, ErrorSelector),
+    "tiles": (TilesConfig, TilesSelector),
 }
 """Every strategy by name. To add one, write its config and selector in a file of its own and name them here."""
 
@@ -46,7 +50,7 @@ def build_selector(
         pool: what is selected from.
         total_steps: length of the training, for the schedules.
         device: where its state lives.
-        seed: with ``rank``, the seed of its own generator.
+        seed: with ``rank``, what its own generator is seeded by.
         rank: of this process among those that train together.
         target: the signal in [0, 1], for the strategies that know the target's edges beforehand.
 
@@ -57,7 +61,7 @@ def build_selector(
         raise unknown_name("selector", config.name, SELECTORS)
     selector = SELECTORS[config.name][1]
     kwargs: dict[str, Any] = {"total_steps": total_steps, "device": device, "seed": seed, "rank": rank}
-    if selector.needs_target:
+    if "target" in selector.needs:
         if target is None:
             raise InputError("target", None, f"the signal itself, whose edges the {config.name} strategy uses")
         kwargs["target"] = target
@@ -67,9 +71,10 @@ def build_selector(
 __all__ = [
     "SELECTORS",
     "EgraConfig",
+    "ErrorConfig",
     "EvosConfig",
-    "EvosSelector",
     "ExpansiveConfig",
+    "Feedback",
     "FullConfig",
     "IntConfig",
     "NintConfig",
@@ -79,6 +84,7 @@ __all__ = [
     "Selector",
     "SelectorConfig",
     "SoftConfig",
+    "TilesConfig",
     "UniformConfig",
     "build_selector",
 ]

@@ -1,54 +1,77 @@
 """The selector's protocol: a pool of cells, a selection of them, and the selector that chooses.
 
-R rows, each a grid of P cells ranked by itself; B rows in this step; K points kept of each; C channels of the signal.
+R rows, each a grid of P cells ranked by itself; B rows in this step; K points kept of each; C channels of the signal; D
+coordinate axes.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from evos.config import check_choice, check_range
 from evos.errors import InputError
 from evos.schedules import KEEP_SCHEDULES, keep_ratio
+from evos.seeding import mixed_seed
+from evos.selection.draws import stratified, uniform_draw
+
+if TYPE_CHECKING:
+    from evos.selection.cache import ResidualCache
 
 Evaluate = Callable[[Tensor], Tensor]
 """(rows "B") -> signed residual "B P C" of every cell of those rows, without gradient."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pool:
     """What can be selected: ``rows`` grids of one ``shape``, the Laplacian over the last ``axes`` of its axes.
 
-    ``tile``: side of a cell in pixels, for pools of pixel tiles. ``mask``: False where a cell must never be drawn.
+    ``tile``: side of a cell in pixels, for pools of pixel tiles. ``mask``: boolean, False where a cell is never drawn.
+    ``axes``: 1 to the number of axes of ``shape``; None: the last two, or the only one.
+
+    Raises:
+        InputError: no row or cell; more axes than the shape has; a mask that is not boolean, of another shape, or
+            without a usable cell in some row.
     """
 
     rows: int
     shape: tuple[int, ...]
     tile: int = 1
-    mask: Bool[Tensor, "R P"] | None = None
-    axes: int = field(default=0)
+    mask: Shaped[Tensor, "R P"] | None = None
+    axes: int | None = None
 
     def __post_init__(self) -> None:
         if self.rows < 1 or not self.shape or min(self.shape) < 1:
             got = f"{self.rows} rows of {self.shape}"
             raise InputError("pool", got, "at least one row and one cell along every axis")
-        if self.axes == 0:
-            object.__setattr__(self, "axes", min(2, len(self.shape)))
-        if self.mask is not None and tuple(self.mask.shape) != (self.rows, self.cells):
+        if self.axes is not None and not 1 <= self.axes <= len(self.shape):
+            raise InputError("axes", self.axes, f"1 to {len(self.shape)}, the axes of {self.shape}, or none")
+        if self.mask is None:
+            return
+        if self.mask.dtype != torch.bool:
+            raise InputError("mask", str(self.mask.dtype), "torch.bool")
+        if tuple(self.mask.shape) != (self.rows, self.cells):
             raise InputError("mask", tuple(self.mask.shape), f"one truth value a cell: {(self.rows, self.cells)}")
+        if not bool(self.mask.any(1).all()):
+            raise InputError("mask", "a row without a single usable cell", "at least one usable cell in every row")
 
     @property
     def cells(self) -> int:
         """P, the number of cells in a row."""
         return int(torch.Size(self.shape).numel())
 
+    @property
+    def grid_axes(self) -> int:
+        """Over how many of the last axes neighbours are neighbours: ``axes``, with its default resolved."""
+        return min(2, len(self.shape)) if self.axes is None else self.axes
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Selection:
     """The points of ``step``: ``index`` into each of ``rows`` (None = all P cells), weighted in the loss or not."""
 
@@ -73,6 +96,23 @@ class Selection:
         return (error if self.weight is None else error * self.weight).mean()
 
 
+@dataclass(frozen=True, eq=False)
+class Feedback:
+    """What a training step tells the selector of the points that it was given, all without gradient.
+
+    The optional parts are there where the selector ``needs`` them.
+    """
+
+    residual: Float[Tensor, "B K C"]
+    """Signed error, prediction - target, in [0, 1] units."""
+
+    coord_grad: Float[Tensor, "B K D"] | None = None
+    """Gradient of the loss with respect to the points' coordinates; None where there is none to be had (rays)."""
+
+    update: Float[Tensor, "B P C"] | None = None
+    """On key steps: how the field changes at every cell along the loss's gradient by its parameters, to first order."""
+
+
 @dataclass(frozen=True)
 class SelectorConfig:
     """Options that every strategy has."""
@@ -80,7 +120,7 @@ class SelectorConfig:
     name: ClassVar[str] = ""
 
     keep_ratio: float = 0.5
-    """Share of the cells trained on in a step, in (0, 1]; where a schedule changes it, its start."""
+    """Fraction of the cells trained on in a step, in (0, 1]; where a schedule changes it, its start."""
 
     keep_schedule: str = "constant"
     """How keep_ratio changes over training: constant, linear, step, cosine or reverse-cosine."""
@@ -96,103 +136,143 @@ ConfigT = TypeVar("ConfigT", bound=SelectorConfig)
 class Selector(ABC, Generic[ConfigT]):
     """Chooses the points of every step, and learns from the errors they had.
 
-    Not an ``nn.Module``: like an optimizer it keeps its own state, its own generator (seeded ``seed + rank``), and is
-    saved and restored through ``state_dict``. The number of points follows from the config and the step alone, never
-    from data, so shapes are static and no step waits for the host.
+    Not an ``nn.Module``: like an optimizer it keeps its own state, its own generator (seeded by ``seed`` and ``rank``),
+    and is saved and restored through ``state_dict``. The number of points follows from the config and the step alone,
+    never from data, so shapes are static and no step waits for the host.
+
+    Where a mask leaves rows of different sizes, K follows from their mean size. A row with fewer usable cells than K
+    has them all, each with a larger weight, and is filled up with masked cells of weight 0.
     """
 
-    needs_coord_grad: ClassVar[bool] = False
-    """Whether ``observe`` wants the gradient of the loss with respect to the points' coordinates."""
-
-    needs_target: ClassVar[bool] = False
-    """Whether it is built with the target, whose edges it uses."""
-
-    needs_update: str | None = None
-    """Whether ``observe`` wants to know, on key steps, how the field changes along a direction: that of the loss's
-    "gradient" or of the optimizer's "step"."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What it must be given: "target" when it is built; "evaluate" by ``select``; "coord_grad" and "update" by
+    ``observe`` (see ``Feedback``)."""
 
     state: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors that make up the state, besides the generator."""
+
+    cache: "ResidualCache | None" = None
+    """What it remembers of each cell's residual, where it does."""
 
     def __init__(
         self, config: ConfigT, pool: Pool, *, total_steps: int, device: torch.device | str, seed: int = 0, rank: int = 0
     ) -> None:
         self.config, self.pool, self.total_steps = config, pool, total_steps
         self.device = torch.device(device)
-        self.generator = torch.Generator(self.device).manual_seed(seed + rank)
+        self.generator = torch.Generator(self.device).manual_seed(mixed_seed(seed, rank))
         self.all_rows = torch.arange(pool.rows, device=self.device)
-        # Counted once, on the host: every count of the run follows from it. Unequal rows share the smallest count.
+        # Counted once, on the host: every count of the run follows from it.
         self.valid = None if pool.mask is None else pool.mask.to(self.device)
-        self.valid_cells = pool.cells if self.valid is None else int(self.valid.sum(1).min())
-        if self.valid_cells == 0:
-            raise InputError("mask", "a row without a single usable cell", "at least one usable cell in every row")
+        sizes = [pool.cells] if pool.mask is None else pool.mask.sum(1).tolist()
+        self.usable_cells, self.fewest_usable = sum(sizes) / len(sizes), min(sizes)
 
-    def keep_count(self, step: int) -> int:
-        """K, the number of points kept of each row at ``step``, at least 1."""
-        ratio = keep_ratio(self.config.keep_schedule, step, self.total_steps, self.config.keep_ratio)
-        return max(1, int(ratio * self.valid_cells + 1e-6))
+    # ---- the protocol --------------------------------------------------------------------------------------
 
-    def everything(self, rows: Int[Tensor, " B"], step: int, *, is_key: bool = False) -> Selection:
-        """All cells of ``rows``; masked ones with weight 0."""
-        weight = None
-        if self.valid is not None:
-            valid = self.valid[rows].float()
-            weight = valid / valid.mean(1, keepdim=True)
-        return Selection(rows, None, weight, is_key, step)
-
-    @abstractmethod
     def select(
-        self, step: int, rows: Int[Tensor, " B"] | None = None, *, evaluate: Evaluate | None = None
+        self,
+        step: int,
+        rows: Int[Tensor, " B"] | None = None,
+        *,
+        count: int | None = None,
+        evaluate: Evaluate | None = None,
     ) -> Selection:
         """The points to train on at ``step`` (counted from 1) in ``rows`` (None = all).
 
-        ``evaluate`` is called by the strategies that look at every cell before they choose.
+        Args:
+            step: from 1; past the run's length, schedules stay where they ended.
+            rows: the rows of this step.
+            count: points drawn of each row from those selected; None: all that are selected.
+            evaluate: called by the strategies that look at every cell before they choose.
+
+        Raises:
+            InputError: ``evaluate`` or ``count`` are missing or not to be had with this strategy.
         """
+        selection = self.choose(step, rows, evaluate)
+        if count is None:
+            return selection
+        if selection.index is None:
+            raise InputError("selector", self.config.name, "one that does not train on every cell in some steps")
+        return replace(selection, index=stratified(selection.index, count, self.generator), weight=None)
+
+    @abstractmethod
+    def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
+        """All that the strategy selects at ``step``: see ``select``."""
 
     def weigh(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> Selection:
         """The selection with the weights its points get in the loss, given their errors (without gradient)."""
         return selection
 
-    def observe(
-        self,
-        selection: Selection,
-        residual: Float[Tensor, "B K C"],
-        *,
-        coord_grad: Float[Tensor, "B K D"] | None = None,
-    ) -> None:
-        """Take note of the signed errors (prediction - target, in [0, 1] units) of the points just trained on."""
+    def observe(self, selection: Selection, feedback: Feedback) -> None:
+        """Take note of the errors of the points just trained on."""
         return None
 
+    def forget(self, rows: Int[Tensor, " B"]) -> None:
+        """Forget what was learned of ``rows``, which are to stand for other signals from now on."""
+        return None
+
+    def steps_alike(self, step: int) -> int:
+        """For how many steps from ``step`` on points are drawn from the same odds, whatever is observed: at least 1."""
+        return 1
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What is worth a curve, as scalars on the device."""
+        return {}
+
+    # ---- for strategies ------------------------------------------------------------------------------------
+
+    def keep_count(self, step: int) -> int:
+        """K, the number of points kept of each row at ``step``, at least 1."""
+        ratio = keep_ratio(self.config.keep_schedule, step, self.total_steps, self.config.keep_ratio)
+        return max(1, int(ratio * self.usable_cells + 1e-6))
+
+    def valid_in(self, rows: Int[Tensor, " B"]) -> Bool[Tensor, "B P"] | None:
+        """Which cells of ``rows`` are not masked; None = all."""
+        return None if self.valid is None else self.valid[rows]
+
+    def all_cells(self, rows: Int[Tensor, " B"], step: int, *, is_key: bool = False) -> Selection:
+        """All cells of ``rows``; masked ones with weight 0."""
+        return Selection(rows, None, self.unmasked_weight(rows, None), is_key, step)
+
+    def selection(self, rows: Int[Tensor, " B"], index: Int[Tensor, "B K"], step: int) -> Selection:
+        """The cells ``index``, of which the masked ones that fill up a row of few cells have weight 0."""
+        weight = self.unmasked_weight(rows, index) if index.shape[1] > self.fewest_usable else None
+        return Selection(rows, index, weight, step=step)
+
+    def unmasked_weight(self, rows: Int[Tensor, " B"], index: Int[Tensor, "B K"] | None) -> Float[Tensor, "B K"] | None:
+        """Weights of mean 1 in each row: 0 for masked cells, alike for the others. None without a mask."""
+        if self.valid is None:
+            return None
+        valid = self.valid[rows]
+        weight = (valid if index is None else valid.gather(1, index)).float()
+        return weight / weight.mean(1, keepdim=True)
+
     def uniform(self, rows: Int[Tensor, " B"], count: int) -> Int[Tensor, "B K"]:
-        """``count`` distinct cells of each row, uniformly at random and never masked."""
-        return self.draw(None, rows, count)
+        """``count`` distinct cells of each row, uniformly at random; masked ones last."""
+        return uniform_draw(len(rows), self.pool.cells, count, self.generator, self.valid_in(rows))
 
-    def draw(self, log_odds: Float[Tensor, "B P"] | None, rows: Int[Tensor, " B"], count: int) -> Int[Tensor, "B K"]:
-        """``count`` distinct cells of each row with odds exp(log_odds) (None = equal), by the Gumbel top-k trick.
-
-        Equal in distribution to drawing one after the other without replacement (Efraimidis and Spirakis 2006), with
-        a static shape and without ``torch.multinomial``'s limit of 2^24 categories.
-        """
-        keys = torch.rand(len(rows), self.pool.cells, generator=self.generator, device=self.device)
-        if log_odds is not None:
-            keys = log_odds - torch.log(-torch.log(keys.clamp(1e-12, 1 - 1e-7)))
-        if self.valid is not None:
-            keys = keys.masked_fill(~self.valid[rows], -torch.inf)
-        return keys.topk(count, dim=1, sorted=False).indices
+    # ---- state ---------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on exactly as if it had not stopped."""
         tensors = {name: getattr(self, name) for name in self.state}
-        return {"name": self.config.name, "version": 1, "generator": self.generator.get_state(), **tensors}
+        return {"name": self.config.name, "version": 2, "generator": self.generator.get_state(), **tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; InputError for the state of another strategy, version or pool."""
-        if (state.get("name"), state.get("version")) != (self.config.name, 1):
+        """Restore what ``state_dict`` returned; InputError for the state of another strategy, version or pool.
+
+        The generator's state is that of a kind of device: on another kind, draws go on from a seed made of it.
+        """
+        if (state.get("name"), state.get("version")) != (self.config.name, 2):
             got = f"{state.get('name')} version {state.get('version')}"
-            raise InputError("selector state", got, f"{self.config.name} version 1")
+            raise InputError("selector state", got, f"{self.config.name} version 2")
         for name in self.state:
             setattr(self, name, self.restored(name, state, getattr(self, name).shape))
-        self.generator.set_state(state["generator"].cpu())
+        saved = state["generator"].cpu()
+        if saved.shape == self.generator.get_state().shape:
+            self.generator.set_state(saved)
+        else:
+            digest = hashlib.sha256(saved.numpy().tobytes()).digest()
+            self.generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
     def restored(self, name: str, state: dict[str, Any], shape: Sequence[int]) -> Tensor:
         """A copy of the saved tensor ``name``, which must have ``shape``."""

@@ -1,4 +1,4 @@
-"""The two baselines: everything, and a uniform random subset."""
+"""The two baselines: the full batch, and a uniform random subset."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,11 +19,9 @@ class FullConfig(SelectorConfig):
 class FullSelector(Selector[FullConfig]):
     """The full batch."""
 
-    def select(
-        self, step: int, rows: Int[Tensor, " B"] | None = None, *, evaluate: Evaluate | None = None
-    ) -> Selection:
+    def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """All cells."""
-        return self.everything(self.all_rows if rows is None else rows, step)
+        return self.all_cells(self.all_rows if rows is None else rows, step)
 
 
 @dataclass(frozen=True)
@@ -36,9 +34,7 @@ class UniformConfig(SelectorConfig):
 class UniformSelector(Selector[UniformConfig]):
     """Uniform sampling without replacement."""
 
-    def select(
-        self, step: int, rows: Int[Tensor, " B"] | None = None, *, evaluate: Evaluate | None = None
-    ) -> Selection:
+    def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """``keep_ratio`` of the cells, all equally likely."""
         rows = self.all_rows if rows is None else rows
-        return Selection(rows, self.uniform(rows, self.keep_count(step)), step=step)
+        return self.selection(rows, self.uniform(rows, self.keep_count(step)), step)

@@ -1,5 +1,6 @@
 """The cache of signed residuals, one map a row: all the state that fitness needs."""
 
+from math import prod
 from typing import Any, TypeAlias
 
 import torch
@@ -9,14 +10,22 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from evos.errors import InputError
+from evos.fitness import mean_square
 from evos.selection.base import ConfigT, Pool, Selection, Selector
+
+LARGEST = 1e6
+"""Largest error that is remembered, in [0, 1] units: of ten million such cells the sum of fitnesses is finite."""
 
 Errors: TypeAlias = tuple[Float[Tensor, "B P C"], Float[Tensor, "B P"]]
 """Residual of every cell, and its square averaged over channels."""
 
 
 class ResidualCache:
-    """The last residual at every cell, and which cells were seen; allocated at the first write, which tells C."""
+    """The last residual at every cell, and which cells were seen; allocated at the first write, which tells C.
+
+    Residuals that are not finite are not taken: the cell stays as it was. Those of masked cells are not either, so they
+    read 0, as what lies outside the grid does. All others are clamped to ±1e6, whose squares can be summed.
+    """
 
     maps = ("residual",)
 
@@ -24,18 +33,28 @@ class ResidualCache:
         self.pool, self.device = pool, device
         self.residual: Float[Tensor, "R P C"] | None = None
         self.seen: Bool[Tensor, "R P"] = torch.zeros(pool.rows, pool.cells, dtype=torch.bool, device=device)
+        self.valid = None if pool.mask is None else pool.mask.to(device)
 
     def write(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> None:
         """Renew the residuals of the selected cells; of a cell drawn twice, one of its new residuals counts."""
-        residual = residual.detach().float()
+        residual, taken = self.accepted(selection, residual)
         if self.residual is None:
             self.residual = residual.new_zeros(self.pool.rows, self.pool.cells, residual.shape[-1])
-        if selection.index is None:
-            cells = (selection.rows,)
-        else:
-            cells = (repeat(selection.rows, "b -> b k", k=selection.index.shape[1]), selection.index)
-        self.residual[cells] = residual
-        self.seen[cells] = True
+        rows, index = selection.rows, selection.index
+        cells = rows if index is None else (repeat(rows, "b -> b k", k=index.shape[1]), index)
+        self.residual[cells] = torch.where(taken[..., None], residual, self.residual[cells])
+        self.seen[cells] |= taken
+
+    def accepted(
+        self, selection: Selection, residual: Float[Tensor, "B K C"]
+    ) -> tuple[Float[Tensor, "B K C"], Bool[Tensor, "B K"]]:
+        """Clamped residuals in single precision, and which of the cells' may be written."""
+        residual = residual.detach().float()
+        taken = residual.isfinite().all(-1)
+        if self.valid is not None:
+            valid = self.valid[selection.rows]
+            taken = taken & (valid if selection.index is None else valid.gather(1, selection.index))
+        return residual.clamp(-LARGEST, LARGEST), taken
 
     def read(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P C"]:
         """Residual maps of some rows, zero where nothing was seen; a view, not a copy, where the pool has one row."""
@@ -46,7 +65,7 @@ class ResidualCache:
     def errors(self, rows: Int[Tensor, " B"]) -> Errors:
         """Residual of every cell, and its square averaged over channels."""
         residual = self.read(rows)
-        return residual, reduce(residual.square(), "b p c -> b p", "mean")
+        return residual, mean_square(residual)
 
     def mean_square(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
         """Squared residuals averaged over channels."""
@@ -83,17 +102,18 @@ class RunningCache(ResidualCache):
 
     def write(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> None:
         """Age what is known of the selected cells and add their residuals, all of them where a cell is drawn twice."""
-        residual = residual.detach().float().flatten(0, 1)
+        residual, taken = self.accepted(selection, residual)
         rows, cells = self.pool.rows, self.pool.cells
         if self.sums is None:
             self.sums = residual.new_zeros(rows, cells, residual.shape[-1] + 2)
         index = torch.arange(cells, device=self.device)[None] if selection.index is None else selection.index
-        place = (selection.rows[:, None] * cells + index).flatten()
-        power = reduce(residual.square(), "n c -> n 1", "mean")
+        place, taken = (selection.rows[:, None] * cells + index).flatten(), taken.flatten()
+        visit = torch.cat([residual, mean_square(residual)[..., None], torch.ones_like(residual[..., :1])], dim=-1)
+        visit = torch.where(taken[:, None], visit.flatten(0, 1), 0.0)
         flat = self.sums.view(rows * cells, -1)
         flat[place] = self.momentum * flat[place]
-        flat.index_add_(0, place, torch.cat([residual, power, torch.ones_like(power)], dim=1))
-        self.seen.view(-1)[place] = True
+        flat.index_add_(0, place, visit)
+        self.seen.view(-1)[place] = flat[place, -1] > 0
 
     def read(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P C"]:
         """Mean residual of every cell, with what it borrows."""
@@ -108,32 +128,35 @@ class RunningCache(ResidualCache):
 
     def means(self, sums: Float[Tensor, "B P S"]) -> Float[Tensor, "B P E"]:
         """The other sums over the visits (E = S - 1), each cell drawn to its neighbourhood."""
-        if self.pooling == 0:
-            return sums[..., :-1] / sums[..., -1:].clamp(min=torch.finfo(sums.dtype).tiny)
-        shape, axes = self.pool.shape, self.pool.axes
-        grid = (*shape[:-axes], *([1] * (2 - axes)), *shape[-axes:])
-        maps = rearrange(sums, "b p c -> b c p").unflatten(-1, grid)
+        shape, axes = self.pool.shape, self.pool.grid_axes
+        grids = (prod(shape[:-axes]), *([1] * (2 - axes)), *shape[-axes:])
+        maps = rearrange(sums, "b p s -> b s p").unflatten(-1, grids)
         found = pooled_means(maps, self.pooling)
-        return rearrange(found.flatten(2), "b c p -> b p c")
+        return rearrange(found.flatten(2), "b e p -> b p e")
 
 
-def pooled_means(sums: Float[Tensor, "B S *G H W"], strength: float) -> Float[Tensor, "B E *G H W"]:
+def pooled_means(sums: Float[Tensor, "B S G *N"], strength: float) -> Float[Tensor, "B E G *N"]:
     """All sums but the last, the visits, over these, each cell drawn to the block around it by ``strength`` visits.
 
-    To the block's mean: blocks are of 2 × 2 cells, then of 2 × 2 blocks, until one is left; it is drawn to the mean of
-    all. Nothing seen: 0. E = S - 1.
+    N: the two or three axes along which cells are neighbours; G grids side by side. A cell is drawn to its block's
+    mean: blocks are two cells wide along each axis, then two blocks wide, until one is left; that is drawn to the mean
+    of all. Nothing seen: 0. E = S - 1.
     """
-    total, count = split_visits(reduce(sums, "b c ... -> b c", "sum"))
-    levels = [rearrange(sums, "b c ... h w -> (b ...) c h w")]
-    while max(levels[-1].shape[-2:]) > 1:
-        levels.append(F.avg_pool2d(levels[-1], 2, ceil_mode=True, divisor_override=1))
-    grids = len(levels[0]) // len(sums)
-    mean = repeat(total / count.clamp(min=1e-12), "b c -> (b g) c 1 1", g=grids)
+    pool = F.avg_pool3d if sums.ndim == 6 else F.avg_pool2d
+    total, count = split_visits(reduce(sums, "b s ... -> b s", "sum"))
+    levels = [rearrange(sums, "b s g ... -> (b g) s ...")]
+    while max(levels[-1].shape[2:]) > 1:
+        width = [min(2, size) for size in levels[-1].shape[2:]]
+        levels.append(pool(levels[-1], width, ceil_mode=True, divisor_override=1))
+    mean = repeat(total / count.clamp(min=1e-12), "b e -> (b g) e", g=sums.shape[2])
+    mean = mean.reshape(*mean.shape, *[1] * (sums.ndim - 3))
     for level in reversed(levels):
         total, count = split_visits(level)
-        mean = F.interpolate(mean, scale_factor=2)[..., : level.shape[-2], : level.shape[-1]]
+        mean = F.interpolate(mean, scale_factor=2)
+        for axis, size in enumerate(level.shape[2:], 2):
+            mean = mean.narrow(axis, 0, size)
         mean = torch.add(total, mean, alpha=strength) / (count + strength)
-    return rearrange(mean, "(b g) c h w -> b c g h w", g=grids).reshape(len(sums), -1, *sums.shape[2:])
+    return rearrange(mean, "(b g) e ... -> b e g ...", b=len(sums))
 
 
 def split_visits(sums: Float[Tensor, "B S *M"]) -> tuple[Float[Tensor, "B E *M"], Float[Tensor, "B 1 *M"]]:
@@ -142,13 +165,21 @@ def split_visits(sums: Float[Tensor, "B S *M"]) -> tuple[Float[Tensor, "B E *M"]
 
 
 class CachingSelector(Selector[ConfigT]):
-    """A selector whose state includes a residual cache; a running one where its options ask for means."""
+    """A selector whose state includes a cache of what is known of each cell."""
+
+    cache: ResidualCache
 
     def __init__(self, config: ConfigT, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
-        momentum, pooling = getattr(config, "cache_momentum", 0.0), getattr(config, "cache_pooling", 0.0)
-        running = momentum > 0 or pooling > 0
-        self.cache = RunningCache(pool, self.device, momentum, pooling) if running else ResidualCache(pool, self.device)
+        self.cache = self.make_cache()
+
+    def make_cache(self) -> ResidualCache:
+        """The cache, empty: of last residuals."""
+        return ResidualCache(self.pool, self.device)
+
+    def forget(self, rows: Int[Tensor, " B"]) -> None:
+        """Forget the cells of some rows."""
+        self.cache.forget(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """The selector's state with its cache."""

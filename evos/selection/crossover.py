@@ -1,7 +1,7 @@
 """Crossover: from two fitness maps to one order of the population, the fittest first (EVOS, section 3.2).
 
 Pure functions on score maps. A cell's place in the order is all that selection needs: the first n are the survivors.
-Everything has a static shape and stays on the device: the share of places each parent gives is data, and enters as a
+Everything has a static shape and stays on the device: the fraction of places each parent gives is data, and enters as a
 comparison of ranks.
 """
 
@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Count = int | Int[Tensor, "B 1"]
-"""A number of cells: the same for all rows, or one a row, on the device."""
+from evos.selection.draws import Count
 
 
 def ranks(order: Int[Tensor, "B P"]) -> Int[Tensor, "B P"]:
@@ -41,7 +40,7 @@ def cross_none(
 def cross_add(
     low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Bool[Tensor, "B P"] | None = None
 ) -> Int[Tensor, "B P"]:
-    """Order by the sum of both fitnesses."""
+    """Order by the sum of the two fitnesses."""
     return fittest_first(low + high)
 
 
@@ -50,16 +49,16 @@ def cross_select(
 ) -> Int[Tensor, "B P"]:
     """The paper's crossover, whose first ``n`` cells are the offspring.
 
-    Parents are the ``n`` fittest of each map. The offspring are their intersection; of the places that remain, a share
-    p = mean low / (mean low + mean high) goes to the fittest found by ``low`` alone, the rest to the fittest found by
-    ``high`` alone. All other cells follow by falling ``low``. The means run over the ``counted`` cells.
+    Parents are the ``n`` fittest of each map. The offspring are their intersection; of the places that remain, the
+    fraction p = mean low / (mean low + mean high) goes to the fittest found by ``low`` alone, the rest to the fittest
+    found by ``high`` alone. All other cells follow by falling ``low``. The means run over the ``counted`` cells.
     """
     low_order, high_order = fittest_first(low), fittest_first(high)
     low_rank, high_rank = ranks(low_order), ranks(high_order)
     low_parent, high_parent = low_rank < n, high_rank < n
-    both = low_parent & high_parent
+    common = low_parent & high_parent
 
-    open_places = n - both.sum(1, keepdim=True)
+    open_places = n - common.sum(1, keepdim=True)
     mean_low, mean_high = masked_mean(low, counted), masked_mean(high, counted)
     p = mean_low / (mean_low + mean_high).clamp(min=torch.finfo(low.dtype).tiny)
     from_low = (open_places * p).long()
@@ -70,13 +69,13 @@ def cross_select(
     place_high = place_among(only_high, high_order, high_rank)
     taken_low, taken_high = only_low & (place_low < from_low), only_high & (place_high < open_places - from_low)
 
-    # Where everybody stands: the intersection, those taken from low, those from high, all others. No third sort.
-    rest = ~(both | taken_low | taken_high)
-    after_both = n - open_places
+    # Places in the order: the intersection, those taken from low, those from high, all others. No third sort.
+    rest = ~(common | taken_low | taken_high)
+    after_common = n - open_places
     position = n + place_among(rest, low_order, low_rank)
-    position = torch.where(taken_high, after_both + from_low + place_high, position)
-    position = torch.where(taken_low, after_both + place_low, position)
-    position = torch.where(both, place_among(both, low_order, low_rank), position)
+    position = torch.where(taken_high, after_common + from_low + place_high, position)
+    position = torch.where(taken_low, after_common + place_low, position)
+    position = torch.where(common, place_among(common, low_order, low_rank), position)
     return ranks(position)
 
 

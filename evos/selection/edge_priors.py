@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evos.config import check_range
 from evos.selection.base import Evaluate, Pool, Selection, Selector, SelectorConfig
+from evos.selection.draws import weighted_draw
 from evos.selection.edges import canny_edges, gradient_magnitude
 
 
@@ -45,15 +46,13 @@ class EgraSelector(Selector[EgraConfig]):
     Each edge cell is shifted anew at every step by a random number of cells, so that its neighbourhood is covered.
     """
 
-    needs_target = True
+    needs = frozenset({"target"})
 
     def __init__(self, config: EgraConfig, pool: Pool, *, target: Float[Tensor, "R P C"], **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
         self.edges = canny_edges(target.to(self.device), pool, 30 / 255, 40 / 255)
 
-    def select(
-        self, step: int, rows: Int[Tensor, " B"] | None = None, *, evaluate: Evaluate | None = None
-    ) -> Selection:
+    def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """``keep_ratio`` of the cells, drawn with the odds of the shifted edge map."""
         rows = self.all_rows if rows is None else rows
         edges, cells, config = self.edges[rows], self.pool.cells, self.config
@@ -65,7 +64,9 @@ class EgraSelector(Selector[EgraConfig]):
         odds = config.edge_odds * near + (1 - config.edge_odds) * config.base_odds
         # Cells without any odds (edge_odds 1) fill up what the edges leave open, ahead of masked ones.
         log_odds = odds.clamp(min=torch.finfo(odds.dtype).tiny).log()
-        return Selection(rows, self.draw(log_odds, rows, self.keep_count(step)), step=step)
+        if self.valid is not None:
+            log_odds = log_odds.masked_fill(~self.valid[rows], -torch.inf)
+        return self.selection(rows, weighted_draw(log_odds, self.keep_count(step), self.generator), step)
 
 
 @dataclass(frozen=True)
@@ -74,29 +75,29 @@ class ExpansiveConfig(SelectorConfig):
 
     name: ClassVar[str] = "expansive"
 
-    anchor_share: float = 0.5
-    """Share of the initially kept cells that are anchors: the target's strongest edges, in every step; in [0, 1]."""
+    anchor_ratio: float = 0.5
+    """Fraction of the initially kept cells that are anchors: the target's strongest edges, in every step; in [0, 1]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range("anchor_share", self.anchor_share, 0, 1)
+        check_range("anchor_ratio", self.anchor_ratio, 0, 1)
 
 
 class ExpansiveSelector(Selector[ExpansiveConfig]):
     """A fixed anchor set on the target's edges, and a uniform sample of everything else that stands for the rest.
 
-    The paper searches Canny thresholds until edges cover about the wanted share, dilates them, and drops the surplus
-    at random. Here edges are ranked by gradient magnitude after a 2×2 dilation and cut at exactly that share: no
+    The paper searches Canny thresholds until edges cover about the wanted fraction, dilates them, and drops the surplus
+    at random. Here edges are ranked by gradient magnitude after a 2×2 dilation and cut at exactly that fraction: no
     search, the same count on every signal.
     """
 
-    needs_target = True
+    needs = frozenset({"target"})
     state = ("anchors",)
 
     def __init__(self, config: ExpansiveConfig, pool: Pool, *, target: Float[Tensor, "R P C"], **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
         strength = gradient_magnitude(target.to(self.device), pool).unflatten(-1, pool.shape)
-        for axis in range(1, pool.axes + 1):
+        for axis in range(1, pool.grid_axes + 1):
             # F.pad counts axes from the last, and a negative pad crops.
             strength = torch.maximum(strength, F.pad(strength, (0, 0) * (axis - 1) + (1, -1)))
         # Flat regions tie at zero: break ties at random, or the anchors would fill from the first line down.
@@ -104,16 +105,16 @@ class ExpansiveSelector(Selector[ExpansiveConfig]):
         strength = strength.flatten(1) + 1e-6 * chance
         if self.valid is not None:
             strength = strength.masked_fill(~self.valid, -1.0)
-        count = int(config.anchor_share * config.keep_ratio * self.valid_cells + 1e-6)
+        count = min(int(config.anchor_ratio * config.keep_ratio * self.usable_cells + 1e-6), self.fewest_usable)
         self.anchors: Int[Tensor, "R A"] = strength.topk(count, dim=1).indices
 
-    def select(
-        self, step: int, rows: Int[Tensor, " B"] | None = None, *, evaluate: Evaluate | None = None
-    ) -> Selection:
+    def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """The anchors, and a uniform sample of the other cells."""
         rows = self.all_rows if rows is None else rows
         keep, anchors = self.keep_count(step), self.anchors[rows]
         anchors = anchors[:, :keep]
-        odds = torch.zeros(len(rows), self.pool.cells, device=self.device).scatter(1, anchors, -torch.inf)
-        others = self.draw(odds, rows, keep - anchors.shape[1])
-        return Selection(rows, torch.cat((anchors, others), dim=1), step=step)
+        log_odds = torch.zeros(len(rows), self.pool.cells, device=self.device)
+        if self.valid is not None:
+            log_odds = log_odds.masked_fill(~self.valid[rows], -1e30)  # masked cells fill up short rows, anchors never
+        others = weighted_draw(log_odds.scatter(1, anchors, -torch.inf), keep - anchors.shape[1], self.generator)
+        return self.selection(rows, torch.cat((anchors, others), dim=1), step)

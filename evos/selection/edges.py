@@ -14,7 +14,7 @@ from evos.selection.base import Pool
 def grey_maps(target: Float[Tensor, "R P C"], pool: Pool) -> Float[Tensor, "N 1 H W"]:
     """The grey target as pictures: one of a single line for a 1-D signal, one a view for a stack of views."""
     maps = grey(target.float()).unflatten(-1, pool.shape)
-    if pool.axes == 1:
+    if pool.grid_axes == 1:
         return rearrange(maps.flatten(0, -2), "n t -> n 1 1 t")
     return rearrange(maps.flatten(0, -3), "n h w -> n 1 h w")
 
@@ -31,9 +31,9 @@ def canny_edges(target: Float[Tensor, "R P C"], pool: Pool, low: float, high: fl
     Without smoothing first, as in OpenCV's; 1-D signals have no contours to follow and are thresholded at ``high``.
     """
     maps = grey_maps(target, pool)
-    if pool.axes == 1:
-        slope = torch.diff(maps, dim=-1, append=maps[..., -1:]).abs()
-        return (4 * slope > high).float().reshape(pool.rows, pool.cells)  # 4: the Sobel kernel's gain per unit step
+    if pool.grid_axes == 1:
+        step = torch.diff(maps, dim=-1, append=maps[..., -1:]).abs()
+        return (4 * step > high).float().reshape(pool.rows, pool.cells)  # 4: the Sobel kernel's gain per unit step
     if min(maps.shape[-2:]) < 2:
         raise InputError(
             "target", f"an image of {maps.shape[-2]}x{maps.shape[-1]}", "at least 2x2 pixels, to have edges"

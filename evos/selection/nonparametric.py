@@ -1,7 +1,7 @@
 """Nonparametric teaching of neural fields (INT, ICML 2024): the cells of largest error, looked for at intervals."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from jaxtyping import Int
@@ -33,33 +33,36 @@ class IntConfig(SelectorConfig):
 class IntSelector(Selector[IntConfig]):
     """Greedy selection: the K cells of largest absolute error, kept until the next evaluation."""
 
+    needs = frozenset({"evaluate"})
     state = ("chosen",)
 
     def __init__(self, config: IntConfig, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
         self.chosen: Int[Tensor, "R K"] = self.uniform(self.all_rows, self.keep_count(1))
 
-    def select(
-        self, step: int, rows: Int[Tensor, " B"] | None = None, *, evaluate: Evaluate | None = None
-    ) -> Selection:
+    def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """The cells chosen at the last evaluation; on evaluation steps the whole signal is evaluated first."""
-        everybody = rows is None
+        all_rows = rows is None
         rows = self.all_rows if rows is None else rows
         keep = self.keep_count(step)
         interval = teaching_interval(self.config.variant, step, self.total_steps)
-        if (step - 1) % interval and everybody:
-            return Selection(rows, self.chosen[rows], step=step)
+        if (step - 1) % interval and all_rows:
+            return self.selection(rows, self.chosen[rows], step)
         if keep >= self.pool.cells:
-            return self.everything(rows, step)
+            return self.all_cells(rows, step)
         if evaluate is None:
             raise InputError("selector", "int", "a strategy that needs no look at the whole signal before it selects")
-        error = evaluate(rows).abs().sum(-1)
+        error = evaluate(rows).abs().sum(-1).nan_to_num(0.0, 0.0)  # what is not finite must not rank first
         if self.valid is not None:
             error = error.masked_fill(~self.valid[rows], -1.0)
         index = error.topk(keep, dim=1, sorted=False).indices
-        if everybody:
+        if all_rows:
             self.chosen = index
-        return Selection(rows, index, is_key=True, step=step)
+        return replace(self.selection(rows, index, step), is_key=True)
+
+    def forget(self, rows: Int[Tensor, " B"]) -> None:
+        """Uniform cells until the next evaluation."""
+        self.chosen[rows] = self.uniform(rows, self.chosen.shape[1])
 
     def restored(self, name: str, state: dict[str, Any], shape: Sequence[int]) -> Tensor:
         """As every selector's; the number of chosen cells may have grown with the keep ratio."""

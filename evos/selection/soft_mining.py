@@ -4,12 +4,13 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from evos.config import check_range
 from evos.errors import InputError
-from evos.selection.base import Evaluate, Pool, Selection, SelectorConfig
+from evos.fitness import mean_square
+from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector
 from evos.selection.edges import gradient_magnitude
 
@@ -24,7 +25,8 @@ class SoftConfig(SelectorConfig):
     """Softness in [0, 1]: the loss is divided by error^alpha; 0 trains on the biased sample, 1 corrects it fully."""
 
     correction_warmup: float = 0.2
-    """Share of training over which the exponent rises towards 1, capped at alpha; in (0, 1] (1,000 of 5,000 steps)."""
+    """Fraction of training over which the exponent rises towards 1, capped at alpha; in (0, 1] (1,000 of 5,000
+    steps)."""
 
     step_size: float = 20.0
     """Length a of the walk along the gradient of the log error, at least 0."""
@@ -32,11 +34,11 @@ class SoftConfig(SelectorConfig):
     noise: float = 0.02
     """Standard deviation b of the walk's noise, in units of the whole signal's extent, at least 0."""
 
-    uniform_share: float = 0.1
-    """Share of the points drawn anew uniformly in every step, in [0, 1]."""
+    uniform_ratio: float = 0.1
+    """Fraction of the points drawn anew uniformly in every step, in [0, 1]."""
 
-    restart_share: float = 0.1
-    """Share of the points, those of least error, restarted at the target's edges in every step, in [0, 1]."""
+    restart_ratio: float = 0.1
+    """Fraction of the points, those of least error, restarted at the target's edges in every step, in [0, 1]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,8 +46,8 @@ class SoftConfig(SelectorConfig):
         check_range("correction_warmup", self.correction_warmup, 0, 1, open_low=True)
         check_range("step_size", self.step_size, 0)
         check_range("noise", self.noise, 0)
-        check_range("uniform_share", self.uniform_share, 0, 1)
-        check_range("restart_share", self.restart_share, 0, 1)
+        check_range("uniform_ratio", self.uniform_ratio, 0, 1)
+        check_range("restart_ratio", self.restart_ratio, 0, 1)
         if self.keep_schedule != "constant":
             raise InputError("keep_schedule", self.keep_schedule, "constant (the walking points are a fixed set)")
 
@@ -58,13 +60,12 @@ class SoftSelector(CachingSelector[SoftConfig]):
     standard deviation], where r rises to ``alpha``.
     """
 
-    needs_coord_grad = True
-    needs_target = True
-    state = ("points", "log_error_grad", "error")
+    needs = frozenset({"target", "coord_grad"})
+    state = ("points", "log_error_grad", "error", "observed")
 
     def __init__(self, config: SoftConfig, pool: Pool, *, target: Float[Tensor, "R P C"], **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
-        self.count, axes = self.keep_count(1), len(pool.shape)
+        axes = len(pool.shape)
         self.last_cell = torch.tensor([size - 1.0 for size in pool.shape], device=self.device)
         self.sizes = torch.tensor(pool.shape, device=self.device)
         self.strides = torch.tensor([torch.Size(pool.shape[d + 1 :]).numel() for d in range(axes)], device=self.device)
@@ -73,9 +74,15 @@ class SoftSelector(CachingSelector[SoftConfig]):
             edges = edges * self.valid
         # float64: the cumulative sum of millions of cells.
         self.edge_cdf = edges.double().cumsum(1) / edges.double().sum(1, keepdim=True)
+        self.set_points(self.keep_count(1))
+
+    def set_points(self, count: int) -> None:
+        """``count`` fresh points a row."""
+        self.count = count
         self.points: Float[Tensor, "R K D"] = self.uniform_points(self.all_rows)
         self.log_error_grad: Float[Tensor, "R K D"] = torch.zeros_like(self.points)
-        self.error: Float[Tensor, "R K"] = torch.zeros(pool.rows, self.count, device=self.device)
+        self.error: Float[Tensor, "R K"] = torch.zeros(self.pool.rows, count, device=self.device)
+        self.observed: Bool[Tensor, " R"] = torch.zeros(self.pool.rows, dtype=torch.bool, device=self.device)
 
     def rand(self, *shape: int) -> Float[Tensor, "..."]:
         """Uniform numbers in [0, 1) from this selector's generator."""
@@ -102,19 +109,34 @@ class SoftSelector(CachingSelector[SoftConfig]):
         noise = torch.randn(len(rows), self.count, len(self.strides), generator=self.generator, device=self.device)
         moved = self.points[rows] + config.step_size * self.log_error_grad[rows] + config.noise * noise
         error = self.error[rows]
-        least = error.kthvalue(max(1, int(config.restart_share * self.count)), dim=1, keepdim=True).values
+        least = error.kthvalue(max(1, int(config.restart_ratio * self.count)), dim=1, keepdim=True).values
         # A point whose gradient is not finite is nowhere inside either.
         outside = ~((moved >= 0) & (moved <= 1)).all(-1)
-        restart = outside | (error <= least) if config.restart_share > 0 else outside
+        restart = outside | (error <= least) if config.restart_ratio > 0 else outside
         # The last points of the set are the ones drawn anew: which ones does not matter, the walk has no order.
-        drawn_anew = torch.arange(self.count, device=self.device) >= self.count - int(config.uniform_share * self.count)
+        drawn_anew = torch.arange(self.count, device=self.device) >= self.count - int(config.uniform_ratio * self.count)
         moved = torch.where(drawn_anew[None, :, None], self.uniform_points(rows), moved)
         restart = restart & ~drawn_anew
-        return torch.where(restart[..., None], self.edge_points(rows), moved).clamp(0, 1)
+        moved = torch.where(restart[..., None], self.edge_points(rows), moved).clamp(0, 1)
+        # Points of which no error is known yet have nowhere to walk to.
+        return torch.where(self.observed[rows, None, None], moved, self.points[rows])
 
     def select(
-        self, step: int, rows: Int[Tensor, " B"] | None = None, *, evaluate: Evaluate | None = None
+        self,
+        step: int,
+        rows: Int[Tensor, " B"] | None = None,
+        *,
+        count: int | None = None,
+        evaluate: Evaluate | None = None,
     ) -> Selection:
+        """As every selector's; the walking points themselves are the ``count`` points, in place of keep_ratio."""
+        if count is not None and count != self.count:
+            if bool(self.observed.any()):
+                raise InputError("selector", "soft", f"a number of points a step that stays {self.count}, not {count}")
+            self.set_points(count)
+        return super().select(step, rows, evaluate=evaluate)
+
+    def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """The cells nearest to the walking points, weighted by the correction of the errors last seen there."""
         rows = self.all_rows if rows is None else rows
         points = self.walk(rows) if step > 1 else self.points[rows]
@@ -133,30 +155,38 @@ class SoftSelector(CachingSelector[SoftConfig]):
         bound = weight.mean(1, keepdim=True) + weight.std(1, keepdim=True, correction=0)
         return replace(selection, weight=weight.clamp(min=0.2).minimum(bound))
 
-    def observe(
-        self,
-        selection: Selection,
-        residual: Float[Tensor, "B K C"],
-        *,
-        coord_grad: Float[Tensor, "B K D"] | None = None,
-    ) -> None:
-        """Take the slope of the log error from the loss's gradient with respect to the points' coordinates.
+    def observe(self, selection: Selection, feedback: Feedback) -> None:
+        """Take the gradient of the log error from the loss's gradient with respect to the points' coordinates.
 
         Without one (rays, fields that are not differentiable in space) it is the central difference of the last
         errors seen.
         """
-        self.cache.write(selection, residual)
-        error = residual.square().mean(-1)
-        if coord_grad is None:
-            slope = self.cached_slope(selection) / self.count
+        self.cache.write(selection, feedback.residual)
+        error, grad = mean_square(feedback.residual.float()), feedback.coord_grad
+        if grad is None:
+            log_error_grad = self.cached_gradient(selection) / self.count
         else:
             # The loss is the mean of weight · (2 residual)²: dividing leaves ∇ log error / K, as in the released code.
             weight = 1.0 if selection.weight is None else selection.weight
-            slope = coord_grad * len(selection.rows) / (4 * weight * error + 1e-12)[..., None]
-        self.log_error_grad[selection.rows] = slope.float()
-        self.error[selection.rows] = error.float()
+            log_error_grad = grad * len(selection.rows) / (4 * weight * error + 1e-12)[..., None]
+        self.log_error_grad[selection.rows] = log_error_grad.float()
+        self.error[selection.rows] = error
+        self.observed[selection.rows] = True
 
-    def cached_slope(self, selection: Selection) -> Float[Tensor, "B K D"]:
+    def forget(self, rows: Int[Tensor, " B"]) -> None:
+        """Uniform points anew. The edges at which points restart stay those of the target it was built with."""
+        super().forget(rows)
+        self.points[rows] = self.uniform_points(rows)
+        self.log_error_grad[rows], self.error[rows], self.observed[rows] = 0, 0, False
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As every selector's, with as many points as were saved."""
+        saved = state.get("error")
+        if isinstance(saved, Tensor) and saved.ndim == 2 and saved.shape[1] != self.count:
+            self.set_points(saved.shape[1])
+        super().load_state_dict(state)
+
+    def cached_gradient(self, selection: Selection) -> Float[Tensor, "B K D"]:
         """Central difference of the cached log error at the points, per unit of a coordinate in [-1, 1].
 
         A neighbour that does not exist or was never seen counts as equal to the point itself.

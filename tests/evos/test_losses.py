@@ -64,10 +64,10 @@ def test_cross_frequency_supervision_equals_the_literal_sum_over_the_selected_ce
 
 def test_on_a_key_step_the_cache_plays_no_part():
     residual = noise(2, 20, 3, seed=2)
-    everything = torch.arange(20).expand(2, 20)
+    all_cells = torch.arange(20).expand(2, 20)
     for cached in (noise(2, 20, 3), torch.zeros(2, 20, 3, dtype=torch.float64)):
         loss = cross_frequency_loss(cached, Selection(ROWS, None, is_key=True), residual, POOL)
-        assert loss == pytest.approx(slow_cross_frequency(cached, everything, residual))
+        assert loss == pytest.approx(slow_cross_frequency(cached, all_cells, residual))
 
 
 @pytest.mark.parametrize("count", [1, 7, 20])
@@ -78,3 +78,37 @@ def test_the_gradient_of_cross_frequency_supervision_is_right(count):
     full = Selection(ROWS, None)
     whole = noise(2, 20, 3, seed=3).requires_grad_()
     assert gradcheck(lambda live: cross_frequency_loss(cached, full, live, POOL), (whole,))
+
+
+def test_a_cell_selected_twice_counts_with_the_mean_of_its_residuals():
+    """The loss's value and, by finite differences, its gradient."""
+    cached, index = noise(2, 20, 3, seed=1), torch.tensor([[3, 3, 7], [11, 11, 11]])
+    residual = noise(2, 3, 3, seed=2).requires_grad_()
+    twice = Selection(ROWS, index)
+    assert gradcheck(lambda live: cross_frequency_loss(cached, twice, live, POOL), (residual,))
+    mean = residual.detach().clone()
+    mean[0, :2] = mean[0, :2].mean(0)
+    mean[1] = mean[1].mean(0)
+    loss = cross_frequency_loss(cached, twice, residual, POOL)
+    assert loss.item() == pytest.approx(slow_cross_frequency(cached, index, mean))
+
+
+@pytest.mark.parametrize("key", [False, True])
+def test_masked_cells_stay_out_of_cross_frequency_supervision(key):
+    mask = torch.ones(2, 20, dtype=torch.bool)
+    mask[:, [2, 8, 13]] = False
+    pool = Pool(2, (4, 5), mask=mask)
+    selection = Selection(ROWS, None, is_key=True) if key else points(20)
+    losses = []
+    for wild in (0.0, 7.0):
+        residual = noise(2, 20, 3, seed=2)
+        residual[~(mask if key else mask.gather(1, selection.index))] = wild
+        losses.append(cross_frequency_loss(noise(2, 20, 3, seed=1), selection, residual, pool).item())
+    assert losses[0] == losses[1]
+    cells = torch.arange(20)[mask[0]].expand(2, -1)
+    whole = noise(2, 20, 3, seed=2) if key else torch.zeros(2, 20, 3).double()
+    if not key:
+        whole[ROWS[:, None], selection.index] = noise(2, 20, 3, seed=2)
+    zeroed = whole * mask[..., None]
+    expected = slow_cross_frequency(zeroed, cells, zeroed[:, mask[0]])
+    assert losses[0] == pytest.approx(expected)

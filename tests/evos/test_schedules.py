@@ -14,7 +14,7 @@ from evos.schedules import (
     keep_ratio,
     key_interval,
     learning_rate,
-    mutation_share,
+    mutation_ratio,
     teaching_interval,
 )
 
@@ -22,7 +22,7 @@ PAPER_STEPS = 5000
 
 
 def test_the_paper_has_72_key_steps_in_5000():
-    keys = [s for s in range(1, 5001) if is_key_step("linear", s, 5000, *default_key_intervals(5000))]
+    keys = [s for s in range(1, 5001) if is_key_step(s, 5000, *default_key_intervals(5000))]
     assert keys == [s for s in range(1, 5001) if s % int(100 - 50 / 5000 * s) == 1]
     assert len(keys) == 72 and keys[0] == 1
 
@@ -34,10 +34,10 @@ def test_default_intervals_shrink_with_short_runs_only(steps, intervals):
     assert default_key_intervals(steps) == intervals
 
 
-def test_fixed_and_unit_intervals_make_the_key_steps_they_say():
-    assert [s for s in range(1, 12) if is_key_step("fixed", s, 11, 5.0, 2.0)] == [1, 6, 11]
-    assert all(is_key_step("fixed", s, 11, 1.0, 1.0) for s in range(1, 12))
-    assert key_interval("linear", 11, 11, 5.0, 2.0) == 2
+def test_equal_and_unit_intervals_make_the_key_steps_they_say():
+    assert [s for s in range(1, 12) if is_key_step(s, 11, 5.0, 5.0)] == [1, 6, 11]
+    assert all(is_key_step(s, 11, 1.0, 1.0) for s in range(1, 12))
+    assert key_interval(11, 11, 5.0, 2.0) == 2
 
 
 def test_the_step_schedule_climbs_from_20_to_92_percent_in_ten_equal_stages():
@@ -107,10 +107,10 @@ def test_linear_and_cosine_end_at_nothing():
 @given(start=st.floats(0.01, 1), end=st.floats(0.01, 1), step=st.integers(1, PAPER_STEPS))
 def test_mutation_schedules_follow_their_closed_forms(start, end, step):
     t = step / PAPER_STEPS
-    assert mutation_share("constant", step, PAPER_STEPS, start, end) == start
-    assert mutation_share("linear", step, PAPER_STEPS, start, end) == pytest.approx((1 - t) * start + t * end)
+    assert mutation_ratio("constant", step, PAPER_STEPS, start, end) == start
+    assert mutation_ratio("linear", step, PAPER_STEPS, start, end) == pytest.approx((1 - t) * start + t * end)
     geometric = math.exp((1 - t) * math.log(start) + t * math.log(end))
-    assert mutation_share("exp", step, PAPER_STEPS, start, end) == pytest.approx(geometric)
+    assert mutation_ratio("exp", step, PAPER_STEPS, start, end) == pytest.approx(geometric)
 
 
 TEACHING = {
@@ -129,3 +129,18 @@ def test_teaching_intervals_follow_the_table_of_the_paper(variant):
 @given(variant=st.sampled_from(sorted(TEACHING)), total=st.integers(1, 50), data=st.data())
 def test_teaching_intervals_are_positive_in_runs_of_any_length(variant, total, data):
     assert teaching_interval(variant, data.draw(st.integers(1, total)), total) >= 1
+
+
+@given(total=st.integers(1, 60), past=st.integers(1, 300))
+def test_past_the_planned_end_every_schedule_stays_where_it_ended(total, past):
+    for schedule in KEEP_SCHEDULES:
+        assert keep_ratio(schedule, total + past, total, 0.3) == keep_ratio(schedule, total, total, 0.3)
+    for schedule in ("constant", "linear", "exp"):
+        now, end = (mutation_ratio(schedule, step, total, 0.2, 0.9) for step in (total + past, total))
+        assert now == end
+    for schedule in LR_SCHEDULES:
+        now, end = (learning_rate(schedule, step, total, 0.1, 0.2) for step in (total + past, total))
+        assert now == end
+    assert key_interval(total + past, total, 100.0, 50.0) == key_interval(total, total, 100.0, 50.0)
+    for variant in TEACHING:
+        assert teaching_interval(variant, total + past, total) == teaching_interval(variant, total, total)

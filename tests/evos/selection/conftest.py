@@ -10,8 +10,10 @@ from torch import Tensor
 
 from evos.selection import (
     EgraConfig,
+    ErrorConfig,
     EvosConfig,
     ExpansiveConfig,
+    Feedback,
     FullConfig,
     IntConfig,
     NintConfig,
@@ -20,6 +22,7 @@ from evos.selection import (
     Selector,
     SelectorConfig,
     SoftConfig,
+    TilesConfig,
     UniformConfig,
     build_selector,
 )
@@ -30,16 +33,13 @@ STRATEGIES: dict[str, SelectorConfig] = {
     "uniform": UniformConfig(keep_ratio=0.3, keep_schedule="step"),
     "egra": EgraConfig(keep_ratio=0.3),
     "expansive": ExpansiveConfig(keep_ratio=0.3),
-    "soft": SoftConfig(keep_ratio=0.3, uniform_share=0.2, restart_share=0.2),
+    "soft": SoftConfig(keep_ratio=0.3, uniform_ratio=0.2, restart_ratio=0.2),
     "int": IntConfig(keep_ratio=0.3, variant="dense2", keep_schedule="linear"),
     "evos": EvosConfig(keep_ratio=0.3, **EVERY_FOURTH),
-    "evos streaming": EvosConfig(keep_ratio=0.3, evaluation="streaming", **EVERY_FOURTH),
-    "evos adaptive": EvosConfig(keep_ratio=0.3, evaluation="streaming", adapt=True, **EVERY_FOURTH),
-    "evos proportional": EvosConfig(
-        keep_ratio=0.3, evaluation="streaming", adapt=True, draw="proportional", importance_cap=4.0, **EVERY_FOURTH
-    ),
-    "nint": NintConfig(keep_ratio=0.3, **EVERY_FOURTH),
-    "evos budget": EvosConfig(keep_ratio=0.3, evaluation="streaming", budget=9, **EVERY_FOURTH),
+    "evos add": EvosConfig(keep_ratio=0.3, crossover="add", mutation_schedule="linear", **EVERY_FOURTH),
+    "nint": NintConfig(keep_ratio=0.3, key_interval=4.0),
+    "error": ErrorConfig(keep_ratio=0.3),
+    "tiles": TilesConfig(keep_ratio=0.3, rank_interval=4, warmup_steps=2),
 }
 
 
@@ -77,9 +77,9 @@ class Training:
         selection = self.selector.select(step, rows, evaluate=lambda rows: residuals[rows])
         live = selection.gather(residuals) if self.pool.rows > 1 else selection.gather(residuals[0])
         selection = self.selector.weigh(selection, live)
-        slope = 0.01 * live[..., :1].expand(*live.shape[:2], len(self.pool.shape))
-        extra = {"update": live.flip(1)} if selection.is_key and self.selector.needs_update else {}
-        self.selector.observe(selection, live, coord_grad=slope if step % 2 else None, **extra)
+        grad = 0.01 * live[..., :1].expand(*live.shape[:2], len(self.pool.shape))
+        update = live.flip(1) if selection.is_key and "update" in self.selector.needs else None
+        self.selector.observe(selection, Feedback(live, coord_grad=grad if step % 2 else None, update=update))
         return selection
 
     def run(self, first: int = 1) -> list[Selection]:

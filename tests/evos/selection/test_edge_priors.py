@@ -102,7 +102,7 @@ def test_egra_options_are_checked():
 
 
 def test_anchors_are_the_strongest_edges_after_dilation_and_always_trained_on(train):
-    training = train(ExpansiveConfig(keep_ratio=0.4, anchor_share=0.5), Pool(2, (8, 10)))
+    training = train(ExpansiveConfig(keep_ratio=0.4, anchor_ratio=0.5), Pool(2, (8, 10)))
     weights = torch.tensor([0.2989, 0.587, 0.114])
     selections = training.run()
     for row in range(2):
@@ -130,6 +130,6 @@ def test_anchors_of_a_flat_signal_are_spread_and_their_share_may_be_all_or_nothi
     flat.signal[:] = 0.5
     flat.__post_init__()
     assert len({cell // 20 for cell in flat.selector.anchors[0].tolist()}) > 10
-    whole, none = (train(ExpansiveConfig(keep_ratio=0.29, anchor_share=share), Pool(1, (100,))) for share in (1.0, 0.0))
+    whole, none = (train(ExpansiveConfig(keep_ratio=0.29, anchor_ratio=share), Pool(1, (100,))) for share in (1.0, 0.0))
     assert set(whole.step(1).index[0].tolist()) == set(whole.selector.anchors[0].tolist())
     assert none.selector.anchors.shape == (1, 0) and none.step(1).index.shape == (1, 29)

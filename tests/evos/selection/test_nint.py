@@ -1,4 +1,4 @@
-"""NINT and EVOS' update fitness: cells ranked by how a step changes the field there."""
+"""NINT: cells ranked by how the field changes there along the loss's gradient."""
 
 import pytest
 import torch
@@ -6,15 +6,13 @@ import torch
 from evos.derivatives import change_along
 from evos.errors import InputError
 from evos.fields import SirenConfig, build_field
-from evos.selection import EvosConfig, NintConfig, Pool, build_selector
-
-ONCE = {"key_schedule": "fixed", "key_interval": 1000.0}
+from evos.selection import Feedback, NintConfig, Pool, build_selector
 
 
 def observed(config, residual, update, shape):
     """A selector that has seen one key step."""
     selector = build_selector(config, Pool(len(residual), shape), total_steps=100, device="cpu")
-    selector.observe(selector.select(1), residual, update=update)
+    selector.observe(selector.select(1), Feedback(residual, update=update))
     return selector
 
 
@@ -40,7 +38,7 @@ def test_nint_trains_on_the_cells_that_change_most_and_on_others_at_random(p_val
     rows = 1500
     generator = torch.Generator().manual_seed(1)
     update = torch.rand(1, 40, 3, generator=generator).expand(rows, -1, -1)
-    config = NintConfig(keep_ratio=0.5, mutation_share=0.7)
+    config = NintConfig(keep_ratio=0.5, uniform_ratio=0.7)
     selector = observed(config, torch.rand(rows, 40, 3, generator=generator), update, (5, 8))
     index = selector.select(2).index
     best = sorted(range(40), key=lambda cell: -float(update[0, cell].norm()))[:6]
@@ -50,35 +48,19 @@ def test_nint_trains_on_the_cells_that_change_most_and_on_others_at_random(p_val
     assert selector.select(11).is_key and not selector.select(10).is_key
 
 
-@pytest.mark.parametrize("length", [1.0, 1e-4])
-def test_update_fitness_has_the_mean_of_the_error_whatever_the_length_of_the_step(length):
-    residual, update = torch.rand(2, 2, 30, 3, generator=torch.Generator().manual_seed(1)) - 0.5
-    selector = observed(EvosConfig(fitness="update", **ONCE), residual, length * update, (5, 6))
-    low, high = selector.fitness(torch.arange(2))
-    for row in range(2):
-        square = update[row].double().square().sum(-1)
-        expected = square / square.mean() * 4 * residual[row].double().square().mean()
-        torch.testing.assert_close(low[row].double(), expected, rtol=1e-4, atol=1e-6)
-    by_error = observed(EvosConfig(**ONCE), residual, None, (5, 6))
-    assert torch.equal(high, by_error.fitness(torch.arange(2))[1])
-
-
-def test_update_fitness_is_crossed_with_the_high_frequencies(slow_offspring):
-    residual, update = torch.rand(2, 1, 42, 3, generator=torch.Generator().manual_seed(1)) - 0.5
-    selector = observed(EvosConfig(fitness="update", **ONCE), residual, update, (6, 7))
-    low, high = selector.fitness(selector.all_rows)
-    fit, _ = selector.counts(2)
-    expected = slow_offspring(low[0].tolist(), high[0].tolist(), fit)
-    assert set(selector.select(2).index[0, :fit].tolist()) == expected
-    assert expected != slow_offspring((4 * residual[0].square().mean(-1)).tolist(), high[0].tolist(), fit)
-
-
 def test_updates_are_refused_where_nobody_follows_them():
     selector = build_selector(NintConfig(), Pool(1, (9,)), total_steps=9, device="cpu")
-    with pytest.raises(InputError, match="fitness: got update; allowed: error"):
-        selector.observe(selector.select(1), torch.zeros(1, 9, 1))
-    with pytest.raises(InputError, match="evaluation: got streaming; allowed: dense with fitness update"):
-        EvosConfig(fitness="update", evaluation="streaming")
-    for name in ("fitness", "direction", "draw"):
+    with pytest.raises(InputError, match="selector: got nint; allowed: another"):
+        selector.observe(selector.select(1), Feedback(torch.zeros(1, 9, 1)))
+    for name in ("uniform_ratio", "key_interval"):
         with pytest.raises(InputError, match=f"^{name}: got"):
-            EvosConfig(**{name: "nothing"})
+            NintConfig(**{name: -1.0})
+
+
+def test_masked_cells_come_last_whatever_their_update():
+    mask = torch.arange(20)[None] % 2 > 0
+    selector = build_selector(NintConfig(), Pool(1, (20,), mask=mask), total_steps=100, device="cpu")
+    update = torch.where(mask[..., None], 1.0, 9.0)
+    selector.observe(selector.select(1), Feedback(torch.rand(1, 20, 1), update=update))
+    assert mask[0, selector.order[0, :10]].all()
+    assert mask[0, selector.select(2).index[0]].all()

@@ -1,0 +1,111 @@
+"""Random draws of cells: pure functions of a generator, with static shapes and without waiting for the host.
+
+B rows, P cells a row, K cells drawn of each.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Count = int | Int[Tensor, "B 1"]
+"""A number of cells: the same for all rows, or one a row, on the device."""
+
+
+def weighted_draw(log_odds: Float[Tensor, "B P"], count: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
+    """``count`` distinct cells of each row with odds exp(log_odds), by the Gumbel top-k trick; -inf comes last.
+
+    Equal in distribution to drawing one after the other without replacement (Efraimidis and Spirakis 2006), and
+    without ``torch.multinomial``'s limit of 2^24 categories.
+    """
+    uniform = torch.rand(log_odds.shape, generator=generator, device=log_odds.device)
+    gumbel = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
+    return (log_odds + gumbel).topk(count, dim=1, sorted=False).indices
+
+
+def uniform_draw(
+    rows: int, cells: int, count: int, generator: torch.Generator, valid: Bool[Tensor, "B P"] | None = None
+) -> Int[Tensor, "B K"]:
+    """``count`` distinct cells of each of ``rows``, all equally likely; those that are not ``valid`` come last."""
+    keys = torch.rand(rows, cells, generator=generator, device=generator.device)
+    return masked(keys, valid).topk(count, dim=1, sorted=False).indices
+
+
+def random_order(
+    rows: int, cells: int, generator: torch.Generator, valid: Bool[Tensor, "B P"] | None = None
+) -> Int[Tensor, "B P"]:
+    """All cells of each row in random order, those that are not ``valid`` last."""
+    keys = torch.rand(rows, cells, generator=generator, device=generator.device)
+    return masked(keys, valid).argsort(dim=1, descending=True)
+
+
+def survivors_and_mutants(
+    order: Int[Tensor, "B P"],
+    survivors: int,
+    mutants: int,
+    generator: torch.Generator,
+    valid: Bool[Tensor, "B P"] | None = None,
+) -> Int[Tensor, "B K"]:
+    """The first ``survivors`` of ``order``, then ``mutants`` distinct cells drawn uniformly from the rest of it.
+
+    Cells that are not ``valid`` are drawn when nothing else is left.
+    """
+    rest = order[:, survivors:]
+    keys = torch.rand(rest.shape, generator=generator, device=generator.device)
+    keys = masked(keys, None if valid is None else valid.gather(1, rest))
+    drawn = rest.gather(1, keys.topk(mutants, dim=1, sorted=False).indices)
+    return torch.cat((order[:, :survivors], drawn), dim=1)
+
+
+def draw_from_two_groups(
+    order: Int[Tensor, "B P"],
+    fit: Count,
+    survivors: Count,
+    usable: Count,
+    count: int,
+    generator: torch.Generator,
+) -> Int[Tensor, "B K"]:
+    """``count`` uniform draws, repeats possible, of the fit and of the others.
+
+    The first ``survivors`` of them are among the first ``fit`` cells of ``order``, the others among those from ``fit``
+    to ``usable``.
+    """
+    # float64: float32 has too few values to address every cell of a large pool.
+    kind = torch.float32 if order.device.type == "mps" else torch.float64
+    chance = torch.rand(len(order), count, generator=generator, device=order.device, dtype=kind)
+    survives = torch.arange(count, device=order.device) < survivors
+    place = torch.where(survives, chance * fit, fit + chance * (usable - fit))
+    return order.gather(1, place.long().clamp(max=order.shape[1] - 1))
+
+
+def stratified(selected: Int[Tensor, "B K"], count: int, generator: torch.Generator) -> Int[Tensor, "B k"]:
+    """``count`` of the ``selected`` cells, one at random from each of ``count`` equal stretches.
+
+    So each part of a selection (anchors, others) keeps its ratio. All of them, in order, where ``count`` is their
+    number.
+    """
+    if selected.shape[1] == count:
+        return selected
+    kind = torch.float32 if selected.device.type == "mps" else torch.float64
+    chance = torch.rand(count, generator=generator, device=selected.device, dtype=kind)
+    place = (torch.arange(count, device=selected.device) + chance) * (selected.shape[1] / count)
+    return selected[:, place.long().clamp(max=selected.shape[1] - 1)]
+
+
+def effective_sample_fraction(
+    error: Float[Tensor, "B P"], known: Bool[Tensor, "B P"] | None = None
+) -> Float[Tensor, "B 1"]:
+    """(Σe)² / (n Σe²) over the n ``known`` cells (None = all), whose errors e are at least 0.
+
+    1 where all errors are alike or 0, 1 / n where a single cell has all of it (Kish's effective sample size over n).
+    """
+    if known is not None:
+        error = error * known
+    count = error.shape[1] if known is None else known.sum(1, keepdim=True).clamp(min=1)
+    total, squares = error.sum(1, keepdim=True), error.square().sum(1, keepdim=True)
+    fraction = total.square() / squares.clamp(min=torch.finfo(error.dtype).tiny) / count
+    return torch.where(squares > 0, fraction, 1.0)
+
+
+def masked(keys: Float[Tensor, "B P"], valid: Bool[Tensor, "B P"] | None) -> Float[Tensor, "B P"]:
+    """``keys`` of at least 0, with -1 where a cell is not ``valid``."""
+    return keys if valid is None else keys.masked_fill(~valid, -1.0)

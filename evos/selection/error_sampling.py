@@ -1,0 +1,63 @@
+"""Sampling by error: part of the points drawn uniformly, the rest in proportion to the error last seen.
+
+What the recipe ``fast`` trains on. The size of the loss's gradient at a point is in proportion to the point's error, so
+these are the odds of importance sampling (Katharopoulos and Fleuret 2018), here without weights that undo them: the
+point is to train more where more is wrong. The uniform part keeps every cell's error known. No cell is looked at
+without being trained on, so a step costs what a uniform batch of its size costs.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evos.config import check_range
+from evos.fitness import mean_square
+from evos.selection.base import Evaluate, Feedback, Selection, SelectorConfig
+from evos.selection.cache import CachingSelector
+from evos.selection.crossover import masked_mean
+from evos.selection.draws import weighted_draw
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class ErrorConfig(SelectorConfig):
+    """Options of sampling by error."""
+
+    name: ClassVar[str] = "error"
+
+    keep_ratio: float = 0.1
+    """Fraction of the cells trained on in a step, in (0, 1]; where a schedule changes it, its start."""
+
+    uniform_ratio: float = 0.5
+    """Part of a cell's odds that is the same for all, in [0, 1]; the rest is in proportion to its error."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("uniform_ratio", self.uniform_ratio, 0, 1)
+
+
+class ErrorSelector(CachingSelector[ErrorConfig]):
+    """Draws distinct cells with odds uniform_ratio + (1 - uniform_ratio) · error / mean error."""
+
+    def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
+        """``keep_ratio`` of the cells, drawn anew in every step."""
+        rows = self.all_rows if rows is None else rows
+        log_odds = self.odds(rows).log()
+        if self.valid is not None:
+            log_odds = log_odds.masked_fill(~self.valid[rows], -torch.inf)
+        return self.selection(rows, weighted_draw(log_odds, self.keep_count(step), self.generator), step)
+
+    def odds(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
+        """Odds of every cell, 1 for one of mean error; a cell not seen yet is taken for one."""
+        error, seen = mean_square(self.cache.read(rows)).sqrt(), self.cache.seen[rows]
+        uniform = self.config.uniform_ratio
+        relative = error / masked_mean(error, seen).clamp(min=TINY)
+        return torch.where(seen, uniform + (1 - uniform) * relative, 1.0).clamp(min=TINY)
+
+    def observe(self, selection: Selection, feedback: Feedback) -> None:
+        """Renew the errors of the points just trained on."""
+        self.cache.write(selection, feedback.residual)

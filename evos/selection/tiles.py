@@ -1,0 +1,173 @@
+"""EVOS where a cell stands for many points, as a tile of a training image does for its rays.
+
+Three things differ from the method on single points (``evos.py``). Nothing is evaluated for the selector's sake: the
+errors of the points trained on keep a running mean of each tile, and a tile of which little is known borrows from its
+neighbourhood (``RunningCache``). A step trains on ``count`` points drawn from the selected population. And how hard to
+select follows from how concentrated the error is: errors alike everywhere give uniform points, errors in few places the
+configured fractions of fittest tiles and mutants.
+"""
+
+from dataclasses import dataclass
+from itertools import count as counting
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evos.config import check_choice, check_range
+from evos.fitness import high_fitness
+from evos.schedules import is_key_step
+from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
+from evos.selection.cache import CachingSelector, ResidualCache, RunningCache
+from evos.selection.crossover import CROSSOVERS
+from evos.selection.draws import Count, draw_from_two_groups, effective_sample_fraction, random_order
+
+EVEN_ERROR = 0.6
+"""Effective sample fraction of errors that are spread evenly: that of normal errors, alike everywhere, squared and
+averaged over three channels."""
+
+
+@dataclass(frozen=True)
+class TilesConfig(SelectorConfig):
+    """Options of EVOS over tiles; the defaults are for radiance fields."""
+
+    name: ClassVar[str] = "tiles"
+
+    keep_ratio: float = 0.15
+    """Fraction of the tiles in the selected population where the error is concentrated, in (0, 1]."""
+
+    mutation_ratio: float = 0.1
+    """Fraction of the points drawn from the other tiles where the error is concentrated, in [0, 1]."""
+
+    crossover: str = "select"
+    """How value and Laplacian fitness are combined: none (value only), add (their sum) or select (the paper's)."""
+
+    laplacian_weight: float = 0.65
+    """Weight of the squared Laplacian of the tiles' grey residuals against their squared value error, at least 0."""
+
+    rank_interval: int = 16
+    """Steps between rankings, at least 1."""
+
+    warmup_steps: int = 16
+    """Steps of uniform points, whose errors count, before anything is selected; at least 0."""
+
+    momentum: float = 0.7
+    """How much a visit to a tile counts against the next one, in [0, 0.99]."""
+
+    pooling: float = 2.0
+    """Weight, in visits, of the neighbourhood's error in a tile's own, above 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("crossover", self.crossover, CROSSOVERS)
+        check_range("mutation_ratio", self.mutation_ratio, 0, 1)
+        check_range("laplacian_weight", self.laplacian_weight, 0)
+        check_range("rank_interval", self.rank_interval, 1)
+        check_range("warmup_steps", self.warmup_steps, 0)
+        check_range("momentum", self.momentum, 0, 0.99)
+        check_range("pooling", self.pooling, 0, open_low=True)
+
+
+class TilesSelector(CachingSelector[TilesConfig]):
+    """EVOS over tiles.
+
+    Its state is the running cache and, of each row's last ranking, the tiles in order, the fittest first, and the
+    effective sample fraction of their errors.
+    """
+
+    state = ("order", "sample_fraction")
+
+    def __init__(self, config: TilesConfig, pool: Pool, **kwargs: Any) -> None:
+        super().__init__(config, pool, **kwargs)
+        self.usable: Int[Tensor, "R 1"] = self.count_usable()
+        self.order: Int[Tensor, "R P"] = random_order(pool.rows, pool.cells, self.generator, self.valid)
+        self.sample_fraction: Float[Tensor, "R 1"] = torch.ones(pool.rows, 1, device=self.device)
+        self.zero = torch.zeros((), device=self.device)
+        self.survivor_ratio: Tensor = self.zero
+
+    def make_cache(self) -> ResidualCache:
+        """Running means instead of last values."""
+        return RunningCache(self.pool, self.device, self.config.momentum, self.config.pooling)
+
+    def count_usable(self) -> Int[Tensor, "R 1"]:
+        """How many tiles of each row are not masked."""
+        if self.valid is None:
+            return torch.full((self.pool.rows, 1), self.pool.cells, device=self.device)
+        return self.valid.sum(1, keepdim=True)
+
+    def select(
+        self,
+        step: int,
+        rows: Int[Tensor, " B"] | None = None,
+        *,
+        count: int | None = None,
+        evaluate: Evaluate | None = None,
+    ) -> Selection:
+        """``count`` draws, repeats possible, of the fittest tiles and of mutants; None: as many as are kept."""
+        # A row of a batch is ranked whenever it comes up: it was last ranked when it was last drawn.
+        is_key = self.ranks_at(step)
+        if step > self.config.warmup_steps and (is_key or rows is not None):
+            self.rank(step, self.all_rows if rows is None else rows)
+        rows = self.all_rows if rows is None else rows
+        count = self.keep_count(step) if count is None else count
+        fit, survivors = (0, 0) if step <= self.config.warmup_steps else self.group_sizes(step, rows, count)
+        self.survivor_ratio = (self.zero + survivors / count).mean()
+        index = draw_from_two_groups(self.order[rows], fit, survivors, self.usable[rows], count, self.generator)
+        return Selection(rows, index, is_key=is_key, step=step)
+
+    def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
+        """As ``select``."""
+        return self.select(step, rows)
+
+    def observe(self, selection: Selection, feedback: Feedback) -> None:
+        """Add the errors of the points just trained on to their tiles' running means."""
+        self.cache.write(selection, feedback.residual)
+
+    def group_sizes(self, step: int, rows: Int[Tensor, " B"], count: int) -> tuple[Count, Count]:
+        """How many tiles of each row are fit, and how many of ``count`` draws go to them.
+
+        With s the effective sample fraction, the population is (s / 0.6)⁴ of the tiles, and mutants are that fraction
+        of the draws, neither below what is configured, nor above 1.
+        """
+        keep = self.keep_count(step) / self.usable_cells
+        evenness = (self.sample_fraction[rows] / EVEN_ERROR).pow(4).clamp(max=1)
+        kept, mutants = evenness.clamp(min=keep), evenness.clamp(min=self.config.mutation_ratio)
+        # However few the draws: without a mutant among them no other tile would ever be seen again.
+        most = count - 1 if self.config.mutation_ratio > 0 and count > 1 else count
+        survivors = (count * (1 - mutants)).round().clamp(max=most)
+        return (kept * (1 - mutants) * self.usable[rows]).round().long(), survivors.long()
+
+    def rank(self, step: int, rows: Int[Tensor, " B"]) -> None:
+        """Measure how concentrated the error is, and put the tiles of ``rows`` in order, masked ones last."""
+        residual, square = self.cache.errors(rows)
+        valid = self.valid_in(rows)
+        self.sample_fraction[rows] = effective_sample_fraction(square, valid)
+        low, high = 4 * square, torch.zeros_like(square)
+        if self.config.crossover != "none":
+            high = high_fitness(residual, self.pool.shape, self.pool.grid_axes, self.config.laplacian_weight)
+        if valid is not None:
+            low, high = low.masked_fill(~valid, -1.0), high.masked_fill(~valid, -1.0)
+        fit, _ = self.group_sizes(step, rows, 1)
+        self.order[rows] = CROSSOVERS[self.config.crossover](low, high, fit, valid)
+
+    def ranks_at(self, step: int) -> bool:
+        """Whether the tiles are ranked at ``step``."""
+        interval = float(self.config.rank_interval)
+        return is_key_step(step, self.total_steps, interval, interval)
+
+    def steps_alike(self, step: int) -> int:
+        """Steps up to the next ranking or the end of the warm-up."""
+        warmup = self.config.warmup_steps
+        later = (n for n in counting(step + 1) if n == warmup + 1 or (n > warmup and self.ranks_at(n)))
+        return next(later) - step
+
+    def forget(self, rows: Int[Tensor, " B"]) -> None:
+        """Uniform points until the next ranking."""
+        super().forget(rows)
+        self.order[rows] = random_order(len(rows), self.pool.cells, self.generator, self.valid_in(rows))
+        self.sample_fraction[rows] = 1.0
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Fractions of the last draws that went to survivors and to mutants."""
+        return {"survivor_ratio": self.survivor_ratio, "mutant_ratio": 1 - self.survivor_ratio}

@@ -1,0 +1,143 @@
+"""Draws against slow loops, closed forms and, over many rows, their distributions."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from evos.selection.draws import (
+    draw_from_two_groups,
+    effective_sample_fraction,
+    random_order,
+    stratified,
+    survivors_and_mutants,
+    uniform_draw,
+    weighted_draw,
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_weighted_draws_are_those_made_one_after_the_other():
+    odds = torch.tensor([1.0, 2.0, 5.0])
+    drawn = weighted_draw(odds.log().expand(20_000, 3), 2, generator())
+    for first, second in itertools.combinations(range(3), 2):
+        a, b, total = odds[first], odds[second], odds.sum()
+        expected = float(a / total * b / (total - a) + b / total * a / (total - b))
+        seen = ((drawn == first).any(1) & (drawn == second).any(1)).double().mean().item()
+        assert seen == pytest.approx(expected, abs=0.015)
+
+
+def test_weighted_draws_take_cells_without_odds_last():
+    log_odds = torch.tensor([[0.0, -torch.inf, 1.0, -torch.inf]]).expand(50, 4)
+    assert all(set(row[:2]) <= {0, 2} for row in weighted_draw(log_odds, 2, generator()).tolist())
+
+
+@settings(max_examples=60)
+@given(
+    cells=st.integers(1, 30),
+    data=st.data(),
+    seed=st.integers(0, 99),
+)
+def test_uniform_draws_and_orders_are_distinct_and_take_masked_cells_last(cells, data, seed):
+    count = data.draw(st.integers(0, cells))
+    valid = torch.rand(3, cells, generator=generator(seed)) < 0.6
+    drawn = uniform_draw(3, cells, count, generator(seed), valid)
+    order = random_order(3, cells, generator(seed), valid)
+    assert drawn.shape == (3, count) and order.sort(1).values.equal(torch.arange(cells).expand(3, -1))
+    for row in range(3):
+        usable = int(valid[row].sum())
+        assert len(set(drawn[row].tolist())) == count
+        assert int(valid[row, drawn[row]].sum()) == min(count, usable)
+        assert valid[row, order[row, :usable]].all()
+
+
+def test_uniform_draws_are_uniform(p_value):
+    assert 1e-3 < p_value(uniform_draw(2000, 20, 6, generator()), range(20)) < 1 - 1e-3
+
+
+def slow_survivors_and_mutants(order, survivors, mutants, keys, valid):
+    """Cell by cell: the first of the order, then the rest by falling key, masked ones last."""
+    rest = list(zip(order[survivors:], keys, strict=True))
+    rest.sort(key=lambda pair: (not valid[pair[0]], -pair[1]))
+    return set(order[:survivors]), {cell for cell, _ in rest[:mutants]}
+
+
+@settings(max_examples=60)
+@given(cells=st.integers(1, 20), data=st.data(), seed=st.integers(0, 99))
+def test_survivors_and_mutants_equal_the_slow_reference(cells, data, seed):
+    survivors = data.draw(st.integers(0, cells))
+    mutants = data.draw(st.integers(0, cells - survivors))
+    valid = torch.rand(2, cells, generator=generator(seed)) < 0.7
+    order = torch.rand(2, cells, generator=generator(seed + 1)).argsort(1)
+    index = survivors_and_mutants(order, survivors, mutants, generator(seed), valid)
+    keys = torch.rand(2, cells - survivors, generator=generator(seed))
+    for row in range(2):
+        parts = slow_survivors_and_mutants(order[row].tolist(), survivors, mutants, keys[row].tolist(), valid[row])
+        assert (set(index[row, :survivors].tolist()), set(index[row, survivors:].tolist())) == parts or not valid[
+            row, list(parts[1])
+        ].all()
+
+
+def test_mutants_are_uniform_among_those_that_did_not_survive(p_value):
+    order = torch.arange(30).flip(0).expand(2000, -1)
+    index = survivors_and_mutants(order, 10, 7, generator())
+    assert index[:, :10].equal(order[:, :10])
+    assert 1e-3 < p_value(index[:, 10:], range(20)) < 1 - 1e-3
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_draws_from_two_groups_are_uniform_in_each(per_row):
+    order = torch.rand(2, 50, generator=generator(3)).argsort(1)
+    fit, survivors, usable = 12, 30_000, 40
+    if per_row:
+        fit, survivors, usable = (torch.tensor([[n], [n - 2]]) for n in (fit, survivors, usable))
+    index = draw_from_two_groups(order, fit, survivors, usable, 40_000, generator())
+    for row in range(2):
+        less = 2 * row * per_row
+        first, rest = index[row, : 30_000 - less], index[row, 30_000 - less :]
+        for drawn, cells in ((first, order[row, : 12 - less]), (rest, order[row, 12 - less : 40 - less])):
+            counts = torch.bincount(drawn, minlength=50)
+            assert int(counts.sum()) == int(counts[cells].sum())
+            assert chisquare(counts[cells].numpy()).pvalue > 1e-3
+
+
+@settings(max_examples=60)
+@given(selected=st.integers(1, 40), data=st.data(), seed=st.integers(0, 99))
+def test_stratified_draws_take_one_of_each_stretch(selected, data, seed):
+    count = data.draw(st.integers(1, 60))
+    cells = torch.arange(selected)[None] * 10
+    drawn = stratified(cells, count, generator(seed))[0] // 10
+    assert len(drawn) == count
+    for place, cell in enumerate(drawn.tolist()):
+        assert int(place * selected / count) <= cell <= (place + 1) * selected / count
+    assert count != selected or drawn.tolist() == list(range(selected))
+
+
+def test_stratified_draws_reach_every_selected_cell_alike():
+    cells = torch.arange(10)[None]
+    counts = sum(torch.bincount(stratified(cells, 4, generator(seed))[0], minlength=10) for seed in range(2000))
+    assert chisquare(counts.numpy()).pvalue > 1e-3
+
+
+@given(
+    errors=st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=20),
+    data=st.data(),
+)
+def test_the_effective_sample_fraction_is_its_closed_form_over_the_known_cells(errors, data):
+    known = data.draw(st.lists(st.booleans(), min_size=len(errors), max_size=len(errors)))
+    found = effective_sample_fraction(torch.tensor([errors], dtype=torch.float64), torch.tensor([known])).item()
+    kept = [error for error, is_known in zip(errors, known, strict=True) if is_known]
+    squares = sum(error**2 for error in kept)
+    assert found == pytest.approx(sum(kept) ** 2 / squares / len(kept) if squares > 1e-300 else 1.0, rel=1e-9)
+
+
+def test_the_effective_sample_fraction_of_the_smallest_errors_is_still_theirs():
+    tiny = torch.full((1, 8), 1e-12)
+    tiny[:, 4:] = 0
+    assert effective_sample_fraction(tiny).item() == pytest.approx(0.5, rel=1e-4)

@@ -1,0 +1,129 @@
+"""EVOS over tiles: adaptive pressure, draws, warm-up, rankings and what they go by."""
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from evos.errors import InputError
+from evos.selection import Feedback, Pool, Selection, TilesConfig, build_selector
+
+NO_WARMUP = {"warmup_steps": 0, "rank_interval": 1, "pooling": 1e-6}
+
+
+def seen(ratio, cells=400, mask=None, device="cpu", **options):
+    """A selector that has seen an error of 1 in the first ``ratio`` of the cells, and none elsewhere."""
+    config = TilesConfig(**{**NO_WARMUP, **options})
+    pool = Pool(1, (20, cells // 20), mask=mask)
+    one = build_selector(config, pool, total_steps=100, device=device)
+    residual = (torch.arange(cells) < ratio * cells).float()[None, :, None]
+    one.observe(Selection(one.all_rows, None, step=1), Feedback(residual))
+    return one
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.35, 0.5])
+def test_pressure_follows_the_concentration_of_the_error(ratio):
+    one = seen(ratio, laplacian_weight=0.0, keep_ratio=0.08, mutation_ratio=0.25)
+    index = one.select(2, count=10_000).index[0]
+    # Equal errors in a fraction s of the cells have the effective sample fraction s.
+    assert one.sample_fraction.item() == pytest.approx(ratio, rel=1e-4)
+    kept, mutated = (max((ratio / 0.6) ** 4, least) for least in (0.08, 0.25))
+    fit, survivors = round(kept * (1 - mutated) * 400), round(10_000 * (1 - mutated))
+    assert torch.equal(index[:survivors].unique(), one.order[0, :fit].sort().values)
+    assert (index[:survivors] < ratio * 400).all()
+    assert not torch.isin(index[survivors:], one.order[0, :fit]).any()
+    metrics = {name: value.item() for name, value in one.metrics().items()}
+    expected = {"survivor_ratio": survivors / 10_000, "mutant_ratio": 1 - survivors / 10_000}
+    assert metrics == pytest.approx(expected)
+
+
+def test_errors_alike_everywhere_give_uniform_points():
+    one = seen(1.0)
+    counts = torch.bincount(one.select(2, count=40_000).index[0], minlength=400)
+    assert one.metrics()["survivor_ratio"].item() == 0
+    assert chisquare(counts.numpy()).pvalue > 0.001
+
+
+def test_of_however_few_draws_one_is_a_mutant():
+    one = seen(0.05, mutation_ratio=0.01)
+    for step in range(2, 12):
+        one.select(step, count=5)
+        assert one.metrics()["mutant_ratio"].item() == pytest.approx(0.2)
+    without = seen(0.05, mutation_ratio=0.0)
+    without.select(2, count=5)
+    assert without.metrics()["mutant_ratio"].item() == 0
+
+
+def test_until_the_warm_up_is_over_points_are_uniform_and_from_the_selectors_own_generator():
+    draws = []
+    for disturbed in (1, 2):
+        torch.manual_seed(disturbed)
+        one = seen(0.05, warmup_steps=3)
+        draws.append([one.select(step, count=4000).index for step in (1, 2, 3)])
+        assert one.metrics()["survivor_ratio"].item() == 0
+        one.select(4, count=4000)
+        assert one.metrics()["survivor_ratio"].item() > 0.5
+    for first, second in zip(*draws, strict=True):
+        assert torch.equal(first, second)
+        assert chisquare(torch.bincount(first[0], minlength=400).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("warmup", "interval"), [(16, 16), (5, 4), (0, 1), (3, 7)])
+def test_steps_alike_end_where_the_warm_up_does_and_where_tiles_are_ranked_anew(warmup, interval):
+    config = TilesConfig(warmup_steps=warmup, rank_interval=interval)
+    one = build_selector(config, Pool(1, (4, 5)), total_steps=50, device="cpu")
+    changes = {warmup + 1} | {n for n in range(warmup + 1, 80) if one.ranks_at(n)}
+    for step in range(1, 60):
+        assert step + one.steps_alike(step) == min(n for n in changes if n > step)
+
+
+def test_tiles_are_ranked_at_intervals_and_rows_of_a_batch_whenever_they_come(train):
+    training = train(TilesConfig(warmup_steps=0, rank_interval=4), Pool(3, (6, 7)))
+    for step in range(1, 9):
+        before = training.selector.order.clone()
+        training.step(step)
+        assert torch.equal(before, training.selector.order) == (step % 4 != 1)
+    before = training.selector.order.clone()
+    training.step(10, torch.tensor([2], device=training.device))
+    assert torch.equal(before[:2], training.selector.order[:2])
+    assert not torch.equal(before[2], training.selector.order[2])
+
+
+def test_the_fit_are_the_crossovers_of_the_running_means(train, slow_offspring):
+    training = train(TilesConfig(warmup_steps=0, rank_interval=1, pooling=1e-6), Pool(1, (6, 7)))
+    selector = training.selector
+    residual = training.residuals(1)
+    selector.observe(Selection(selector.all_rows, None, step=1), Feedback(residual))
+    selector.sample_fraction[:] = 0.0
+    selector.rank(2, selector.all_rows)
+    fit = int(selector.group_sizes(2, selector.all_rows, 1)[0])
+    grey = residual[0].double().cpu() @ torch.tensor([0.2989, 0.587, 0.114], dtype=torch.float64)
+    padded = torch.nn.functional.pad(grey.view(6, 7), (1, 1, 1, 1))
+    around = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:]
+    high = 0.65 * (around - 4 * grey.view(6, 7)).square()
+    low = 4 * residual[0].double().square().mean(-1)
+    assert set(selector.order[0, :fit].tolist()) == slow_offspring(low.tolist(), high.flatten().tolist(), fit)
+
+
+def test_masked_tiles_move_the_rank_of_none():
+    """Neither by the errors booked on them nor by the estimates that they borrow."""
+    mask = torch.ones(1, 400, dtype=torch.bool)
+    mask[:, 200:] = False
+    one = seen(0.1, mask=mask)
+    one.rank(2, one.all_rows)
+    assert one.sample_fraction.item() == pytest.approx(0.2, rel=1e-4)  # 40 of the 200 that count
+    assert mask[0, one.order[0, :200]].all() and not mask[0, one.order[0, 200:]].any()
+    assert mask[0, one.select(3, count=5000).index[0]].all()
+
+
+def test_a_visit_that_is_not_finite_leaves_all_estimates_as_they_were():
+    one, other = seen(0.2), seen(0.2)
+    bad = torch.full((1, 1, 1), float("nan"))
+    one.observe(Selection(one.all_rows, torch.tensor([[3]]), step=2), Feedback(bad))
+    torch.testing.assert_close(one.cache.errors(one.all_rows), other.cache.errors(other.all_rows))
+
+
+def test_options_are_checked():
+    bad = {"mutation_ratio": 1.5, "rank_interval": 0, "warmup_steps": -1, "momentum": 1.0, "pooling": 0.0}
+    for name, value in {**bad, "crossover": "slect", "laplacian_weight": -1.0}.items():
+        with pytest.raises(InputError, match=f"^{name}: got"):
+            TilesConfig(**{name: value})
