@@ -1,7 +1,7 @@
 """What mkdocs does beside its pages: a page of reference a module, and the files outside docs/ that pages link to.
 
 A link such as ``../benchmarks/results/step.json`` works where the pages are read in the repository; in the site the
-same file is copied to ``files/benchmarks/results/step.json``, and a page of the root, such as CONTRIBUTING.md, is a page.
+same file is copied to ``files/benchmarks/results/step.json``, and a page of the root, such as CONTRIBUTING.md, is one.
 """
 
 import re

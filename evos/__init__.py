@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from evos.errors import InputError
     from evos.fields import FIELDS, Field, FieldConfig, build_field, field_config
     from evos.losses import cross_frequency_loss, derivative_loss, value_loss
-    from evos.selection import SELECTORS, EvosConfig, Pool, Selection, Selector, SelectorConfig, build_selector
+    from evos.selection import (
+        SELECTORS,
+        ErrorConfig,
+        EvosConfig,
+        Feedback,
+        Pool,
+        Selection,
+        Selector,
+        SelectorConfig,
+        TilesConfig,
+        UniformConfig,
+        build_selector,
+    )
 
 __version__ = "0.1.0"
 
@@ -43,7 +55,9 @@ PUBLIC_MODULES = (
 __all__ = [
     "FIELDS",
     "SELECTORS",
+    "ErrorConfig",
     "EvosConfig",
+    "Feedback",
     "Field",
     "FieldConfig",
     "InputError",
@@ -51,6 +65,8 @@ __all__ = [
     "Selection",
     "Selector",
     "SelectorConfig",
+    "TilesConfig",
+    "UniformConfig",
     "build_field",
     "build_selector",
     "cross_frequency_loss",

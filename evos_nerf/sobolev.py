@@ -73,7 +73,7 @@ class DerivativeTerm:
         self.blend = (lambda colours: colours[:, :3]) if renderer is None else renderer.blend_background
         model.register_forward_pre_hook(self._meet_rays)
 
-    def _meet_rays(self, model: nn.Module, arguments: tuple[RayBundle]) -> None:
+    def _meet_rays(self, model: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Give the rays the tangents that a model carries, or note what its jitter begins with."""
         if not model.training:
             return

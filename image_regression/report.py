@@ -18,7 +18,7 @@ class Panel:
 
     title: str
     reconstruction: Float[Tensor, "H W C"]
-    selection: Float[Tensor, "H W 1"] | None = None
+    selection: Float[Tensor, "h w 1"] | None = None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pytest
 import evos
 
 NAMES = (
-    "FIELDS SELECTORS EvosConfig Field FieldConfig InputError Pool Selection Selector SelectorConfig build_field "
-    "build_selector cross_frequency_loss derivative_loss field_config grid value_and_jacobian value_loss"
+    "FIELDS SELECTORS ErrorConfig EvosConfig Feedback Field FieldConfig InputError Pool Selection Selector "
+    "SelectorConfig TilesConfig UniformConfig build_field build_selector cross_frequency_loss derivative_loss field_config grid value_and_jacobian value_loss"
 )
 MODULES = (
     "config coords derivatives errors fields fitness images losses metrics optimizers schedules selection sounds "
@@ -31,7 +31,9 @@ def test_a_public_name_is_its_modules_own(name):
 
 def test_a_module_is_an_attribute_and_a_misspelt_name_is_not():
     assert evos.fitness is importlib.import_module("evos.fitness")
-    assert {"build_selector", "fitness", "__version__"} <= set(dir(evos))
+    assert {"SelectorConfig TilesConfig UniformConfig build_field build_selector", "fitness", "__version__"} <= set(
+        dir(evos)
+    )
     with pytest.raises(AttributeError, match="no attribute 'build_selectr'"):
         evos.build_selectr  # noqa: B018
 
