@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor, nn
 
 from evos.config import check_choice, check_range

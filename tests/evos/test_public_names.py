@@ -31,9 +31,7 @@ def test_a_public_name_is_its_modules_own(name):
 
 def test_a_module_is_an_attribute_and_a_misspelt_name_is_not():
     assert evos.fitness is importlib.import_module("evos.fitness")
-    assert {"build_selector", "fitness", "__version__"} <= set(
-        dir(evos)
-    )
+    assert {"build_selector", "fitness", "__version__"} <= set(dir(evos))
     with pytest.raises(AttributeError, match="no attribute 'build_selectr'"):
         evos.build_selectr  # noqa: B018
 
