@@ -58,9 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         scene = write_scene(SceneConfig(str(Path(folder) / "scene"), args.views, args.size), quiet=True)
         trainer = train(scene, args.out, args.steps, args.device)
     sampler = trainer.pipeline.datamanager.train_pixel_sampler
-    print(
-        f"{args.steps} steps, rays drawn by {type(sampler.selector).__name__}; checkpoint in {trainer.checkpoint_dir}"
-    )
+    name = type(sampler.selector).__name__
+    print(f"{args.steps} steps, rays drawn by {name}; checkpoint in {trainer.checkpoint_dir}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def example(name):
 
 def test_the_plain_loop_fits_the_astronaut(capsys):
     pytest.importorskip("skimage")
-    example("plain_loop").main(["--size", "32", "--steps", "60", "--device", "cpu"])
+    example("plain_loop").main(["--size", "64", "--steps", "120", "--device", "cpu"])
     found = dict(re.findall(r"^(\w+): ([\d.]+) dB$", capsys.readouterr().out, re.MULTILINE))
     # The mean colour alone has about 10 dB.
     assert set(found) == {"error", "uniform"} and all(float(quality) > 16 for quality in found.values())
@@ -32,10 +32,10 @@ def test_the_loop_in_the_readme_trains():
     assert len(code) == 1 and "build_selector" in code[0]
     from evos import build_field, field_config, grid
 
-    height, width, steps, device = 16, 12, 40, "cpu"
+    height, width, steps, device = 16, 12, 150, "cpu"
     coords = grid((height, width))
     target = (0.5 + 0.5 * coords.prod(-1, keepdim=True)).expand(-1, 3)[None]
-    field = build_field(field_config("siren"), 2, 3, seed=0)
+    field = build_field(field_config("siren", {"first_omega": 3, "omega": 10}), 2, 3, seed=0)
     optimizer = torch.optim.Adam(field.parameters(), lr=1e-3)
     names = dict(
         height=height, width=width, steps=steps, device=device, coords=coords, target=target, field=field,
@@ -48,6 +48,7 @@ def test_the_loop_in_the_readme_trains():
 
 
 @pytest.mark.nerf
+@pytest.mark.filterwarnings("ignore")
 def test_a_nerfstudio_method_of_ones_own_trains(tmp_path, capsys):
     pytest.importorskip("nerfstudio")
     module = example("nerfstudio_method")

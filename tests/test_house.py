@@ -34,7 +34,8 @@ def document(name: str) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["constraints.txt", "pyproject.toml", "mkdocs.yml", "Makefile", ".ci/run", ".pre-commit-config.yaml", ".gitignore"],
+    ["constraints.txt", "pyproject.toml", "mkdocs.yml", "Makefile", ".ci/run", ".gitignore"]
+    + [".pre-commit-config.yaml"],
 )
 def test_no_file_names_a_host(name):
     assert HOSTS.findall((ROOT / name).read_text()) == []
@@ -75,8 +76,8 @@ def test_every_config_in_the_documentation_exists():
     )
     names += re.findall(r"`(\w+\.ya?ml)`", document("docs/configurations.md"))
     assert len(names) > 30
-    folders = (ROOT, ROOT / "configs", ROOT / "configs" / "generalizable")
-    assert [name for name in names if not any((folder / name).exists() for folder in folders)] == []
+    roots = (ROOT, ROOT / "configs", ROOT / "configs" / "generalizable")
+    assert [name for name in names if not any((root / name).exists() for root in roots)] == []
 
 
 def test_the_readme_and_ci_run_the_same_tests():

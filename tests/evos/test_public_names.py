@@ -8,10 +8,11 @@ import pytest
 
 import evos
 
-NAMES = (
-    "FIELDS SELECTORS ErrorConfig EvosConfig Feedback Field FieldConfig InputError Pool Selection Selector "
-    "SelectorConfig TilesConfig UniformConfig build_field build_selector cross_frequency_loss derivative_loss field_config grid value_and_jacobian value_loss"
-)
+NAMES = """
+ErrorConfig EvosConfig FIELDS Feedback Field FieldConfig InputError Pool SELECTORS Selection Selector SelectorConfig
+TilesConfig UniformConfig build_field build_selector cross_frequency_loss derivative_loss field_config grid
+value_and_jacobian value_loss
+"""
 MODULES = (
     "config coords derivatives errors fields fitness images losses metrics optimizers schedules selection sounds "
     "transforms"
