@@ -34,8 +34,7 @@ def document(name: str) -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["constraints.txt", "pyproject.toml", "mkdocs.yml", "Makefile", ".ci/run", ".gitignore"]
-    + [".pre-commit-config.yaml"],
+    ["constraints.txt", "pyproject.toml", "mkdocs.yml", "Makefile", ".ci/run", ".pre-commit-config.yaml", ".gitignore"],
 )
 def test_no_file_names_a_host(name):
     assert HOSTS.findall((ROOT / name).read_text()) == []
