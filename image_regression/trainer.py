@@ -229,6 +229,7 @@ class Fit:
             slopes = selection.gather(self.slopes).view_as(jacobian)
             loss = loss + run.lambda_der * derivative_loss(jacobian, slopes, selection.weight)
         if cfs:
+            assert self.cache is not None
             cached = self.cache.read(selection.rows)
             loss = loss + self.options.cfs_weight * cross_frequency_loss(cached, selection, residual, self.pool)
         return selection, loss, residual.detach()
