@@ -68,7 +68,7 @@ def write(run: Run, fit: Fit, values: Float[Tensor, "T C"]) -> None:
     write_image(run.images / "selection.png", selection_strip(fit))
 
 
-def panel(fit: Fit, values: Float[Tensor, "T C"]) -> tuple[Float[Tensor, "H W C"], Panel]:
+def panel(fit: Fit, values: Float[Tensor, "T C"]) -> tuple[Float[Tensor, "h w c"], Panel]:
     """The truth's spectrogram, low notes below, and the run's part of the report."""
     truth, prediction = (decibels(fit.signal.samples(each)) for each in (fit.values, values))
     loudest = truth.max()
