@@ -112,7 +112,8 @@ def signed_rank(differences: Iterable[float]) -> float:
     if not len(kept):
         return 1.0
     largest = max((abs(each) for each in kept if math.isfinite(each)), default=0.0) + 1
-    return float(wilcoxon(np.clip(kept, -largest, largest)).pvalue)
+    result: Any = wilcoxon(np.clip(kept, -largest, largest))
+    return float(result.pvalue)
 
 
 def paired(mine: Values, reference: Values, *, logarithmic: bool) -> dict[str, Any]:

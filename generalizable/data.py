@@ -206,7 +206,7 @@ class Shards:
         passes = count() if repeat else range(1)
         for _ in passes:
             order = generator.permutation(own).tolist() if repeat else own
-            dataset = WebDataset(
+            dataset: Any = WebDataset(
                 order, shardshuffle=False, nodesplitter=None, workersplitter=None, handler=self.note, empty_check=False
             )
             sample = None

@@ -228,7 +228,12 @@ class Fit:
         if jacobian is not None and self.slopes is not None:
             slopes = selection.gather(self.slopes).view_as(jacobian)
             loss = loss + run.lambda_der * derivative_loss(jacobian, slopes, selection.weight)
+<<<<<<< HEAD
         if cfs and self.cache is not None:
+=======
+        if cfs:
+            assert self.cache is not None
+>>>>>>> docs
             cached = self.cache.read(selection.rows)
             loss = loss + self.options.cfs_weight * cross_frequency_loss(cached, selection, residual, self.pool)
         return selection, loss, residual.detach()
