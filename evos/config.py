@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
 from evos.errors import InputError, unknown_name
+from evos.renamed_options import unknown_option
 
 T = TypeVar("T")
 LARGEST = 2**63 - 1
@@ -169,7 +170,9 @@ def build_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
     parsed = {}
     for name, value in values.items():
         if name not in known:
-            raise unknown_name("option", prefix + name, [prefix + k for k in known])
+            dashes = "--" if prefix.startswith("--") else ""
+            full = (prefix + name).removeprefix(dashes)
+            raise unknown_option(full, [(prefix + k).removeprefix(dashes) for k in known], dashes=dashes)
         parsed[name] = parse_value(prefix + name, known[name], value)
     try:
         return cls(**parsed)

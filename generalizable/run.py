@@ -174,8 +174,8 @@ def loop(session: Session, stopper: Stopper) -> None:
     """The training loop."""
     options, world = session.options, session.world
     steps = options.train.steps
-    eval_every = options.train.eval_every or max(1, steps // 10)
-    save_every = options.train.save_every or max(1, steps // 10)
+    eval_every = options.run.eval_every or max(1, steps // 10)
+    save_every = options.run.save_every or max(1, steps // 10)
     events = (
         EventLog(session.run.path, purge_step=session.done + 1 if session.done else None) if world.is_main else None
     )

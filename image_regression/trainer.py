@@ -30,7 +30,6 @@ from evos.optimizers import (
     replace_weights,
     update_average,
 )
-from evos.schedules import learning_rate
 from evos.selection import Pool, ResidualCache, Selection, build_selector
 from evos.transforms import fit_transform
 from image_regression.options import Options
@@ -77,7 +76,7 @@ class Fit:
         self.derive = compiled(derive) if run.compile else derive
         self.optimizer = build_optimizer(run.optimizer, self.field, options.lr)
         self.polishing = False
-        self.clip = None if run.clip_ratio is None else RunningClip(run.clip_ratio, device)
+        self.clip = run.build_clip(device)
         self.average = [weight.detach().clone() for weight in self.field.parameters()] if run.ema > 0 else None
         self.selector = build_selector(
             options.selector,
@@ -87,7 +86,7 @@ class Fit:
             seed=run.seed,
             target=self.trained[None],
         )
-        self.cfs_steps = math.floor(run.cfs_share * run.steps)
+        self.cfs_steps = math.floor(run.cfs_ratio * run.steps)
         # EVOS keeps the residuals that cross-frequency supervision needs; for any other strategy they are kept here.
         self.cache = getattr(self.selector, "cache", None) or ResidualCache(self.pool, device)
         self.work = Work()
@@ -244,7 +243,7 @@ class Fit:
         return selection, loss, (residual.detach(), derivative_residual)
 
     def supervises_frequencies(self, selection: Selection) -> bool:
-        """Whether a step has cross-frequency supervision: the first ``cfs_share`` of the steps, every dense key step.
+        """Whether a step has cross-frequency supervision: the first ``cfs_ratio`` of the steps, every dense key step.
 
         The latter as in EVOS' released code; leaving it out costs 0.6 dB (benchmarks/photo_128.py's setting).
         """
@@ -278,7 +277,7 @@ class Fit:
     def set_learning_rate(self, step: int) -> None:
         """The learning rate of a step, the same for all weights."""
         run = self.options.run
-        rate = self.options.lr * learning_rate(run.lr_schedule, step, run.steps, run.lr_decay, run.warmup)
+        rate = self.options.lr * run.lr_factor(step, run.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
@@ -324,7 +323,7 @@ class Fit:
             "field": self.field.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "polishing": self.polishing,
-            "gradient_norm": None if self.clip is None else self.clip.mean,
+            "gradient_norm": self.clip.mean if isinstance(self.clip, RunningClip) else None,
             "average": average,
             "selector": self.selector.state_dict(),
             "transform": self.transform.state_dict(),
@@ -344,7 +343,7 @@ class Fit:
             if state["polishing"]:
                 self.begin_polish()
             self.optimizer.load_state_dict(state["optimizer"])
-            if self.clip is not None:
+            if isinstance(self.clip, RunningClip):
                 self.clip.mean = state["gradient_norm"].to(self.device, copy=True)
             for (name, _), mine in zip(self.field.named_parameters(), self.average or (), strict=False):
                 mine.copy_(state["average"][name])

@@ -40,10 +40,10 @@ def test_every_config_file_holds_only_what_differs_from_the_defaults():
 def test_the_config_of_the_method_holds_the_numbers_of_the_paper():
     options = parse(["--config", str(CONFIGS / "evos.txt")])
     run, selector, field = options.run, options.selector, options.field
-    assert (run.steps, options.lr, run.lr_decay, run.transform) == (5000, 1e-4, 1.0, "min_max")
+    assert (run.steps, options.lr, run.last_lr_ratio, run.transform) == (5000, 1e-4, 1.0, "min_max")
     assert (run.field, field.hidden_layers, field.hidden_features) == ("siren", 3, 256)
     assert (field.omega, field.first_omega) == (30, 30)
-    assert (options.cfs_weight, run.cfs_share) == (0.65, 0.3)
+    assert (options.cfs_weight, run.cfs_ratio) == (0.65, 0.3)
     assert (selector.keep_ratio, selector.keep_schedule) == (0.5, "constant")
     assert (selector.mutation_share, selector.mutation_schedule) == (0.5, "constant")
     assert (selector.crossover, selector.laplacian_weight, selector.evaluation) == ("select", 0.65, "dense")
@@ -51,9 +51,7 @@ def test_the_config_of_the_method_holds_the_numbers_of_the_paper():
 
 
 def test_the_command_line_beats_the_config_file(tmp_path):
-    (tmp_path / "a.txt").write_text(
-        "# why\nsteps = 7\nselector = uniform\nselector.keep_ratio = 0.2  # a fifth\nlpips = false\n"
-    )
+    (tmp_path / "a.txt").write_text("# why\nsteps = 7\nselector = uniform\nselector.keep_ratio = 0.2\nlpips = false\n")
     options = parse(["--config", str(tmp_path / "a.txt"), "--steps", "8"])
     assert (options.run.steps, options.run.selector, options.selector.keep_ratio) == (8, "uniform", 0.2)
     assert options.run.lpips is False
