@@ -25,7 +25,6 @@ from evos.renamed_options import unknown_option
 
 T = TypeVar("T")
 Texts = dict[str, str]
-"""Values by dotted name, as they were written."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def take_value(name: str, rest: list[str], own: Mapping[str, Option]) -> str:
     """The value of ``--name``, taken from the words that follow it; that of a switch may be left out."""
     has_value = bool(rest) and not rest[0].startswith("--")
     is_switch = name in own and own[name].kind is bool
-    if is_switch and not (has_value and "=" not in rest[0] and not rest[0].startswith("-")):
+    if is_switch and (not has_value or "=" in rest[0] or rest[0].startswith("-")):
         return "true"
     if not has_value and name not in own and name != "config" and "." not in name:
         return ""  # there is no such option, which is what will be said
@@ -193,7 +192,6 @@ def take_value(name: str, rest: list[str], own: Mapping[str, Option]) -> str:
     return rest.pop(0)
 
 
-# ---- help ------------------------------------------------------------------------------------------------------------
 
 
 def make_parser(program: Program, own: Mapping[str, Option], of_parts: Mapping[str, Option]) -> Any:

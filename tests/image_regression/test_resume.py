@@ -205,7 +205,7 @@ def test_half_a_fit_and_the_other_half_are_a_whole_fit_however_weights_are_moved
         "polish of an average": ["--polish", "14", "--ema", "0.5"],
     }
     argv = options.get(name, ["--optimizer", name])
-    argv += ["--selector", "uniform", "--steps", "24", "--lr", "1e-3", "--warmup", "0.2", "--schedule", "cosine"]
+    argv += ["--selector", "uniform", "--steps", "24", "--lr", "1e-3", "--warmup", "5", "--schedule", "cosine"]
     whole, first, second = fit(*argv), fit(*argv), fit(*argv)
     losses = [float(whole.step(step)) for step in range(1, 25)]
     twin_losses = [(float(first.step(step)), first.psnr())[0] for step in range(1, 13)]
