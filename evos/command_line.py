@@ -192,8 +192,6 @@ def take_value(name: str, rest: list[str], own: Mapping[str, Option]) -> str:
     return rest.pop(0)
 
 
-
-
 def make_parser(program: Program, own: Mapping[str, Option], of_parts: Mapping[str, Option]) -> Any:
     """ConfigArgParse's parser of all these options, a group for each prefix."""
     import configargparse

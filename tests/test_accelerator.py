@@ -149,7 +149,7 @@ FITS: list[dict[str, Any]] = [
     *({"transform": name} for name in ("z_score", "box_cox", "gamma")),
     {"recipe": "fast"},
     {"recipe": "fast", "selector.adapt": True},
-    {"ema": 0.99, "clip_ratio": 1.05, "schedule": "cosine", "decay": 0.0, "warmup": 2},
+    {"ema": 0.99, "clip_ratio": 1.05, "schedule": "cosine", "decay": 0.0, "warmup": 6},
     {"supervision": "val_der", "factor": 2, "selector.frequency": "derivative"},
     {"selector.fitness": "update", "chunk": 50},
 ]

@@ -213,7 +213,7 @@ def test_the_learning_rate_falls_geometrically(fit):
 
 
 def test_the_learning_rate_of_all_weights_warms_up_and_falls_to_zero(fit):
-    argv = ["--schedule", "linear", "--decay", "0", "--warmup", "0.4", "--optimizer", "muon"]
+    argv = ["--schedule", "linear", "--decay", "0", "--warmup", "2", "--optimizer", "muon"]
     run, rates = fit("--lr", "1e-2", *argv, "--steps", "5"), []
     for step in range(1, 6):
         run.step(step)
