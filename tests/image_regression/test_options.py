@@ -6,11 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from evos.config import options
+from evos.derivatives import SMOOTHING
+from evos.fields import FIELDS
+from evos.optimizers import OPTIMIZERS
 from evos.runs import load_checkpoint, read_json
-from evos.schedules import default_key_intervals
+from evos.schedules import LR_SCHEDULES, default_key_intervals
+from evos.transforms import TRANSFORMS
 from image_regression.compare import CompareConfig
 from image_regression.main import main
-from image_regression.options import PARTS, RegressionConfig, as_config_file, from_values, parse
+from image_regression.options import PARTS, RECIPES, RegressionConfig, as_config_file, from_values, parse
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "image_regression"
 FILES = sorted([*CONFIGS.glob("*.txt"), *CONFIGS.with_name("audio_regression").glob("*.txt")])
@@ -112,3 +117,10 @@ def test_texts_and_typed_values_give_the_same_options():
     typed = from_values({"steps": 9, "lr": 0.5, "quiet": True, "selector.key_interval": None}, names)
     texts = from_values({"steps": "9", "lr": "0.5", "quiet": "yes", "selector.key_interval": "none"}, names)
     assert typed == texts == parse(["--steps", "9", "--lr", "0.5", "--quiet"])
+
+
+def test_the_choices_of_the_parts_and_of_the_optimizer_are_those_of_their_tables():
+    choices = {option.name: set(option.choices) for option in options(RegressionConfig)}
+    assert choices["field"] == set(FIELDS) and choices["transform"] == set(TRANSFORMS)
+    assert choices["optimizer"] == set(OPTIMIZERS) and choices["schedule"] == set(LR_SCHEDULES)
+    assert choices["recipe"] == set(RECIPES) and choices["der_operator"] == set(SMOOTHING)
