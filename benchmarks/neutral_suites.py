@@ -52,8 +52,8 @@ class Recipe:
 
 RECIPES = {
     "paper": Recipe({}, searched=False),
-    "tuned": Recipe({"lr_decay": 0.01}, {"siren": 1e-3, "finer": 1e-3}),
-    "scaled": Recipe({"lr_decay": 0.01, "field.init_scale": 2.0}, {"siren": 1e-3, "finer": 1e-3}),
+    "tuned": Recipe({"decay": 0.01}, {"siren": 1e-3, "finer": 1e-3}),
+    "scaled": Recipe({"decay": 0.01, "field.init_scale": 2.0}, {"siren": 1e-3, "finer": 1e-3}),
 }
 """Recipes by name: the papers' (Adam at a constant rate), and better ones. A config file is a recipe, too."""
 
@@ -169,7 +169,7 @@ def recipe_of(name: str) -> tuple[Recipe, dict[str, str]]:
     given, names = given_values(["--config", str(path)])
     given = recipe_values(given.get("recipe", "none"), names) | given
     varied = ("recipe", "input", "out", "size", "steps", "seed", "device", "selector", "field", "lr")
-    varied += ("cfs_weight", "cfs_share")
+    varied += ("cfs_weight", "cfs_ratio")
     values = {key: value for key, value in given.items() if key not in varied and not key.startswith("selector.")}
     lr = {names["field"]: float(given["lr"])} if "lr" in given else {}
     return Recipe(values, lr), {"transform": names["transform"]}

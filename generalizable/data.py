@@ -263,7 +263,7 @@ def find_sources(configs: Sequence[SourceConfig], data: DataConfig, *, seed: int
     test: dict[str, Source | Shards] = {}
     for i, config in enumerate(configs):
         try:
-            split = find(config.root, config.layout, data.task, data.test_share)
+            split = find(config.root, config.layout, data.task, data.test_ratio)
         except InputError as error:
             raise InputError(f"data.sources[{i}].{error.argument}", error.got, error.allowed) from None
         if config.weight:

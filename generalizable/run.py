@@ -24,7 +24,7 @@ from evos.runs import (
 from generalizable.data import Source, Sources, training_batches
 from generalizable.options import FREE, Options, as_yaml
 from generalizable.pictures import show_source
-from generalizable.trainer import Trainer, learning_rate
+from generalizable.trainer import Trainer
 
 
 def train(options: Options, sources: Sources, world: World, device: torch.device, stopper: Stopper) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def train(options: Options, sources: Sources, world: World, device: torch.device
         device=device,
         world=world,
         seed=options.run.seed,
-        eval_every=options.train.eval_every,
-        save_every=options.train.save_every,
+        eval_every=options.run.eval_every,
+        save_every=options.run.save_every,
         quiet=options.run.quiet,
     )
     if options.run.eval:
@@ -140,7 +140,7 @@ class MetaTraining(Trainable):
 
     def scalars(self, step: int) -> dict[str, float]:
         """The learning rate."""
-        return {"lr": learning_rate(self.options.train, step)}
+        return {"lr": self.options.train.lr_at(step)}
 
     def state_dict(self) -> dict[str, Any]:
         """State that is alike on all processes."""

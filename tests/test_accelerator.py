@@ -148,7 +148,7 @@ FITS: list[dict[str, Any]] = [
     *({"field": name} for name in ("finer", "wire", "gauss", "relu", "pemlp", "fourier", "hashgrid")),
     *({"transform": name} for name in ("z_score", "box_cox", "gamma")),
     {"recipe": "fast"},
-    {"ema": 0.99, "clip_ratio": 1.05, "lr_schedule": "cosine", "lr_decay": 0.0, "warmup": 0.1},
+    {"ema": 0.99, "clip_ratio": 1.05, "schedule": "cosine", "decay": 0.0, "warmup": 6},
     {"supervision": "val_der", "factor": 2},
     {"selector": "nint", "chunk": 50},
 ]

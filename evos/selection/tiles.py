@@ -9,13 +9,13 @@ configured fractions of fittest tiles and mutants.
 
 from dataclasses import dataclass
 from itertools import count as counting
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evos.config import check_choice, check_range
+from evos.config import check_range
 from evos.fitness import high_fitness
 from evos.schedules import is_key_step
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
@@ -40,7 +40,7 @@ class TilesConfig(SelectorConfig):
     mutation_ratio: float = 0.1
     """Fraction of the points drawn from the other tiles where the error is concentrated, in [0, 1]."""
 
-    crossover: str = "select"
+    crossover: Literal["none", "add", "select"] = "select"
     """How value and Laplacian fitness are combined: none (value only), add (their sum) or select (the paper's)."""
 
     laplacian_weight: float = 0.65
@@ -60,7 +60,6 @@ class TilesConfig(SelectorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("crossover", self.crossover, CROSSOVERS)
         check_range("mutation_ratio", self.mutation_ratio, 0, 1)
         check_range("laplacian_weight", self.laplacian_weight, 0)
         check_range("rank_interval", self.rank_interval, 1)

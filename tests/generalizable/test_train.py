@@ -284,7 +284,7 @@ def test_mistakes_end_in_one_line(tiny, pictures, tmp_path, refused):
 
 
 def test_a_diverging_loss_ends_the_run_and_keeps_the_checkpoint(tiny, pictures, tmp_path, refused):
-    run = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "train.lr=1e30", "train.save_every=1"]
+    run = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "train.lr=1e30", "save_every=1"]
     assert refused(*run).startswith("loss: got nan at step")
     assert not (tmp_path / "run" / "metrics.json").exists()
 
@@ -354,7 +354,7 @@ def test_resuming_a_finished_run_only_reports_it(tiny, pictures, tmp_path, capsy
 @pytest.mark.dist
 @pytest.mark.parametrize("model", ["hyper", "meta"])
 def test_two_processes_train_as_one_with_twice_the_batch(tiny, pictures, tmp_path, together, model):
-    words = [*tiny, *EXACT, f"data.root={pictures}", "data.test_share=0.25", "train.lr=0.01", "train.batch=2"]
+    words = [*tiny, *EXACT, f"data.root={pictures}", "data.test_ratio=0.25", "train.lr=0.01", "train.batch=2"]
     words = words if model == "hyper" else [*without_hypernetwork(words), *META]
     processes = together(lambda: main([*words, f"out={tmp_path / 'two'}"]))
     assert processes.wait() == [0, 0], processes.stderr(0) + processes.stderr(1)
@@ -411,7 +411,7 @@ def test_a_dead_process_ends_the_run_with_one_line_and_a_usable_checkpoint(
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, number, batch)
 
-    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "selector=error", "train.save_every=2"]
+    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "selector=error", "save_every=2"]
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", step)
         processes = together(lambda: main(words))

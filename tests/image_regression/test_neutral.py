@@ -162,9 +162,9 @@ def test_options_of_a_variant_go_to_the_run_or_to_its_selector():
 
 def test_a_config_file_is_a_recipe_without_its_selection(tmp_path):
     path = tmp_path / "mine.txt"
-    path.write_text("selector = uniform\nselector.keep_ratio = 0.1\nsteps = 7\nlr = 0.002\nlr_decay = 0.1\n")
+    path.write_text("selector = uniform\nselector.keep_ratio = 0.1\nsteps = 7\nlr = 0.002\ndecay = 0.1\n")
     recipe, names = suites.recipe_of(str(path))
-    assert recipe == suites.Recipe({"lr_decay": "0.1"}, {"siren": 0.002}) and names == {"transform": "min_max"}
+    assert recipe == suites.Recipe({"decay": "0.1"}, {"siren": 0.002}) and names == {"transform": "min_max"}
 
 
 def test_every_selector_there_is_has_a_row_by_its_name():

@@ -180,7 +180,7 @@ def test_the_command_that_a_stopped_run_prints_works_in_a_shell(tmp_path, tiny, 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_half_a_fit_and_the_other_half_are_a_whole_fit(name, fit, tmp_path):
-    argv = [*STRATEGIES[name], "--steps", "24", "--lr", "1e-3", "--lr_decay", "0.5", "--cfs_share", "0.7"]
+    argv = [*STRATEGIES[name], "--steps", "24", "--lr", "1e-3", "--decay", "0.5", "--cfs_ratio", "0.7"]
     whole, first, second = fit(*argv), fit(*argv), fit(*argv)
     losses = [float(whole.step(step)) for step in range(1, 25)]
     twin_losses = [float(first.step(step)) for step in range(1, 13)]
@@ -206,7 +206,7 @@ def test_half_a_fit_and_the_other_half_are_a_whole_fit_however_weights_are_moved
         "polish of an average": ["--polish", "14", "--ema", "0.5"],
     }
     argv = options.get(name, ["--optimizer", name])
-    argv += ["--selector", "uniform", "--steps", "24", "--lr", "1e-3", "--warmup", "0.2", "--lr_schedule", "cosine"]
+    argv += ["--selector", "uniform", "--steps", "24", "--lr", "1e-3", "--warmup", "5", "--schedule", "cosine"]
     whole, first, second = fit(*argv), fit(*argv), fit(*argv)
     losses = [float(whole.step(step)) for step in range(1, 25)]
     twin_losses = [(float(first.step(step)), first.psnr())[0] for step in range(1, 13)]

@@ -90,7 +90,7 @@ def test_on_a_key_step_the_three_losses_add_up(fit):
 @pytest.mark.parametrize("argv", [["--cfs_weight", "0.65"], ["--selector", "soft"], FULL])
 @pytest.mark.parametrize("step", [4, 6])
 def test_training_in_pieces_has_the_gradient_of_one_pass(supervision, argv, step, fit):
-    options = [*argv, "--supervision", supervision, "--factor", "2", *FAST, "--cfs_share", "1"]
+    options = [*argv, "--supervision", supervision, "--factor", "2", *FAST, "--cfs_ratio", "1"]
     whole = fit(*options)
     train(whole, step - 1)
     pieces = fit(*options, "--chunk", "13")

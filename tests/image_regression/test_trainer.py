@@ -87,10 +87,10 @@ def test_cross_frequency_supervision_is_for_evos_unless_asked_for():
     ("argv", "expected"),
     [
         (EVERY_FIFTH, {1, 2, 3, 4, 5, 6, 11, 16}),  # the first 30 %, and key steps to the end
-        ([*EVERY_FIFTH, "--cfs_share", "0"], {1, 6, 11, 16}),
+        ([*EVERY_FIFTH, "--cfs_ratio", "0"], {1, 6, 11, 16}),
         (["--selector", "error", "--cfs_weight", "0.65"], {1, 2, 3, 4, 5, 6}),
         ([*EVERY_FIFTH, "--cfs_weight", "0"], set()),
-        (["--selector", "int", "--cfs_weight", "1", "--cfs_share", "0.1"], {1, 2}),
+        (["--selector", "int", "--cfs_weight", "1", "--cfs_ratio", "0.1"], {1, 2}),
         (["--selector", "full"], set()),
     ],
 )
@@ -122,9 +122,9 @@ def test_residuals_are_in_the_units_of_the_picture(transform, fit, photo):
 @pytest.mark.parametrize("step", [4, 6])
 def test_training_in_pieces_has_the_gradient_of_one_pass(argv, step, fit):
     """Step 6 is a key step of EVOS, step 4 is none."""
-    whole = fit(*EVERY_FIFTH if "soft" not in argv else [], *argv, *FAST, "--cfs_share", "1")
+    whole = fit(*EVERY_FIFTH if "soft" not in argv else [], *argv, *FAST, "--cfs_ratio", "1")
     train(whole, step - 1)
-    pieces = fit(*EVERY_FIFTH if "soft" not in argv else [], *argv, *FAST, "--cfs_share", "1", "--chunk", "50")
+    pieces = fit(*EVERY_FIFTH if "soft" not in argv else [], *argv, *FAST, "--cfs_ratio", "1", "--chunk", "50")
     pieces.load_state_dict(whole.state_dict())
     seen = []
     for run in (whole, pieces):
@@ -205,7 +205,7 @@ def test_evaluations_of_the_curve_are_not_counted(tmp_path, tiny):
 
 
 def test_the_learning_rate_falls_geometrically(fit):
-    run, rates = fit("--lr", "1e-2", "--lr_decay", "0.01", "--steps", "5"), []
+    run, rates = fit("--lr", "1e-2", "--decay", "0.01", "--steps", "5"), []
     for step in range(1, 6):
         run.step(step)
         rates.append(run.optimizer.param_groups[0]["lr"])
@@ -213,7 +213,7 @@ def test_the_learning_rate_falls_geometrically(fit):
 
 
 def test_the_learning_rate_of_all_weights_warms_up_and_falls_to_zero(fit):
-    argv = ["--lr_schedule", "linear", "--lr_decay", "0", "--warmup", "0.4", "--optimizer", "muon"]
+    argv = ["--schedule", "linear", "--decay", "0", "--warmup", "2", "--optimizer", "muon"]
     run, rates = fit("--lr", "1e-2", *argv, "--steps", "5"), []
     for step in range(1, 6):
         run.step(step)
