@@ -174,14 +174,15 @@ def search(contenders: list[Contender], args: argparse.Namespace, suite: Suite) 
     allowed = Range(args.lr_start, max(args.lr_start, args.lr_limit))
     found = {each: Search(first_lr(each)) for each in contenders}
     searched = [each for each in contenders if args.lr_start > 0 and recipe_of(each.recipe)[0].searched]
-    while tries := [(each, exponent) for each in searched for exponent in found[each].untried(allowed)]:
-        # Exponents vary slowest: contenders alternate here, too.
-        tries = sorted(product(tries, args.search_inputs), key=lambda entry: entry[0][1])
+    while tries := [(exponent, each) for each in searched for exponent in found[each].untried(allowed)]:
+        tries.sort(key=lambda entry: entry[0])  # contenders vary fastest here, too
+        places = [(each, exponent, name) for name in args.search_inputs for exponent, each in tries]
+        seed = args.seeds[0]
         jobs = [
-            Job(each, name, args.seeds[0], options_of(each, suite, found[each].lr(exponent), args.seeds[0]))
-            for (each, exponent), name in tries
+            Job(each, name, seed, options_of(each, suite, found[each].lr(exponent), seed))
+            for each, exponent, name in places
         ]
-        for ((each, exponent), _), run in zip(tries, run_all(jobs, args, "search"), strict=True):
+        for (each, exponent, _), run in zip(places, run_all(jobs, args, "search"), strict=True):
             found[each].psnrs.setdefault(exponent, []).append(run.curve[-1]["psnr"])
     return found
 

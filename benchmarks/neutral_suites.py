@@ -171,7 +171,8 @@ def strategy_options(text: str) -> dict[str, Any]:
     name, _, more = text.partition(":")
     if name not in strategies():
         raise unknown_name("--strategies", name, strategies())
-    given = dict(pair.split("=", 1) if "=" in pair else (pair, "true") for pair in more.split(",") if pair)
+    pairs = (pair.partition("=") for pair in more.split(",") if pair)
+    given = {key: value if equals else "true" for key, equals, value in pairs}
     own = RegressionConfig.__dataclass_fields__
     return strategies()[name] | {key if key in own else f"selector.{key}": value for key, value in given.items()}
 

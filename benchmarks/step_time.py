@@ -32,6 +32,7 @@ from two_trees import compare, serve, summary
 from evos import coords
 from evos.runs import keep_freed_memory
 from evos.runs.machine import set_malloc_thresholds
+from evos.selection import Feedback
 from image_regression.options import from_values
 from image_regression.signals import astronaut
 from image_regression.trainer import Fit
@@ -161,8 +162,8 @@ def selector_cost(size: int, device: str, full_step: float, evos_step: float) ->
     residual = torch.randn(1, pool.cells, 3, device=device)
     times = alternate(
         {
-            "between": lambda: selector.observe(selector.select(2), other.gather(residual)),
-            "ranking": lambda: selector.observe(key, residual),
+            "between": lambda: selector.observe(selector.select(2), Feedback(other.gather(residual))),
+            "ranking": lambda: selector.observe(key, Feedback(residual)),
         },
         repeats=51,
     )
