@@ -31,8 +31,8 @@ WORLD = World()
 def words(args: argparse.Namespace, variant: str, seed: int) -> list[str]:
     """The command line of a run.
 
-    A variant is ``all`` or a strategy, and options: the selector's own (``:mutation_ratio=0.8``), or any by its full name
-    (``:model=transinr``, ``:train.inner_points=selected``).
+    A variant is ``all`` or a strategy, and options: the selector's own (``:mutation_ratio=0.8``), or any by its full
+    name (``:model=transinr``, ``:train.inner_points=selected``).
     """
     name, *options = variant.split(":")
     selector = ["selector=full"] if name == "all" else [f"selector={name}", f"selector.keep_ratio={args.ratio}"]
