@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import torch
 
 from evos.errors import InputError, unknown_name
 from evos.fields import FIELDS
-from evos.selection import SELECTORS
 from evos.sounds import is_sound, read_sound
 from image_regression.jobs import SCHEDULES, STRATEGIES
-from image_regression.options import Options, RegressionConfig, from_values, given_values, recipe_values
+from image_regression.options import PARTS, Options, RegressionConfig, from_values, given_values, recipe_values
 from image_regression.signals import Signal, astronaut, from_pixels, from_sound, load
 
 ROOT = Path(__file__).parents[1]
@@ -57,23 +56,25 @@ RECIPES = {
 }
 """Recipes by name: the papers' (Adam at a constant rate), and better ones. A config file is a recipe, too."""
 
-VARIANTS = ("full_cfs", "uniform_cfs", "evos_no_cfs", "evos_drawn", "evos_adapt")
+VARIANTS = ("full_cfs", "uniform_cfs", "evos_no_cfs")
 """Strategies that are compared beside the selectors themselves where the command line names none."""
 
 
 def strategies() -> dict[str, dict[str, Any]]:
-    """Options of every strategy by name: all selectors there are, and variants of them."""
-    drawn = {"selector": "evos", "cfs_weight": 0.0, "selector.evaluation": "streaming"}
-    drawn |= {"selector.draw": "proportional", "selector.crossover": "none"}
-    variants = {"evos_drawn": drawn, "evos_adapt": drawn | {"selector.adapt": True}}
-    return {name: {"selector": name} for name in SELECTORS} | STRATEGIES | variants
+    """Options of every strategy by name: all selectors of single signals, and variants of them."""
+    return {name: {"selector": name} for name in PARTS["selector"]} | STRATEGIES
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Inputs with the settings that are used where the command line names none; ``values`` are options of SIREN's."""
+    """Inputs with the settings that are used where the command line names none; ``values`` are options of SIREN's.
+
+    ``inputs``: those reported; ``search``: others, for the search of the learning rate. Both are names of built-in
+    pictures, or a pattern of files.
+    """
 
     inputs: str
+    search: str
     sizes: tuple[int, ...]
     steps: tuple[int, ...]
     recipes: tuple[str, ...] = ("paper", "tuned", "scaled")
@@ -84,17 +85,33 @@ class Suite:
 
 
 SUITES = {
-    "small": Suite("", (64,), (25, 50, 100)),
-    "photos": Suite("div2k/test_data/*.png", (128,), (100, 200, 400)),
-    "text": Suite("text/test_data/*.png", (128,), (100, 200, 400)),
+    "small": Suite("astronaut glyphs", "clouds other_glyphs", (64,), (25, 50, 100)),
+    "photos": Suite("div2k/test_data/*.png", "div2k/train_data/*.png", (128,), (100, 200, 400)),
+    "text": Suite("text/test_data/*.png", "text/train_data/*.png", (128,), (100, 200, 400)),
+    # Two photos and two pages of text.
+    "pictures": Suite("*/test_data/0[01].png", "*/train_data/00.png", (96,), (100, 200, 400)),
     "sound": Suite(
-        "libri_test_clean_121726/0[0-3].flac", (32768,), (200, 400, 800), values={"field.first_omega": 3000.0}
+        "libri_test_clean_121726/0[0-3].flac",
+        "libri_test_clean_121726/0[4-7].flac",
+        (32768,),
+        (200, 400, 800),
+        values={"field.first_omega": 3000.0},
     ),
     # EVOS (CVPR 2025), Table 1.
-    "paper": Suite("div2k/train_data/*.png", (512,), (5000,), ("paper",), ("0.5", "step"), (1000, 2000)),
+    "paper": Suite(
+        "div2k/train_data/*.png", "div2k/test_data/*.png", (512,), (5000,), ("paper",), ("0.5", "step"), (1000, 2000)
+    ),
     # NINT (CVPR 2026): SIREN 5×256, a fifth of the points.
     "nint": Suite(
-        "div2k/test_data/*.png", (512,), (5000,), ("paper",), ("0.2",), (250, 1000), (35,), {"field.hidden_layers": 4}
+        "div2k/test_data/*.png",
+        "div2k/train_data/*.png",
+        (512,),
+        (5000,),
+        ("paper",),
+        ("0.2",),
+        (250, 1000),
+        (35,),
+        {"field.hidden_layers": 4},
     ),
 }
 
@@ -102,13 +119,13 @@ SUITES = {
 # ---- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def find(suite: Suite, data: Path, most: int | None) -> list[str]:
-    """The suite's inputs, the first ``most``: built-in pictures by name, or files; InputError where there are none."""
-    if not suite.inputs:
-        return list(BUILT_IN)[:most]
-    found = [str(path) for path in sorted(data.glob(suite.inputs))][:most]
+def find(inputs: str, data: Path, most: int | None) -> list[str]:
+    """A suite's inputs, the first ``most``: built-in pictures by name, or files; InputError where there are none."""
+    if set(inputs.split()) <= set(BUILT_IN):
+        return inputs.split()[:most]
+    found = [str(path) for path in sorted(data.glob(inputs))][:most]
     if not found:
-        raise InputError("--data", str(data), f"a folder with {suite.inputs}; --suite small needs none")
+        raise InputError("--data", str(data), f"a folder with {inputs}; --suite small needs none")
     return found
 
 
@@ -124,9 +141,9 @@ def signal_of(name: str, size: int) -> Signal:
     return from_sound(path.stem, replace(sound, samples=sound.samples[:size]))
 
 
-def glyphs(size: int) -> Signal:
+def glyphs(size: int, seed: int = 0) -> Signal:
     """A picture like a page of text: white, with rows of random dark glyphs of 3 × 5 dots in cells of 4 × 8."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     rows, columns = size // 8 + 1, size // 4 + 1
     page = torch.zeros(rows, 8, columns, 4)
     page[:, 1:6, :, :3] = (torch.rand(rows, 5, columns, 3, generator=generator) < 0.5).float()
@@ -134,7 +151,16 @@ def glyphs(size: int) -> Signal:
     return from_pixels("glyphs", 1 - page.flatten(2).flatten(0, 1)[:size, :size, None])
 
 
-BUILT_IN = {"astronaut": astronaut, "glyphs": glyphs}
+def clouds(size: int) -> Signal:
+    """A picture with the spectrum of a photo: noise whose amplitude falls with the inverse of the frequency."""
+    noise = torch.randn(size, size, 3, generator=torch.Generator().manual_seed(0))
+    frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)).clamp(min=1 / size)
+    picture = torch.fft.irfft2(torch.fft.rfft2(noise, dim=(0, 1)) / frequency[..., None], (size, size), dim=(0, 1))
+    low, high = picture.amin((0, 1)), picture.amax((0, 1))
+    return from_pixels("clouds", (picture - low) / (high - low))
+
+
+BUILT_IN = {"astronaut": astronaut, "glyphs": glyphs, "clouds": clouds, "other_glyphs": partial(glyphs, seed=1)}
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------

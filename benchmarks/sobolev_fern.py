@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--lambda-der", type=float, default=1.0)
     parser.add_argument("--der-operator", default="sobel")
-    parser.add_argument("--selector", default="uniform", help="of training rays: uniform, evos, ...")
+    parser.add_argument("--selector", default="uniform", help="of training rays: uniform, tiles, ...")
     parser.add_argument("--tests", type=int, default=10, help="tests along the way")
     parser.add_argument("--pixels", type=int, default=400, help="tested pixels of each held-out view")
     parser.add_argument("--final-pixels", type=int, help="at the end; default: all")
