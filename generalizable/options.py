@@ -138,6 +138,10 @@ class DataConfig:
     far: float = 6.0
     """Distance from the camera where a scene ends, above ``near``."""
 
+    centres: str = "cell"
+    """Where coordinates of images and sounds lie: cell (the middle of each cell: the same place at any resolution), or
+    corner (the outermost at -1 and 1; decoding at another resolution shifts)."""
+
     test_share: float = 0.1
     """Share of the instances held out where a data set has no test part of its own, in (0, 0.5]."""
 
@@ -154,6 +158,7 @@ class DataConfig:
         check_choice("task", self.task, KINDS)
         check_choice("layout", self.layout, LAYOUTS)
         check_choice("pieces", self.pieces, ("first", "all"))
+        check_choice("centres", self.centres, ("cell", "corner"))
         check_range("size", self.size, 8)
         check_range("seconds", self.seconds, 0, open_low=True)
         check_range("rate", self.rate, 1000)

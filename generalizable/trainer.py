@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -115,8 +115,9 @@ class Trainer:
             seed=options.run.seed,
             rank=world.rank,
         )
-        self.grid = coords.grid(self.pool.shape, device) if self.kind != "views" else None
-        self.spacing = torch.tensor(coords.spacing(self.pool.shape), device=device)
+        centres = cast(coords.Centres, options.data.centres)
+        self.grid = coords.grid(self.pool.shape, device, centres=centres) if self.kind != "views" else None
+        self.spacing = torch.tensor(coords.spacing(self.pool.shape, centres=centres), device=device)
         self.points_trained = 0
         seed_everything(options.run.seed, world.rank)  # noise of its own for each process
 
@@ -275,7 +276,8 @@ class Trainer:
             pieces = [self.rays(instance, part, scale) for part in index.split(self.chunk(batch), 1)]
         else:
             fine = tuple(scale * side for side in self.pool.shape)
-            pieces = list(coords.grid(fine, self.device)[None].split(self.chunk(batch), dim=1))
+            centres = cast(coords.Centres, self.options.data.centres)
+            pieces = list(coords.grid(fine, self.device, centres=centres)[None].split(self.chunk(batch), dim=1))
         return torch.cat([predict(model, dict(patterns), piece).float() for piece in pieces], dim=1)
 
     def chunk(self, batch: int) -> int:
@@ -338,6 +340,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "points_trained": self.points_trained,
+            "centres": self.options.data.centres,
         }
 
     def own_state(self) -> dict[str, Any]:
@@ -347,6 +350,9 @@ class Trainer:
 
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Go on from ``shared_state``; InputError where it doesn't fit the options."""
+        recorded = state.get("centres", "none: its coordinates were those of data.centres=corner")
+        if recorded != self.options.data.centres:
+            raise InputError("data.centres", f"a run recorded with {recorded}", f"one of {self.options.data.centres}")
         try:
             self.model.load_state_dict(state["model"])
             if self.ema is not None:

@@ -56,7 +56,7 @@ def test_patterns_are_decoded_at_any_resolution(image_run, patterns, tmp_path):
     pattern = {"pattern": load_file(patterns)["07:pattern"][None]}
     trainer.model.eval()
     with torch.no_grad():
-        truth = trainer.model.decode(pattern, grid((24, 24))[None])[0].reshape(24, 24, 3).clamp(0, 1)
+        truth = trainer.model.decode(pattern, grid((24, 24), centres="cell")[None])[0].reshape(24, 24, 3).clamp(0, 1)
     assert (read_image(tmp_path / "out" / "07.png").pixels - truth).abs().max() <= 0.51 / 255
 
 
