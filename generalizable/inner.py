@@ -18,7 +18,7 @@ from generalizable.rendering import render
 def predictor(model: Model, coords: Float[Tensor, "_ K D"]) -> Decoder:
     """From patterns to the signal's values at ``coords``; see ``predict``."""
     task = model.task
-    if task.kind != "views":
+    if not task.is_rendered:
         return model.decoder(coords)
     return lambda patterns: render(
         lambda points: model.decode(patterns, points),
@@ -58,13 +58,13 @@ def inner_step(
     with the inverse of the length): it is the paper's code's.
     """
     with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
-        slopes = torch.func.grad(lambda at: loss(at).sum())(patterns)
+        gradients = torch.func.grad(lambda at: loss(at).sum())(patterns)
     stepped = {}
     for name, pattern in patterns.items():
         step = rate.reshape(-1, *[1] * (pattern.ndim - 1)) if isinstance(rate, Tensor) else rate
         if pattern.ndim == 3:
             step = step * pattern.square().sum((1, 2), keepdim=True)
-        stepped[name] = pattern - step * slopes[name]
+        stepped[name] = pattern - step * gradients[name]
     return stepped
 
 

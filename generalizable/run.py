@@ -149,7 +149,7 @@ class Session:
         if events:
             events.scalars(step, {"psnr": mean, **{f"psnr/{name}": value for name, value in values.items()}})
             for source in self.sources.test.values():
-                show_source(self.trainer, source, events=events, step=step)
+                show_source(self.trainer.codec, source, self.options.train.pictures, events=events, step=step)
         return metrics
 
 
@@ -224,7 +224,7 @@ def finish(session: Session) -> dict[str, Any]:
         return {}
     session.run.images.mkdir(exist_ok=True)
     for source in session.sources.test.values():
-        show_source(trainer, source, folder=session.run.images)
+        show_source(trainer.codec, source, options.train.pictures, folder=session.run.images)
     trained = [entry["psnr"] for entry in metrics.values() if not entry["held_out"]]
     result = {
         "psnr": sum(trained) / len(trained),

@@ -18,6 +18,8 @@ from generalizable.models.composer import Composer, ComposerConfig
 class InnerConfig(MLPConfig):
     """Options of a model whose patterns come from gradient steps."""
 
+    adapts_in_inner_loop: ClassVar[bool] = True
+
     inner_steps: int = 2
     """Gradient steps on an instance's patterns; at least 0."""
     inner_lr: float = 0.003

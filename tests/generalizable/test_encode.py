@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from evos.coords import grid
 from evos.images import read_image
-from generalizable.encode import interpolate, main, open_trainer, read_patterns
-from generalizable.instances import load
+from generalizable.codec import Codec
+from generalizable.encode import interpolate, main, read_patterns
 from generalizable.main import main as train
 
 
@@ -39,24 +39,24 @@ def patterns(image_run, pictures, tmp_path):
 
 
 def test_a_file_holds_the_pattern_of_every_picture(image_run, pictures, patterns):
-    trainer = open_trainer(str(image_run), "cpu")
+    codec = Codec.load(image_run, "cpu")
     tensors = load_file(patterns)
     assert set(tensors) == {f"{i:02}:pattern" for i in range(12)}
-    trainer.model.eval()
+    codec.model.eval()
     for i in (0, 7):
-        signal = load(pictures / f"{i:02}.png", 0, trainer.options.data).signal[None]
+        signal = codec.task.load(pictures / f"{i:02}.png").signal[None]
         with torch.no_grad():
-            assert torch.allclose(tensors[f"{i:02}:pattern"], trainer.model.encode(signal)["pattern"][0], atol=1e-6)
+            assert torch.allclose(tensors[f"{i:02}:pattern"], codec.model.encode(signal)["pattern"][0], atol=1e-6)
 
 
 def test_patterns_are_decoded_at_any_resolution(image_run, patterns, tmp_path):
-    trainer = open_trainer(str(image_run), "cpu")
+    codec = Codec.load(image_run, "cpu")
     main([f"run={image_run}", f"patterns={patterns}", f"out={tmp_path / 'out'}", "scale=3"])
     assert len(list((tmp_path / "out").glob("*.png"))) == 12
     pattern = {"pattern": load_file(patterns)["07:pattern"][None]}
-    trainer.model.eval()
+    codec.model.eval()
     with torch.no_grad():
-        truth = trainer.model.decode(pattern, grid((24, 24), centres="cell")[None])[0].reshape(24, 24, 3).clamp(0, 1)
+        truth = codec.model.decode(pattern, grid((24, 24), centres="cell")[None])[0].reshape(24, 24, 3).clamp(0, 1)
     assert (read_image(tmp_path / "out" / "07.png").pixels - truth).abs().max() <= 0.51 / 255
 
 
