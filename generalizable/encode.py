@@ -166,7 +166,8 @@ def write_signals(
     out = Path(config.out)
     if out.exists() and not out.is_dir():
         raise InputError("out", f"{out}, a file", "a folder")
-    paths = {name: path_in(out, f"{name}.{codec.task.extension}", "patterns") for name in signals}
+    stems = {name: path_in(out, name, "patterns") for name in signals}
+    paths = {name: stem.with_name(f"{stem.name}.{codec.task.extension}") for name, stem in stems.items()}
     check_absent(paths.values(), config.overwrite)
     for name, (parts, cameras) in signals.items():
         values = decode(codec, parts, cameras, config.scale)

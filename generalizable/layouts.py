@@ -177,7 +177,8 @@ def learnit(root: Path, kind: str) -> Split:
         train, test = parts["train"], parts.get("test") or parts.get("val") or []
         # A copy of a part of the set is a set.
         there = {path.name for path in root.iterdir() if path.is_dir()}
-        return Split(*[[root / name for name in names if name in there] for names in (train, test)])
+        train, test = ([root / name for name in names if name in there] for names in (train, test))
+        return Split(train, test)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError("root", f"{listed} without lists of scenes", '{"train": [...], "test": [...]}') from None
 

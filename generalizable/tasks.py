@@ -180,7 +180,7 @@ class GridTask(SignalTask):
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
-        self.centres = cast(coords.Centres, config.centres)
+        self.centres: coords.Centres = cast(coords.Centres, config.centres)
         self._grids: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def grid(self, device: torch.device) -> tuple[Float[Tensor, "P D"], Float[Tensor, " D"]]:

@@ -441,3 +441,11 @@ def test_a_taken_folder_is_refused_by_all(tiny, pictures, tmp_path, together):
     processes = together(lambda: main([*tiny, f"data.root={pictures}", f"out={tmp_path / 'taken'}"]))
     assert processes.wait() == [2, 2]
     assert "a new folder" in processes.stderr(0) and not processes.stderr(1)
+
+
+def test_a_data_set_is_named_without_folders(tiny, pictures, tmp_path, refused):
+    """Its pictures are written by its name: one that leads elsewhere is refused before the training, not after."""
+    for name in ("../../up", "a/b", ".."):
+        sources = f"data.sources=[{{root: {pictures}, name: {name}}}]"
+        assert "data.sources[0].name: got" in refused(*tiny, sources, f"out={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
