@@ -11,6 +11,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from common import alternate, peak_mib, ratio, spread, write_result
@@ -45,7 +46,7 @@ def double_backward(field: Field, x: Tensor, target: Tensor, slopes: Tensor) -> 
     return sobolev(values, torch.stack(rows, dim=1), target, slopes)
 
 
-def unfused(field: Field, x: Tensor, target: Tensor, slopes: Tensor) -> Tensor:
+def unfused(field: Any, x: Tensor, target: Tensor, slopes: Tensor) -> Tensor:
     """Ours without fusion: tangents carried in plain operations, all points at once."""
     values, tangents = x, torch.eye(2)[:, None].expand(-1, *x.shape)
     for index, layer in enumerate(scaled_weights(field)):

@@ -1,7 +1,7 @@
 """Selection inside meta-learning: all coordinates, a uniform quarter, EVOS' quarter, on instances never trained on.
 
     python benchmarks/meta_selection.py --data FOLDER [--config configs/generalizable/small_images.yaml] [--seeds 0 1 2]
-        [--variants all uniform evos evos:importance_cap=4 ...] [--set train.steps=1500 model.width=192 ...]
+        [--variants all uniform evos evos:mutation_ratio=0.8 ...] [--set train.steps=1500 model.width=192 ...]
     python benchmarks/meta_selection.py --data FOLDER --variants all:model=pattern_composer all:model=transinr \
         --against all:model=pattern_composer --config ...
 
@@ -31,8 +31,8 @@ WORLD = World()
 def words(args: argparse.Namespace, variant: str, seed: int) -> list[str]:
     """The command line of a run.
 
-    A variant is ``all`` or a strategy, and options: the selector's own (``:importance_cap=4``), or any by its full name
-    (``:model=transinr``, ``:train.inner_points=selected``).
+    A variant is ``all`` or a strategy, and options: the selector's own (``:mutation_ratio=0.8``), or any by its full
+    name (``:model=transinr``, ``:train.inner_points=selected``).
     """
     name, *options = variant.split(":")
     selector = ["selector=full"] if name == "all" else [f"selector={name}", f"selector.keep_ratio={args.ratio}"]

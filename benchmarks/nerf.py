@@ -1,13 +1,15 @@
 """Samplers of training rays inside nerfstudio: nerfacto with its own uniform sampler beside EVOS and the others.
 
-    python benchmarks/nerf.py --scene lego=DIR --samplers nerfstudio evos soft egra expansive --seeds 0 1 2 3 4
+    python benchmarks/nerf.py --scene lego=DIR --samplers nerfstudio tiles soft egra expansive --seeds 0 1 2 3 4
     python benchmarks/nerf.py --scene fox=DIR --timing
     python benchmarks/nerf.py --scene lego=DIR --timing --full --rays 4096 --device cuda
+    python benchmarks/nerf.py --scene lego=DIR --timing --other DIR --samplers nerfstudio tiles [--other_samplers ...]
 
 DIR is a Blender, nerfstudio or LLFF scene, told by its files. Every run is a process of its own with one thread: the
 plugin's pipeline (``nerfstudio``: nerfacto's, with nerfstudio's PixelSampler), the same steps, rays, initial weights
-of each seed, and optimizer. Test PSNR is the mean over the held-out views of PSNR over the same random pixels of each.
-A variant is ``evos:keep_ratio=0.5:tile_side=10``: options of the strategy or of the pixel sampler.
+of each seed, and optimizer. ``--other`` measures another version of this project, in the folder DIR, beside this one
+(two_trees.py). Test PSNR is the mean over the held-out views of PSNR over the same random pixels of each.
+A variant is ``tiles:keep_ratio=0.5:tile_side=10``: options of the strategy or of the pixel sampler.
 """
 
 import argparse
@@ -26,6 +28,8 @@ from unittest import mock
 import numpy as np
 import torch
 from common import Kernels, alternate, ratio, spread, synchronized_clock, write_result
+from two_trees import compare, serve
+from two_trees import summary as summary_of_two
 
 from evos.config import build_config
 from evos.runs import seed_everything
@@ -84,7 +88,7 @@ def build_pipeline(scene: Path, sampler: str, rays: int, seed: int, device: str,
     else:
         parser = NerfstudioDataParserConfig(data=scene, downscale_factor=1)
     if sampler == BASELINE:
-        config = replace(host.pipeline, datamanager=VanillaDataManagerConfig())
+        config: Any = replace(host.pipeline, datamanager=VanillaDataManagerConfig())
     else:
         config = evos_method(host, "evos-nerfacto", "").config.pipeline
         name, *words = sampler.split(":")
@@ -237,6 +241,27 @@ def timing(scene: Path, samplers: list[str], args: argparse.Namespace) -> dict[s
     return result
 
 
+def serve_steps(scene: Path, samplers: list[str], args: argparse.Namespace) -> None:
+    """Take steps as two_trees.py says."""
+    trainings = {sampler: Training(scene, sampler, 0, args) for sampler in samplers}
+    serve({name: training.step for name, training in trainings.items()}, lambda name: kernels(trainings[name]))
+
+
+def compare_trees(scene: str, args: argparse.Namespace) -> dict[str, Any]:
+    """This tree's samplers against another's."""
+    pairs = list(zip(args.samplers, args.other_samplers or args.samplers, strict=True))
+    own = ["--scene", scene, "--timing", "--rays", str(args.rays), "--steps", str(args.steps), "--device", args.device]
+    own += ["--full"] if args.full else []
+    return compare(
+        "nerf.py",
+        args.other,
+        pairs,
+        lambda names: [*own, "--samplers", *names],
+        repeats=args.repeats,
+        warmup=args.warm,
+    )
+
+
 def watched(training: Training, watch: Callable[[Callable[..., Any]], Callable[..., Any]], steps: int) -> None:
     """Some steps in which drawing the rays and taking note of their errors go through ``watch``."""
     sampler = training.pipeline.datamanager.train_pixel_sampler
@@ -278,7 +303,7 @@ def main() -> None:
     """Run what is asked for and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scene", required=True, help="NAME=DIR")
-    parser.add_argument("--samplers", nargs="+", default=[BASELINE, "evos", "soft", "egra", "expansive"])
+    parser.add_argument("--samplers", nargs="+", default=[BASELINE, "tiles", "soft", "egra", "expansive"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rays", type=int, default=512)
@@ -288,6 +313,9 @@ def main() -> None:
     parser.add_argument("--timing", action="store_true", help="measure the time of steps and samplers instead")
     parser.add_argument("--warm", type=int, default=60, help="with --timing: steps before")
     parser.add_argument("--repeats", type=int, default=40, help="with --timing: steps measured")
+    parser.add_argument("--other", type=Path, metavar="DIR", help="with --timing: another version of this project")
+    parser.add_argument("--other_samplers", nargs="+", help="what the samplers are called there; none: the same")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--full", action="store_true", help="nerfacto as it is, not reduced for two CPU cores")
     parser.add_argument("--cache", type=Path, default=Path("runs/bench-nerf"), help="folder of finished runs")
@@ -300,6 +328,12 @@ def main() -> None:
     if args.one:
         print(json.dumps(run_one(Path(folder), args.one[0], int(args.one[1]), args)))
         return
+    if args.serve:
+        return serve_steps(Path(folder), args.samplers, args)
+    if args.other:
+        numbers = compare_trees(f"{name}={Path(folder).resolve()}", args)
+        write_result(args.name or f"nerf_{name}_two_commits", {"rays": args.rays, "full": args.full, **numbers})
+        return print(summary_of_two(numbers))
     if args.timing:
         numbers = timing(Path(folder), args.samplers, args)
         how = {"rays": args.rays, "full": args.full, "device": args.device, "threads": torch.get_num_threads()}

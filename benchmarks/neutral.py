@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 from common import write_result
-from neutral_report import Run, contests, tables, write_plot
+from neutral_report import REFERENCES, Run, contests, tables, write_plot
+from neutral_search import Range, Search
 from neutral_suites import (
     RECIPES,
     ROOT,
@@ -41,14 +42,13 @@ from evos.errors import InputError, exit_on_input_error
 from evos.fields import FIELDS
 from evos.runs import Clock, environment, read_json, resolve_device, seed_everything, write_json
 from evos.runs.files import replace_file
-from evos.selection import SELECTORS
 from image_regression import recordings
-from image_regression.options import Options, as_config_file, from_values
+from image_regression.options import PARTS, Options, as_config_file, from_values
 from image_regression.signals import Signal, astronaut
 from image_regression.trainer import Fit
 
-EVALUATIONS = 40
-"""Evaluations in a run, at steps in geometric progression; they are off the clock."""
+EVALUATIONS, FIRST_EVALUATION = 20, 1 / 20
+"""Evaluations in a run, in geometric progression from a twentieth of it on; they are off the clock, but take time."""
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -66,8 +66,8 @@ class Job:
 
 def evaluation_steps(steps: int, also: tuple[int, ...] = ()) -> list[int]:
     """At which steps a run of ``steps`` is evaluated: in geometric progression, at ``also``, and at its end."""
-    spaced = {round(steps ** (number / EVALUATIONS)) for number in range(EVALUATIONS)}
-    return sorted(spaced | {step for step in also if step < steps} | {steps})
+    spaced = {round(steps * FIRST_EVALUATION ** (number / EVALUATIONS)) for number in range(EVALUATIONS + 1)}
+    return sorted({max(1, step) for step in spaced} | {step for step in also if step < steps})
 
 
 def train(signal: Signal, options: Options, device: torch.device, at: list[int]) -> list[dict[str, float]]:
@@ -86,7 +86,7 @@ def train(signal: Signal, options: Options, device: torch.device, at: list[int])
     def psnr() -> float:
         if signal.sound is None:
             return fit.psnr()
-        return recordings.both(signal, fit.predict(), fit.values, "")["psnr"] or 0.0
+        return recordings.sound_quality(signal, fit.predict(), fit.values, "")["psnr"] or 0.0
 
     note(0, psnr())
     for done, evaluated in pairwise([0, *at]):
@@ -125,7 +125,7 @@ def run_job(job: Job, out: Path, device: torch.device, also: tuple[int, ...], ma
         write_json(file, {"options": job.options.resolved(), "curve": curve, "machine": machine})
     made = read_json(file)
     commit = f"{made['machine']['commit']}{' and changes' if made['machine']['dirty'] else ''}"
-    return Run(job.contender, signal.name, job.seed, job.options.lr, job.options.cfs_weight > 0, made["curve"], commit)
+    return Run(job.contender, job.input, job.seed, job.options.lr, job.options.cfs_weight > 0, made["curve"], commit)
 
 
 def run_all(jobs: list[Job], args: argparse.Namespace, title: str) -> list[Run]:
@@ -151,7 +151,7 @@ def find_contenders(args: argparse.Namespace, suite: Suite) -> list[Contender]:
 
     Raises InputError for a strategy or recipe that is left out everywhere, though it was asked for.
     """
-    names = args.strategies or [*SELECTORS, *VARIANTS]
+    names = args.strategies or [*PARTS["selector"], *VARIANTS]
     places = product(args.sizes, args.recipes, args.ratios, args.steps, args.fields, names)
     contenders, refusals = [], {}
     for size, recipe, keep, steps, name, strategy in places:
@@ -169,18 +169,22 @@ def find_contenders(args: argparse.Namespace, suite: Suite) -> list[Contender]:
     return contenders
 
 
-def search(contenders: list[Contender], args: argparse.Namespace, suite: Suite) -> dict[Contender, float]:
-    """Each contender's learning rate: of as many for each, that of highest final PSNR on the first input and seed."""
-    jobs = [
-        Job(each, args.inputs[0], args.seeds[0], options_of(each, suite, factor * first_lr(each), args.seeds[0]))
-        for factor in args.lr_factors
-        for each in contenders
-        if recipe_of(each.recipe)[0].searched
-    ]
-    found = {each: (float("-inf"), first_lr(each)) for each in contenders}
-    for run in run_all(jobs, args, "search"):
-        found[run.contender] = max(found[run.contender], (run.curve[-1]["psnr"], run.lr))
-    return {each: lr for each, (_, lr) in found.items()}
+def search(contenders: list[Contender], args: argparse.Namespace, suite: Suite) -> dict[Contender, Search]:
+    """Each contender's search of the learning rate, on the search's inputs and the first seed; empty without one."""
+    allowed = Range(args.lr_start, max(args.lr_start, args.lr_limit))
+    found = {each: Search(first_lr(each)) for each in contenders}
+    searched = [each for each in contenders if args.lr_start > 0 and recipe_of(each.recipe)[0].searched]
+    while tries := [(exponent, each) for each in searched for exponent in found[each].untried(allowed)]:
+        tries.sort(key=lambda entry: entry[0])  # contenders vary fastest here, too
+        places = [(each, exponent, name) for name in args.search_inputs for exponent, each in tries]
+        seed = args.seeds[0]
+        jobs = [
+            Job(each, name, seed, options_of(each, suite, found[each].lr(exponent), seed))
+            for each, exponent, name in places
+        ]
+        for (each, exponent, _), run in zip(places, run_all(jobs, args, "search"), strict=True):
+            found[each].psnrs.setdefault(exponent, []).append(run.curve[-1]["psnr"])
+    return found
 
 
 def jobs_of(lrs: Mapping[Contender, float], args: argparse.Namespace, suite: Suite) -> list[Job]:
@@ -190,12 +194,6 @@ def jobs_of(lrs: Mapping[Contender, float], args: argparse.Namespace, suite: Sui
         for seed, name in product(args.seeds, args.inputs)
         for contender, lr in lrs.items()
     ]
-
-
-def at_edge(contender: Contender, lr: float, factors: list[float]) -> bool:
-    """Whether a search ended at the first or last of its rates: a better one may lie beyond."""
-    ends = [factor * first_lr(contender) for factor in (min(factors), max(factors))]
-    return recipe_of(contender.recipe)[0].searched and ends[0] < ends[1] and lr in ends
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -211,8 +209,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--at_steps", nargs="+", type=int, help="further steps at which PSNR is listed")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--lr_factors", nargs="+", type=float, default=[0.5, 1.0, 2.0], help="of the learning-rate search"
+        "--against", nargs="+", default=REFERENCES, help="strategies that all others are tested against"
     )
+    parser.add_argument(
+        "--lr_start", type=int, default=2, help="search from 2^-N to 2^N times the recipe's rate; 0: none"
+    )
+    parser.add_argument("--lr_limit", type=int, default=5, help="how far it may go on while the best rate is at an end")
+    parser.add_argument("--search_inputs", type=int, default=1, help="inputs of the search, none of those reported")
     parser.add_argument("--targets", nargs="+", type=float, help="PSNRs to which seconds are given")
     parser.add_argument("--inputs", type=int, help="use the suite's first inputs only")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
@@ -226,7 +229,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     suite = SUITES[args.suite]
     for name in ("recipes", "sizes", "ratios", "steps", "at_steps", "targets"):
         setattr(args, name, list(getattr(suite, name)) if getattr(args, name) is None else getattr(args, name))
-    args.inputs = find(suite, args.data, args.inputs)
+    args.inputs = find(suite.inputs, args.data, args.inputs)
+    args.search_inputs = find(suite.search, args.data, args.search_inputs) if args.lr_start > 0 else []
     args.device = resolve_device(args.device)
     # A process's own seconds leave out what else runs on the machine; several threads add theirs up.
     alone = args.device.type == "cpu" and args.threads == 1
@@ -242,16 +246,18 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     suite = SUITES[args.suite]
     contenders = find_contenders(args, suite)
-    lrs = search(contenders, args, suite)
+    searches = search(contenders, args, suite)
+    lrs = {each: its.lr(its.best()) for each, its in searches.items()}
     runs = run_all(jobs_of(lrs, args, suite), args, "run")
-    found = contests(runs, args.at_steps, args.targets, args.clock)
-    edges = {each for each, lr in lrs.items() if at_edge(each, lr, args.lr_factors)}
-    text = tables(found, edges)
+    found = contests(runs, args.at_steps, args.targets, args.clock, args.against)
+    text = tables(found, {each for each, its in searches.items() if its.open()})
     replace_file(args.out / f"{args.name}.md", text.encode())
     write_plot(args.out / f"{args.name}.png", runs, args.clock)
     protocol = {name: value for name, value in vars(args).items() if name != "out"}
     commits = sorted({run.commit for run in runs})
-    write_result(args.name, {"protocol": protocol, "commits_of_runs": commits, "contests": found})
+    tried = {str(each): {its.lr(e): its.psnrs[e] for e in sorted(its.psnrs)} for each, its in searches.items()}
+    numbers = {"protocol": protocol, "commits_of_runs": commits, "contests": found, "searches": tried}
+    write_result(args.name, numbers)
     print(text)
 
 

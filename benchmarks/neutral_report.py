@@ -15,9 +15,9 @@ import numpy as np
 from neutral_suites import Contender
 from scipy.stats import wilcoxon
 
-from image_regression.compare import seconds_to
 from image_regression.report import save_figure
 from image_regression.summary import markdown_table
+from image_regression.tables import seconds_to
 
 Curve = Sequence[Mapping[str, float]]
 """Entries with step, seconds, cpu_seconds, points and psnr; the first is step 0."""
@@ -26,7 +26,7 @@ Values = Mapping[tuple[str, int], float]
 """A value for each pair of input and seed; inf where a PSNR is never reached."""
 
 REFERENCES = ("full", "uniform")
-"""Strategies that every other is tested against."""
+"""Strategies that every other is tested against where the command line names none."""
 
 BUDGETS = (0.5, 1.0)
 """Equal costs, as shares of what the longest uniform run costs on the same input and seed."""
@@ -112,7 +112,8 @@ def signed_rank(differences: Iterable[float]) -> float:
     if not len(kept):
         return 1.0
     largest = max((abs(each) for each in kept if math.isfinite(each)), default=0.0) + 1
-    return float(wilcoxon(np.clip(kept, -largest, largest)).pvalue)
+    result: Any = wilcoxon(np.clip(kept, -largest, largest))
+    return float(result.pvalue)
 
 
 def paired(mine: Values, reference: Values, *, logarithmic: bool) -> dict[str, Any]:
@@ -134,12 +135,16 @@ def paired(mine: Values, reference: Values, *, logarithmic: bool) -> dict[str, A
 
 
 def contests(
-    runs: Iterable[Run], at_steps: Iterable[int], targets: Iterable[float], clock: str
+    runs: Iterable[Run],
+    at_steps: Iterable[int],
+    targets: Iterable[float],
+    clock: str,
+    references: Sequence[str] = REFERENCES,
 ) -> list[dict[str, Any]]:
     """Every contest with a row for each entrant, the highest PSNR at equal seconds first.
 
     Equal costs are those of the first field's longest uniform run (full where there is none, else the first entrant).
-    ``clock``: seconds or cpu_seconds.
+    ``clock``: seconds or cpu_seconds; ``references``: the strategies that the others are tested against.
     """
     grouped: dict[tuple[str, str, int], dict[tuple[str, str], list[Run]]] = {}
     for run in runs:
@@ -161,9 +166,10 @@ def contests(
             }
             names = next(iter(of_pair.values()))
             values[entrant] = {name: {pair: each[name] for pair, each in of_pair.items()} for name in names}
-        rows = [entrant_row(entrant, its_runs, values) for entrant, its_runs in entrants.items()]
+        rows = [entrant_row(entrant, its_runs, values, references) for entrant, its_runs in entrants.items()]
         rows.sort(key=lambda row: -row["measures"][RANKED_BY]["mean"])
-        found.append({"recipe": recipe, "keep": keep, "size": size, "clock": clock, "rows": rows})
+        place = {"recipe": recipe, "keep": keep, "size": size, "clock": clock, "references": list(references)}
+        found.append({**place, "rows": rows})
     return found
 
 
@@ -176,7 +182,10 @@ def curves(runs: Iterable[Run]) -> dict[tuple[str, int], dict[int, Curve]]:
 
 
 def entrant_row(
-    entrant: tuple[str, str], runs: Sequence[Run], values: Mapping[tuple[str, str], Mapping[str, Values]]
+    entrant: tuple[str, str],
+    runs: Sequence[Run],
+    values: Mapping[tuple[str, str], Mapping[str, Values]],
+    references: Iterable[str],
 ) -> dict[str, Any]:
     """An entrant's measures over all pairs, and its difference from the reference strategies of its field."""
     field, strategy = entrant
@@ -190,7 +199,7 @@ def entrant_row(
             name: paired(each, values[field, reference][name], logarithmic=name.startswith("seconds"))
             for name, each in values[entrant].items()
         }
-        for reference in REFERENCES
+        for reference in references
         if (field, reference) in values and strategy != reference
     }
     return row
@@ -234,20 +243,24 @@ def quality_table(contest: Mapping[str, Any], edges: set[Contender]) -> str:
     lines = []
     for row in contest["rows"]:
         cells = [psnr_text(row["measures"][name]) for name in names]
-        lines.append([*head(row), lr_text(contest, row, edges), *cells, *(gain(row, name) for name in REFERENCES)])
+        lines.append(
+            [*head(row), lr_text(contest, row, edges), *cells, *(gain(row, name) for name in contest["references"])]
+        )
     columns = [f"{name.removeprefix('psnr@')}{'' if ' ' in name else ' steps'}" for name in names]
-    return markdown_table(["field", "strategy", "CFS", "lr", *columns, *(f"- {name}" for name in REFERENCES)], lines)
+    return markdown_table(
+        ["field", "strategy", "CFS", "lr", *columns, *(f"- {name}" for name in contest["references"])], lines
+    )
 
 
 def time_table(contest: Mapping[str, Any]) -> str:
     """Seconds to each PSNR that anybody reached, and as shares of the reference strategies' with their p."""
-    rows = contest["rows"]
+    rows, references = contest["rows"], contest["references"]
     names = [name for name in rows[0]["measures"] if name.startswith("seconds")]
     names = [name for name in names if any(row["measures"][name]["reached"] for row in rows)]
-    columns = [each for name in names for each in (name.replace("seconds", "s"), *(f"/ {its}" for its in REFERENCES))]
+    columns = [each for name in names for each in (name.replace("seconds", "s"), *(f"/ {its}" for its in references))]
     lines = []
     for row in rows:
-        cells = [each for name in names for each in (time_text(row["measures"][name]), *shares(row, name))]
+        cells = [each for name in names for each in (time_text(row["measures"][name]), *shares(row, name, references))]
         lines.append([*head(row), *cells])
     return markdown_table(["field", "strategy", "CFS", *columns], lines)
 
@@ -280,9 +293,9 @@ def gain(row: Mapping[str, Any], reference: str) -> str:
     return "-" if test is None else f"{test['difference']:+.2f} (p {test['p']:.2g})"
 
 
-def shares(row: Mapping[str, Any], name: str) -> list[str]:
+def shares(row: Mapping[str, Any], name: str, references: Iterable[str]) -> list[str]:
     """Time as a share of each reference's, with p; a dash for the reference itself, or where there is no such pair."""
-    tests = [row["against"].get(reference, {}).get(name) for reference in REFERENCES]
+    tests = [row["against"].get(reference, {}).get(name) for reference in references]
     return [
         "-" if test is None or test["ratio"] is None else f"{test['ratio']:.2f} (p {test['p']:.2g})" for test in tests
     ]

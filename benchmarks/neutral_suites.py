@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,9 @@ import torch
 
 from evos.errors import InputError, unknown_name
 from evos.fields import FIELDS
-from evos.selection import SELECTORS
 from evos.sounds import is_sound, read_sound
-from image_regression import compare
-from image_regression.options import Options, RegressionConfig, from_values, given_values, recipe_values
+from image_regression.jobs import SCHEDULES, STRATEGIES
+from image_regression.options import PARTS, Options, RegressionConfig, from_values, given_values, recipe_values
 from image_regression.signals import Signal, astronaut, from_pixels, from_sound, load
 
 ROOT = Path(__file__).parents[1]
@@ -52,28 +51,30 @@ class Recipe:
 
 RECIPES = {
     "paper": Recipe({}, searched=False),
-    "tuned": Recipe({"lr_decay": 0.01}, {"siren": 1e-3, "finer": 1e-3}),
-    "scaled": Recipe({"lr_decay": 0.01, "field.init_scale": 2.0}, {"siren": 1e-3, "finer": 1e-3}),
+    "tuned": Recipe({"decay": 0.01}, {"siren": 1e-3, "finer": 1e-3}),
+    "scaled": Recipe({"decay": 0.01, "field.init_scale": 2.0}, {"siren": 1e-3, "finer": 1e-3}),
 }
 """Recipes by name: the papers' (Adam at a constant rate), and better ones. A config file is a recipe, too."""
 
-VARIANTS = ("full_cfs", "uniform_cfs", "evos_no_cfs", "evos_drawn", "evos_adapt")
+VARIANTS = ("full_cfs", "uniform_cfs", "evos_no_cfs")
 """Strategies that are compared beside the selectors themselves where the command line names none."""
 
 
 def strategies() -> dict[str, dict[str, Any]]:
-    """Options of every strategy by name: all selectors there are, and variants of them."""
-    drawn = {"selector": "evos", "cfs_weight": 0.0, "selector.evaluation": "streaming"}
-    drawn |= {"selector.draw": "proportional", "selector.crossover": "none"}
-    variants = {"evos_drawn": drawn, "evos_adapt": drawn | {"selector.adapt": True}}
-    return {name: {"selector": name} for name in SELECTORS} | compare.STRATEGIES | variants
+    """Options of every strategy by name: all selectors of single signals, and variants of them."""
+    return {name: {"selector": name} for name in PARTS["selector"]} | STRATEGIES
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Inputs with the settings that are used where the command line names none; ``values`` are options of SIREN's."""
+    """Inputs with the settings that are used where the command line names none; ``values`` are options of SIREN's.
+
+    ``inputs``: those reported; ``search``: others, for the search of the learning rate. Both are names of built-in
+    pictures, or a pattern of files.
+    """
 
     inputs: str
+    search: str
     sizes: tuple[int, ...]
     steps: tuple[int, ...]
     recipes: tuple[str, ...] = ("paper", "tuned", "scaled")
@@ -84,17 +85,33 @@ class Suite:
 
 
 SUITES = {
-    "small": Suite("", (64,), (25, 50, 100)),
-    "photos": Suite("div2k/test_data/*.png", (128,), (100, 200, 400)),
-    "text": Suite("text/test_data/*.png", (128,), (100, 200, 400)),
+    "small": Suite("astronaut glyphs", "clouds other_glyphs", (64,), (25, 50, 100)),
+    "photos": Suite("div2k/test_data/*.png", "div2k/train_data/*.png", (128,), (100, 200, 400)),
+    "text": Suite("text/test_data/*.png", "text/train_data/*.png", (128,), (100, 200, 400)),
+    # Two photos and two pages of text.
+    "pictures": Suite("*/test_data/0[01].png", "*/train_data/00.png", (96,), (100, 200, 400)),
     "sound": Suite(
-        "libri_test_clean_121726/0[0-3].flac", (32768,), (200, 400, 800), values={"field.first_omega": 3000.0}
+        "libri_test_clean_121726/0[0-3].flac",
+        "libri_test_clean_121726/0[4-7].flac",
+        (32768,),
+        (200, 400, 800),
+        values={"field.first_omega": 3000.0},
     ),
     # EVOS (CVPR 2025), Table 1.
-    "paper": Suite("div2k/train_data/*.png", (512,), (5000,), ("paper",), ("0.5", "step"), (1000, 2000)),
+    "paper": Suite(
+        "div2k/train_data/*.png", "div2k/test_data/*.png", (512,), (5000,), ("paper",), ("0.5", "step"), (1000, 2000)
+    ),
     # NINT (CVPR 2026): SIREN 5×256, a fifth of the points.
     "nint": Suite(
-        "div2k/test_data/*.png", (512,), (5000,), ("paper",), ("0.2",), (250, 1000), (35,), {"field.hidden_layers": 4}
+        "div2k/test_data/*.png",
+        "div2k/train_data/*.png",
+        (512,),
+        (5000,),
+        ("paper",),
+        ("0.2",),
+        (250, 1000),
+        (35,),
+        {"field.hidden_layers": 4},
     ),
 }
 
@@ -102,13 +119,13 @@ SUITES = {
 # ---- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def find(suite: Suite, data: Path, most: int | None) -> list[str]:
-    """The suite's inputs, the first ``most``: built-in pictures by name, or files; InputError where there are none."""
-    if not suite.inputs:
-        return list(BUILT_IN)[:most]
-    found = [str(path) for path in sorted(data.glob(suite.inputs))][:most]
+def find(inputs: str, data: Path, most: int | None) -> list[str]:
+    """A suite's inputs, the first ``most``: built-in pictures by name, or files; InputError where there are none."""
+    if set(inputs.split()) <= set(BUILT_IN):
+        return inputs.split()[:most]
+    found = [str(path) for path in sorted(data.glob(inputs))][:most]
     if not found:
-        raise InputError("--data", str(data), f"a folder with {suite.inputs}; --suite small needs none")
+        raise InputError("--data", str(data), f"a folder with {inputs}; --suite small needs none")
     return found
 
 
@@ -124,9 +141,9 @@ def signal_of(name: str, size: int) -> Signal:
     return from_sound(path.stem, replace(sound, samples=sound.samples[:size]))
 
 
-def glyphs(size: int) -> Signal:
+def glyphs(size: int, seed: int = 0) -> Signal:
     """A picture like a page of text: white, with rows of random dark glyphs of 3 × 5 dots in cells of 4 × 8."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     rows, columns = size // 8 + 1, size // 4 + 1
     page = torch.zeros(rows, 8, columns, 4)
     page[:, 1:6, :, :3] = (torch.rand(rows, 5, columns, 3, generator=generator) < 0.5).float()
@@ -134,7 +151,16 @@ def glyphs(size: int) -> Signal:
     return from_pixels("glyphs", 1 - page.flatten(2).flatten(0, 1)[:size, :size, None])
 
 
-BUILT_IN = {"astronaut": astronaut, "glyphs": glyphs}
+def clouds(size: int) -> Signal:
+    """A picture with the spectrum of a photo: noise whose amplitude falls with the inverse of the frequency."""
+    noise = torch.randn(size, size, 3, generator=torch.Generator().manual_seed(0))
+    frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)).clamp(min=1 / size)
+    picture = torch.fft.irfft2(torch.fft.rfft2(noise, dim=(0, 1)) / frequency[..., None], (size, size), dim=(0, 1))
+    low, high = picture.amin((0, 1)), picture.amax((0, 1))
+    return from_pixels("clouds", (picture - low) / (high - low))
+
+
+BUILT_IN = {"astronaut": astronaut, "glyphs": glyphs, "clouds": clouds, "other_glyphs": partial(glyphs, seed=1)}
 
 
 # ---- options ---------------------------------------------------------------------------------------------------------
@@ -145,14 +171,15 @@ def strategy_options(text: str) -> dict[str, Any]:
     name, _, more = text.partition(":")
     if name not in strategies():
         raise unknown_name("--strategies", name, strategies())
-    given = dict(pair.split("=", 1) if "=" in pair else (pair, "true") for pair in more.split(",") if pair)
+    pairs = (pair.partition("=") for pair in more.split(",") if pair)
+    given = {key: value if equals else "true" for key, equals, value in pairs}
     own = RegressionConfig.__dataclass_fields__
     return strategies()[name] | {key if key in own else f"selector.{key}": value for key, value in given.items()}
 
 
 def keep_options(text: str) -> dict[str, Any]:
     """Options of a share of points to keep, or of a schedule of it by name (``step``: 0.2 to 0.92)."""
-    return compare.SCHEDULES.get(text, {"selector.keep_ratio": text})
+    return SCHEDULES.get(text, {"selector.keep_ratio": text})
 
 
 def recipe_of(name: str) -> tuple[Recipe, dict[str, str]]:
@@ -168,7 +195,7 @@ def recipe_of(name: str) -> tuple[Recipe, dict[str, str]]:
     given, names = given_values(["--config", str(path)])
     given = recipe_values(given.get("recipe", "none"), names) | given
     varied = ("recipe", "input", "out", "size", "steps", "seed", "device", "selector", "field", "lr")
-    varied += ("cfs_weight", "cfs_share")
+    varied += ("cfs_weight", "cfs_ratio")
     values = {key: value for key, value in given.items() if key not in varied and not key.startswith("selector.")}
     lr = {names["field"]: float(given["lr"])} if "lr" in given else {}
     return Recipe(values, lr), {"transform": names["transform"]}

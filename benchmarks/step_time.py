@@ -2,28 +2,37 @@
 
 python benchmarks/step_time.py [--size 256] [--repeats 11] [--device cpu] [--sides plain full ...]
 python benchmarks/step_time.py --losses 500 --size 128 [--sides plain plain_nudged full full_bf16]
+python benchmarks/step_time.py --other DIR --sides full uniform evos [--other_sides full uniform evos] [--repeats 101]
 
 The first measures seconds per step, sides in turn, and profiles each of them; the second trains from the same weights
-and compares the losses. glibc gives every freed block above 32 MB back to the system, which a plain loop as anybody
-writes it pays for; ``plain_kept`` is the same loop with evos.runs.keep_freed_memory, as all sides of ours. Training
-amplifies rounding: ``plain_nudged`` is the plain loop from weights a last bit or so away, what any difference in losses
-has to be compared with.
+and compares the losses; the third measures another version of this project, in the folder DIR, beside this one
+(two_trees.py): seconds, and operations of a step and of selecting and observing.
+
+glibc gives every freed block above 32 MB back to the system, which a plain loop as anybody writes it pays for;
+``plain_kept`` is the same loop with evos.runs.keep_freed_memory, as all sides of ours. Training amplifies rounding:
+``plain_nudged`` is the plain loop from weights a last bit or so away, what any difference in losses has to be compared
+with.
 """
 
 import argparse
 import math
 import statistics
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from itertools import pairwise
+from pathlib import Path
+from unittest import mock
 
 import torch
-from common import alternate, ratio, spread, write_result
+from common import Kernels, alternate, ratio, spread, write_result
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from two_trees import compare, serve, summary
 
 from evos import coords
 from evos.runs import keep_freed_memory
 from evos.runs.machine import set_malloc_thresholds
+from evos.selection import Feedback
 from image_regression.options import from_values
 from image_regression.signals import astronaut
 from image_regression.trainer import Fit
@@ -35,7 +44,14 @@ OURS = {
     "full_bf16_compiled": ("full", {"precision": "bf16", "compile": True}),
     "uniform": ("uniform", {}),
     "evos": ("evos", {"cfs_weight": 0.0}),
+    "evos_cfs": ("evos", {}),
+    "nint": ("nint", {}),
+    "error": ("error", {}),
+    "soft": ("soft", {}),
+    "egra": ("egra", {}),
+    "expansive": ("expansive", {}),
 }
+DEFAULT_SIDES = ("full", "full_compiled", "full_bf16", "full_bf16_compiled", "uniform", "evos")
 PLAIN = ("plain", "plain_kept", "plain_compiled")
 NUDGE = 2.0**-23
 """Largest relative change of a nudged weight: float32's spacing."""
@@ -146,8 +162,8 @@ def selector_cost(size: int, device: str, full_step: float, evos_step: float) ->
     residual = torch.randn(1, pool.cells, 3, device=device)
     times = alternate(
         {
-            "between": lambda: selector.observe(selector.select(2), other.gather(residual)),
-            "ranking": lambda: selector.observe(key, residual),
+            "between": lambda: selector.observe(selector.select(2), Feedback(other.gather(residual))),
+            "ranking": lambda: selector.observe(key, Feedback(residual)),
         },
         repeats=51,
     )
@@ -190,6 +206,23 @@ def measure_losses(names: list[str], size: int, device: str, steps: int) -> dict
     return {"psnr": decibels, f"psnr_minus_{names[0]}": {name: value - first for name, value in decibels.items()}}
 
 
+def operations(name: str, size: int, device: str, steps: int = 10) -> dict[str, float]:
+    """Operations of a side's first step (a key step where there are any), of later ones, the selector's apart."""
+    selector, options = OURS[name]
+    fit = our_fit(size, device, selector, **options)
+    take, found = stepper(fit), {}
+    for part, count in (("first step", 1), ("step", steps)):
+        whole, own = Kernels(), Kernels()
+        with ExitStack() as patches:
+            for method in ("select", "weigh", "observe"):
+                patches.enter_context(mock.patch.object(fit.selector, method, own(getattr(fit.selector, method))))
+            with whole:
+                for _ in range(count):
+                    take()
+        found |= {part: whole.count / count, f"{part}'s selection": own.count / count}
+    return found
+
+
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser()
@@ -197,10 +230,30 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--losses", type=int, default=0, help="compare losses after so many steps instead of times")
-    parser.add_argument("--sides", nargs="+", choices=[*PLAIN, "plain_nudged", *OURS], default=[*PLAIN, *OURS])
+    parser.add_argument("--sides", nargs="+", choices=[*PLAIN, "plain_nudged", *OURS], default=[*PLAIN, *DEFAULT_SIDES])
+    parser.add_argument("--other", type=Path, metavar="DIR", help="another version of this project, to compare with")
+    parser.add_argument("--other_sides", nargs="+", help="what the sides are called there; none: the same")
+    parser.add_argument("--warmup", type=int, default=5, help="with --other: rounds before those that count")
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     threads = f"_{torch.get_num_threads()}threads" if args.device == "cpu" else ""
     where = f"{args.size}_{args.device.replace(':', '')}{threads}"
+    if args.serve:
+        steps = {name: build(name, args.size, args.device) for name in args.sides}
+        return serve(steps, lambda name: operations(name, args.size, args.device))
+    if args.other:
+        pairs = list(zip(args.sides, args.other_sides or args.sides, strict=True))
+        own = ["--size", str(args.size), "--device", args.device]
+        numbers = compare(
+            "step_time.py",
+            args.other,
+            pairs,
+            lambda names: [*own, "--sides", *names],
+            repeats=args.repeats,
+            warmup=args.warmup,
+        )
+        write_result(f"step_time_two_commits_{where}", {"points": args.size**2, **numbers})
+        return print(summary(numbers))
     if args.losses:
         name, numbers = "step_losses", measure_losses(args.sides, args.size, args.device, args.losses)
     else:

@@ -267,7 +267,7 @@ def find_sources(configs: Sequence[SourceConfig], data: DataConfig, *, seed: int
         if config.name is not None:  # pictures are written by this name
             check_name(config.name, f"data.sources[{i}].name", nested=False)
         try:
-            split = find(config.root, config.layout, data.task, data.test_share)
+            split = find(config.root, config.layout, data.task, data.test_ratio)
         except InputError as error:
             raise InputError(f"data.sources[{i}].{error.argument}", error.got, error.allowed) from None
         if config.weight:

@@ -21,13 +21,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from evos.config import build_config, check_range
+from evos.command_line import parse_options
+from evos.config import check_range
 from evos.errors import InputError, exit_on_input_error
 from evos.runs.files import replace_file
 from evos.runs.outputs import check_absent, check_name, make_folder, path_in
 from generalizable.codec import Codec
 from generalizable.instances import Instance, stack
-from generalizable.options import is_help, option_lines, read_words
 from generalizable.tasks import SignalTask
 
 FORMAT = "evos patterns 1"
@@ -178,12 +178,7 @@ def write_signals(
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
-    words = sys.argv[1:] if argv is None else argv
-    if is_help(words):
-        print("\n".join([__doc__ or "", *option_lines(EncodeConfig)]))
-        return
-    config = build_config(EncodeConfig, read_words(words))
-    run(config)
+    run(parse_options(EncodeConfig, argv, "python generalizable/encode.py", __doc__ or ""))
 
 
 def run(config: EncodeConfig) -> None:

@@ -31,13 +31,13 @@ class Split:
     """Whether these are tar files, or commands and addresses that webdataset reads them through."""
 
 
-def find(root: str, layout: str, kind: str, test_share: float) -> Split:
+def find(root: str, layout: str, kind: str, test_ratio: float) -> Split:
     """The parts of the data set in ``root``.
 
     Args:
         layout: one of ``LAYOUTS``; auto looks at what the folder holds.
         kind: image, sound or views.
-        test_share: share of the instances that is held out where the data set has no test part.
+        test_ratio: share of the instances that is held out where the data set has no test part.
 
     Raises:
         InputError: no such folder, a layout for another kind of data, or nothing found in it.
@@ -56,7 +56,7 @@ def find(root: str, layout: str, kind: str, test_share: float) -> Split:
     if not split.train and not split.test:
         wanted = ", ".join(SUFFIXES[kind]) + " files" if kind in SUFFIXES else "folders with transforms.json"
         raise InputError("root", f"{root}, where layout {layout} finds nothing", wanted)
-    return split if split.test else hold_out(split, test_share)
+    return split if split.test else hold_out(split, test_ratio)
 
 
 def detect(root: Path, kind: str) -> str:
@@ -91,11 +91,11 @@ DETECTORS: dict[str, Callable[[Path], str]] = {
 """How the layout of a folder is found out, by the kind of signal."""
 
 
-def hold_out(split: Split, test_share: float) -> Split:
+def hold_out(split: Split, test_ratio: float) -> Split:
     """Every n-th instance as the test part."""
     if len(split.train) < 2:
         raise InputError("root", f"{split.train[0]} alone", "at least two instances: some are held out")
-    every = min(max(2, round(1 / test_share)), len(split.train))
+    every = min(max(2, round(1 / test_ratio)), len(split.train))
     test = split.train[every - 1 :: every]
     chosen = set(test)
     return Split([path for path in split.train if path not in chosen], test, split.shards)

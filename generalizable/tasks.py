@@ -9,7 +9,7 @@ numbers of a ray), C channels.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -180,7 +180,7 @@ class GridTask(SignalTask):
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
-        self.centres: coords.Centres = cast(coords.Centres, config.centres)
+        self.centres: coords.Centres = config.centres
         self._grids: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def grid(self, device: torch.device) -> tuple[Float[Tensor, "P D"], Float[Tensor, " D"]]:

@@ -104,7 +104,7 @@ def test_mistakes_end_in_one_line(image_run, patterns, pictures, tmp_path, refus
         ([run, out, f"patterns={tmp_path / 'other.safetensors'}"], "patterns of this run's pattern_composer"),
         ([run, out, f"patterns={tmp_path / 'broken.safetensors'}"], "patterns: got"),
         ([run, out, f"patterns={patterns}", "between=03,99"], "two of 00, 01"),
-        ([run, out, f"patterns={patterns}", "scales=2"], "did you mean scale"),
+        ([run, out, f"patterns={patterns}", "scales=2"], "did you mean --scale"),
     ):
         assert text in refused(*words, program=main)
     assert not (tmp_path / "x").exists()

@@ -114,27 +114,29 @@ def test_a_step_is_adam_on_the_mean_squared_error_of_the_selected_points(tiny, p
         assert torch.allclose(mine, theirs, atol=1e-6)
 
 
-def test_errors_are_remembered_by_instance_and_weigh_its_next_draw(tiny, pictures):
-    words = [*tiny, "selector=error", "selector.keep_ratio=1", "selector.uniform_ratio=0.25", "train.lr=1e-9"]
+def test_errors_are_remembered_by_instance_and_set_the_odds(tiny, pictures):
+    words = [*tiny, "selector=error", "selector.keep_ratio=0.5", "selector.uniform_ratio=0", "train.lr=1e-9"]
     trainer, instances = build(words, pictures)
     for step, indices in enumerate(((0, 1, 2, 3), (4, 5, 6, 7), (3, 2, 1, 0)), start=1):
         trainer.step(step, batch_of(instances, *indices))
-    assert bool(trainer.selector.cache.seen[:8].all()) and not bool(trainer.selector.cache.seen[8:].any())
+    assert bool(trainer.selector.cache.seen[:4].any(1).all()) and not bool(trainer.selector.cache.seen[8:].any())
     batch = batch_of(instances, 2, 9, 0, 4)
     with trainer.codec.evaluating() as model:  # the weights have not moved: the residual is what it was
         truth = trainer.task.cells(batch.instance.signal)
         values = predict(model, model.encode(batch.instance.signal), grid((8, 8), centres="cell")[None])
-        error = (values - truth).square().mean(-1).sqrt()
+        error = (values - truth).square().mean(-1)
     rows = trainer.assign(batch.keys)
     assert rows.tolist() == [2, 8, 0, 4]
-    odds = trainer.selector.odds(rows)
+    odds, seen = trainer.selector.odds(rows), trainer.selector.cache.seen[rows]
+    assert odds[1].tolist() == [1.0] * 64  # an instance of which nothing is known
     for i in (0, 2, 3):
-        assert torch.allclose(odds[i], 0.25 + 0.75 * error[i] / error[i].mean(), atol=1e-4)
-    assert bool((odds[1] == 1).all())  # instance 9 has not been seen
+        expected = error[i].sqrt() / error[i].sqrt()[seen[i]].mean()
+        assert torch.allclose(odds[i][seen[i]], expected[seen[i]], rtol=1e-3)
+        assert (odds[i][~seen[i]] == 1).all()
 
 
 def test_a_row_that_changes_hands_forgets(tiny, pictures):
-    trainer, instances = build([*tiny, "selector=error", "train.cache_rows=4"], pictures)
+    trainer, instances = build([*tiny, "selector=error", "selector.keep_ratio=0.5", "train.cache_rows=4"], pictures)
     trainer.step(1, batch_of(instances, 0, 1, 2, 3))
     assert trainer.rows.capacity == 4 and bool(trainer.selector.cache.seen.any(1).all())
     assert trainer.assign(batch_of(instances, 3, 8, 1, 9).keys).tolist() == [3, 0, 1, 2]
@@ -247,7 +249,7 @@ def test_sounds_are_written_to_listen_to(tiny, sounds, tmp_path):
 
 def test_views_are_reported_by_support_views_and_by_inner_step(tiny, scenes, tmp_path):
     words = [*without_hypernetwork(tiny), *META, "data.task=views", "data.views=6", "train.inner_rays=16"]
-    words += ["model.samples=4", "selector=error", f"data.root={scenes}"]
+    words += ["model.samples=4", "selector=error", "selector.keep_ratio=0.05", f"data.root={scenes}"]
     main([*words, "data.eval_support_views=2", f"out={tmp_path / 'run'}"])
     entry = metrics_of(tmp_path / "run")["sources"][scenes.name]
     assert sorted(entry["psnr_by_support_views"]) == ["1", "2"]
@@ -277,7 +279,7 @@ def test_mistakes_end_in_one_line(tiny, pictures, tmp_path, refused):
     run = f"out={tmp_path / 'run'}"
     assert "data.root: got None" in refused(*tiny, run)
     assert "a folder that exists" in refused(*tiny, run, "data.root=none/here")
-    assert "did you mean train.batch" in refused(*tiny, run, "train.bach=3")
+    assert "did you mean --train.batch" in refused(*tiny, run, "train.bach=3")
     assert "a checkpoint, for --eval" in refused(*tiny, run, f"data.root={pictures}", "--eval")
     assert not (tmp_path / "run").exists()
     main([*tiny, run, f"data.root={pictures}"])
@@ -286,7 +288,7 @@ def test_mistakes_end_in_one_line(tiny, pictures, tmp_path, refused):
 
 
 def test_a_diverging_loss_ends_the_run_and_keeps_the_checkpoint(tiny, pictures, tmp_path, refused):
-    run = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "train.lr=1e30", "train.save_every=1"]
+    run = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "train.lr=1e30", "save_every=1"]
     assert refused(*run).startswith("loss: got nan at step")
     assert not (tmp_path / "run" / "metrics.json").exists()
 
@@ -356,7 +358,7 @@ def test_resuming_a_finished_run_only_reports_it(tiny, pictures, tmp_path, capsy
 @pytest.mark.dist
 @pytest.mark.parametrize("model", ["hyper", "meta"])
 def test_two_processes_train_as_one_with_twice_the_batch(tiny, pictures, tmp_path, together, model):
-    words = [*tiny, *EXACT, f"data.root={pictures}", "data.test_share=0.25", "train.lr=0.01", "train.batch=2"]
+    words = [*tiny, *EXACT, f"data.root={pictures}", "data.test_ratio=0.25", "train.lr=0.01", "train.batch=2"]
     words = words if model == "hyper" else [*without_hypernetwork(words), *META]
     processes = together(lambda: main([*words, f"out={tmp_path / 'two'}"]))
     assert processes.wait() == [0, 0], processes.stderr(0) + processes.stderr(1)
@@ -413,7 +415,7 @@ def test_a_dead_process_ends_the_run_with_one_line_and_a_usable_checkpoint(
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, number, batch)
 
-    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "selector=error", "train.save_every=2"]
+    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "selector=error", "save_every=2"]
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", step)
         processes = together(lambda: main(words))

@@ -24,6 +24,7 @@ sys.path.append(str(ROOT / "benchmarks"))  # as its scripts have it
 import common  # noqa: E402
 import neutral  # noqa: E402
 import neutral_report as report  # noqa: E402
+import neutral_search  # noqa: E402
 import neutral_suites as suites  # noqa: E402
 
 TINY = ["--sizes", "16", "--steps", "3", "6", "--ratios", "0.5", "--seeds", "0", "--threads", "1", "--device", "cpu"]
@@ -128,6 +129,14 @@ def test_a_contest_is_ranked_at_the_cost_of_the_longest_uniform_run():
     assert set(uniform["against"]) == {"full"}
 
 
+def test_any_strategy_can_be_the_one_that_others_are_tested_against():
+    runs = [run(name, [10, 20, end], name=place) for place in "ab" for name, end in (("evos", 30), ("nint", 33))]
+    (contest,) = report.contests(runs, [], [25], "seconds", ["evos"])
+    best, other = contest["rows"]
+    assert best["against"]["evos"]["psnr@2"]["difference"] == pytest.approx(3) and other["against"] == {}
+    assert "| - evos |" in report.tables([contest]) and "| / evos |" in report.tables([contest])
+
+
 def test_tables_name_every_entrant_its_loss_and_the_end_of_a_search():
     runs = [run("full", [10, 20, 30]), run("uniform", [10, 15, 28]), run("uniform", [10, 16, 29], name="b")]
     runs.append(run("full", [10, 20, 27], name="b"))
@@ -150,11 +159,11 @@ def test_the_plot_is_a_picture_with_a_panel_for_each_contest(tmp_path):
 
 
 def test_options_of_a_variant_go_to_the_run_or_to_its_selector():
-    assert suites.strategy_options("evos:cfs_weight=0,crossover=add,adapt") == {
+    assert suites.strategy_options("evos:cfs_weight=0,crossover=add,compile") == {
         "selector": "evos",
         "cfs_weight": "0",
         "selector.crossover": "add",
-        "selector.adapt": "true",
+        "compile": "true",
     }
     with pytest.raises(InputError, match="did you mean uniform"):
         suites.strategy_options("unifrom")
@@ -162,13 +171,15 @@ def test_options_of_a_variant_go_to_the_run_or_to_its_selector():
 
 def test_a_config_file_is_a_recipe_without_its_selection(tmp_path):
     path = tmp_path / "mine.txt"
-    path.write_text("selector = uniform\nselector.keep_ratio = 0.1\nsteps = 7\nlr = 0.002\nlr_decay = 0.1\n")
+    path.write_text("selector = uniform\nselector.keep_ratio = 0.1\nsteps = 7\nlr = 0.002\ndecay = 0.1\n")
     recipe, names = suites.recipe_of(str(path))
-    assert recipe == suites.Recipe({"lr_decay": "0.1"}, {"siren": 0.002}) and names == {"transform": "min_max"}
+    assert recipe == suites.Recipe({"decay": "0.1"}, {"siren": 0.002}) and names == {"transform": "min_max"}
 
 
 def test_every_selector_there_is_has_a_row_by_its_name():
-    assert {name: suites.strategies()[name]["selector"] for name in SELECTORS} == {name: name for name in SELECTORS}
+    pictures_have = {name: name for name in SELECTORS if name != "tiles"}
+    assert {name: suites.strategies()[name]["selector"] for name in pictures_have} == pictures_have
+    assert "tiles" not in suites.strategies()  # its cells are tiles of many images
 
 
 def test_the_full_run_is_the_same_whatever_share_the_others_keep():
@@ -184,23 +195,99 @@ def test_glyphs_are_dark_strokes_on_white():
     assert set(page.unique().tolist()) == {0.0, 1.0} and 0.1 < float((page == 0).float().mean()) < 0.3
 
 
+def test_clouds_have_a_photos_spectrum():
+    picture = suites.clouds(64).values.view(64, 64, 3).double()
+    assert picture.min() == 0 and picture.max() == 1
+    power = np.abs(np.fft.fft2(picture[..., 0].numpy() - picture[..., 0].mean().item())) ** 2
+    frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(64)] * 2))
+    inside = (frequency > 0.04) & (frequency < 0.4)
+    slope = np.polyfit(np.log(frequency[inside]), np.log(power[inside]), 1)[0]
+    assert slope == pytest.approx(-2, abs=0.2)
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_no_rate_is_searched_on_what_is_reported(name):
+    suite, data = suites.SUITES[name], ROOT.parent / "shared" / "data"
+    built_in = set(suite.inputs.split()) <= set(suites.BUILT_IN)
+    if not built_in and not data.is_dir():
+        pytest.skip("needs the shared data")
+    reported, searched = (suites.find(inputs, data, None) for inputs in (suite.inputs, suite.search))
+    assert reported and searched and not set(reported) & set(searched)
+    size = 32768 if name == "sound" else 16  # recordings begin with silence, all alike
+    shown, others = ([suites.signal_of(each, size).values for each in names[:4]] for names in (reported, searched))
+    assert not any(torch.equal(one, other) for one in shown for other in others)
+
+
+# ---- the search of the learning rate
+
+
+def searched(psnr_of, start: int = 2, limit: int = 5) -> neutral_search.Search:
+    """A whole search where a rate of 2^exponent ends at psnr_of(exponent) dB."""
+    search, allowed = neutral_search.Search(1e-3), neutral_search.Range(start, limit)
+    while tries := search.untried(allowed):
+        search.psnrs |= {each: [psnr_of(each)] for each in tries}
+    return search
+
+
+@pytest.mark.parametrize("peak", [-5, -4, -2, 0, 1, 2, 3, 5])
+def test_the_search_finds_a_peak_anywhere_within_its_limit(peak):
+    search = searched(lambda exponent: 30 - (exponent - peak) ** 2)
+    assert search.best() == peak and search.lr(search.best()) == pytest.approx(1e-3 * 2.0**peak)
+    # It ends one beyond the best on either side, or at its limit, and goes no further.
+    assert min(search.psnrs) == max(-5, min(-2, peak - 1)) and max(search.psnrs) == min(5, max(2, peak + 1))
+    assert search.open() == (abs(peak) == 5)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_search_that_ends_at_its_limit_says_so(sign):
+    search = searched(lambda exponent: sign * exponent)
+    assert (search.best(), search.open()) == (sign * 5, True)
+
+
+def test_rates_are_ranked_by_their_mean_over_inputs_and_the_lower_of_equals_is_taken():
+    search = neutral_search.Search(1.0, {-1: [30.0, 30.0], 0: [40.0, 21.0], 1: [31.0, 31.0], 2: [62.0, 0.0]})
+    assert search.best() == 1
+
+
+def test_without_a_search_the_rate_is_the_recipes():
+    search = neutral_search.Search(1e-3)
+    assert search.lr(search.best()) == 1e-3 and not search.open()
+
+
 # ---- the whole
 
 
 @pytest.fixture
-def bench(monkeypatch, tmp_path):
+def training():
+    """How runs are trained, under "train"."""
+    return {"train": neutral.train}
+
+
+@pytest.fixture
+def optimum(training):
+    """optimum(lr): from now on nothing trains, and a run ends the higher, the nearer its rate is to ``lr``."""
+
+    def set_to(best: float):
+        training["train"] = lambda signal, options, device, at: curve(
+            10, *[30 - abs(math.log2(options.lr / best))] * len(at)
+        )
+
+    return set_to
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path, training):
     """bench(*argv) -> (what the result holds, the runs made anew) of a benchmark with a tiny network and no plot."""
     small = replace(suites.SUITES["small"], values={"field.hidden_features": 8, "field.hidden_layers": 1})
     monkeypatch.setitem(neutral.SUITES, "small", small)
     monkeypatch.setattr(common, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(neutral, "write_plot", lambda *args: None)
     made = []
-    train = neutral.train
 
     def counted(signal, options, device, at):
         if options.run.steps in (3, 6) and options.field.hidden_features == 8:
             made.append((options.run.selector, options.run.steps, options.lr, options.run.seed, signal.name))
-        return train(signal, options, device, at)
+        return training["train"](signal, options, device, at)
 
     monkeypatch.setattr(neutral, "train", counted)
 
@@ -225,7 +312,7 @@ def test_a_strategy_of_one_more_file_is_ranked(bench, monkeypatch, tmp_path):
     monkeypatch.setitem(PARTS["selector"], "mine", MineConfig)
     results, _ = bench("--recipes", "paper", "--inputs", "1", "--steps", "3")
     rows = {row["strategy"]: row for row in results["contests"][0]["rows"]}
-    assert {*SELECTORS, "full_cfs", "evos_no_cfs"} <= set(rows) and "mine" in rows
+    assert {*PARTS["selector"], "full_cfs", "evos_no_cfs"} <= set(rows) and "mine" in rows
     # It draws as uniform does: the same generator, the same PSNR.
     assert rows["mine"]["measures"]["psnr@3"] == rows["uniform"]["measures"]["psnr@3"]
     assert {name for name, row in rows.items() if row["cfs"]} >= {"evos", "full_cfs", "uniform_cfs"}
@@ -233,21 +320,38 @@ def test_a_strategy_of_one_more_file_is_ranked(bench, monkeypatch, tmp_path):
     assert "mine" in (tmp_path / "out" / "tiny.md").read_text()
 
 
-def test_strategies_alternate_and_each_searches_as_many_rates(bench):
-    _, made = bench("--recipes", "tuned", "--strategies", "full", "uniform", "--lr_factors", "1", "4")
+def test_strategies_alternate_and_each_searches_the_same_rates_on_another_input(bench, optimum):
+    optimum(1e-3)
+    _, made = bench("--recipes", "tuned", "--strategies", "full", "uniform")
     assert [name for name, *_ in made] == ["full", "uniform"] * (len(made) // 2)
-    searched = {(name, steps, lr) for name, steps, lr, seed, picture in made if picture == "astronaut"}
-    expected = {(name, steps, lr) for name in ("full", "uniform") for steps in (3, 6) for lr in (1e-3, 4e-3)}
-    assert searched == expected
-    assert len(made) == len(expected) + 4  # and the best of each on the second picture
+    tried = [(name, steps, round(math.log2(lr / 1e-3))) for name, steps, lr, _, picture in made if picture == "clouds"]
+    expected = {(name, steps, e) for name in ("full", "uniform") for steps in (3, 6) for e in range(-2, 3)}
+    assert set(tried) == expected and len(tried) == len(expected)
+    assert len(made) == len(expected) + 2 * 2 * 2  # and the best of each on both pictures
 
 
-def test_the_rate_of_the_highest_final_psnr_is_used_everywhere(bench, tmp_path):
-    results, made = bench("--recipes", "tuned", "--strategies", "full", "--steps", "6", "--lr_factors", "0.1", "1", "8")
-    curves = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("astronaut-16/*.json")]
-    best = max(curves, key=lambda each: each["curve"][-1]["psnr"])["options"]["lr"]
-    assert [lr for *_, lr, _, picture in made if picture == "glyphs"] == [best]
-    assert results["contests"][0]["rows"][0]["lr"] == {"6": best}
+@pytest.mark.parametrize(("best", "tried"), [(1e-3, 5), (2.5e-4, 6), (1.6e-2, 8), (1e-4, 7)])
+def test_the_rate_of_the_highest_final_psnr_is_used_everywhere_however_far(bench, optimum, best, tried):
+    optimum(best)
+    results, made = bench("--recipes", "tuned", "--strategies", "full", "--steps", "6")
+    assert len([each for each in made if each[-1] == "clouds"]) == tried
+    nearest = min((1e-3 * 2.0**e for e in range(-5, 6)), key=lambda lr: abs(math.log(lr / best)))
+    used = {lr for *_, lr, _, picture in made if picture in ("astronaut", "glyphs")}
+    assert used == {nearest} and results["contests"][0]["rows"][0]["lr"] == {"6": nearest}
+
+
+def test_a_star_marks_only_the_search_that_hit_its_limit(bench, optimum, tmp_path):
+    argv = ["--recipes", "tuned", "--strategies", "full", "--steps", "6"]
+    optimum(2e-3)
+    bench(*argv)
+    assert "2.0e-03 |" in (tmp_path / "out" / "tiny.md").read_text()
+    bench(*argv, "--lr_start", "1", "--lr_limit", "1")
+    assert "2.0e-03* |" in (tmp_path / "out" / "tiny.md").read_text()
+
+
+def test_a_search_of_no_rates_takes_the_recipes(bench):
+    results, made = bench("--recipes", "tuned", "--strategies", "full", "--steps", "6", "--lr_start", "0")
+    assert len(made) == 2 and results["contests"][0]["rows"][0]["lr"] == {"6": 1e-3} and results["searches"]
 
 
 def test_the_same_command_makes_no_run_again_and_a_seed_more_only_its_own(bench):
@@ -262,7 +366,9 @@ def test_the_same_command_makes_no_run_again_and_a_seed_more_only_its_own(bench)
 
 
 def test_a_diverged_run_counts_as_0_db_and_ends_no_benchmark(bench, tmp_path):
-    results, _ = bench("--recipes", "tuned", "--strategies", "full", "--lr_factors", "1e38", "--inputs", "1")
+    (tmp_path / "wild.txt").write_text("lr = 1e35\nlr_decay = 0.01\n")
+    recipe = str(tmp_path / "wild.txt")
+    results, _ = bench("--recipes", recipe, "--strategies", "full", "--lr_start", "0", "--inputs", "1")
     (row,) = results["contests"][0]["rows"]
     assert row["diverged"] == 2 and row["measures"]["psnr@6"]["mean"] == 0
 

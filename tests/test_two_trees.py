@@ -1,0 +1,89 @@
+"""Two versions of the project measured in one run: two toy trees whose steps take known times, and real ones."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "benchmarks"))  # as its scripts have it
+
+import two_trees  # noqa: E402
+
+TOY = """
+import sys, json
+seconds = {seconds}
+print("a library says hello")
+for line in sys.stdin:
+    with open({log!r}, "a") as file:
+        file.write({name!r} + " " + line)
+    word, side = line.split()
+    assert side in sys.argv, "a side that was not asked for"
+    if side == "breaks":
+        sys.exit("no such side")
+    print("chatter")
+    answer = seconds.pop(0) if word == "step" else {{"step": {operations}}}
+    print("answer: " + json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture
+def trees(monkeypatch, tmp_path):
+    """trees(mine, theirs): toy trees whose steps take these seconds; the other's root, and a log."""
+    log = tmp_path / "log"
+
+    def make(mine: list[float], theirs: list[float]) -> tuple[Path, Path]:
+        for name, seconds, operations in (("mine", mine, 7), ("theirs", theirs, 9)):
+            folder = tmp_path / name / "benchmarks"
+            folder.mkdir(parents=True)
+            text = TOY.format(seconds=seconds, log=str(log), name=name, operations=operations)
+            (folder / "toy.py").write_text(text)
+        monkeypatch.setattr(two_trees, "__file__", str(tmp_path / "mine" / "benchmarks" / "two_trees.py"))
+        monkeypatch.setattr(two_trees.Tree, "commit", lambda self: self.root.name)
+        return tmp_path / "theirs", log
+
+    return make
+
+
+def compared(other: Path, *sides: tuple[str, str], repeats: int, warmup: int = 0):
+    return two_trees.compare("toy.py", other, sides, lambda names: ["--sides", *names], repeats=repeats, warmup=warmup)
+
+
+def test_the_ratio_is_that_of_steps_of_the_same_round_without_the_warm_up(trees):
+    other, _ = trees([100.0, 2.0, 6.0, 4.0], [1.0, 1.0, 2.0, 4.0])
+    found = compared(other, ("now", "then"), repeats=3, warmup=1)
+    side = found["sides"]["now : then"]
+    assert side["ratio"]["median"] == 2 and side["ratio"]["n"] == 3
+    assert side["ratio_of_sums"] == pytest.approx(12 / 7)
+    assert side["seconds"]["here"]["median"] == 4 and side["seconds"]["other"]["median"] == 2
+    assert side["operations"] == {"here": {"step": 7}, "other": {"step": 9}}
+    assert found["commits"] == {"here": "mine", "other": "theirs"}
+    assert "now : then: time 2.000" in two_trees.summary(found) and "step 7 (9)" in two_trees.summary(found)
+
+
+def test_the_trees_take_turns_and_turns_at_being_first(trees):
+    other, log = trees([1.0] * 4, [1.0] * 4)
+    compared(other, ("a", "a"), ("b", "c"), repeats=2)
+    said = log.read_text().splitlines()
+    first = ["theirs step a", "mine step a", "theirs step c", "mine step b"]
+    second = ["mine step a", "theirs step a", "mine step b", "theirs step c"]
+    assert said[:8] == first + second
+    assert sorted(said[8:]) == ["mine operations a", "mine operations b", "theirs operations a", "theirs operations c"]
+
+
+def test_a_tree_that_ends_is_named(trees):
+    other, _ = trees([1.0], [1.0])
+    with pytest.raises(RuntimeError, match=r"theirs ended without an answer to step breaks"):
+        compared(other, ("now", "breaks"), repeats=1)
+
+
+def test_serving_takes_the_named_step_and_counts_nothing_else(capsys):
+    taken = []
+    steps = {"a": lambda: taken.append("a"), "b": lambda: taken.append("b")}
+    lines = io.StringIO("step b\nstep a\nstep a\noperations b\n")
+    two_trees.serve(steps, lambda name: {"step": 3, "side": ord(name)}, lines)
+    answers = [json.loads(line.removeprefix("answer: ")) for line in capsys.readouterr().out.splitlines()]
+    assert taken == ["b", "a", "a"]
+    assert all(0 <= seconds < 1 for seconds in answers[:3]) and answers[3] == {"step": 3, "side": 98}
