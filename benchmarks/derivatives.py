@@ -17,7 +17,7 @@ import torch
 from common import alternate, peak_mib, ratio, spread, write_result
 from torch import Tensor
 
-from evos.derivatives import linear, scaled_weights, value_and_jacobian
+from evos.derivatives import linear_with_tangents, scaled_weights, value_and_jacobian
 from evos.fields import Field, build_field, field_config
 from evos.fields.wire import Wire
 from evos.losses import derivative_loss
@@ -52,7 +52,7 @@ def unfused(field: Any, x: Tensor, target: Tensor, slopes: Tensor) -> Tensor:
     for index, layer in enumerate(scaled_weights(field)):
         if index:
             values, tangents = field.activation_tangents(values, tangents, index - 1)
-        values, tangents = linear(values, tangents, *layer)
+        values, tangents = linear_with_tangents(values, tangents, *layer)
     return sobolev(values, tangents.permute(1, 2, 0), target, slopes)
 
 
