@@ -136,7 +136,7 @@ class Codec:
         samples = self.options.model.samples if self.model.task.is_rendered else 1
         return max(1, self.options.train.chunk // (batch * samples))
 
-    # ---- both ------------------------------------------------------------------------------------------------
+    # ---- evaluation ------------------------------------------------------------------------------------------
 
     @property
     def variants(self) -> list[Variant]:

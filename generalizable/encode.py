@@ -150,7 +150,7 @@ def decode(codec: Codec, parts: Mapping[str, Tensor], cameras: Instance | None, 
         try:
             values = codec.decode(batched, cameras, views=codec.task.all_views, scale=scale)[0].cpu()
         except (KeyError, RuntimeError) as error:
-            raise InputError("patterns", f"parts that don't fit ({error})", "patterns of this run's model") from None
+            raise InputError("patterns", f"parts of another shape ({error})", "patterns of this run's model") from None
     return codec.task.arrange(values, scale)
 
 

@@ -1,4 +1,4 @@
-"""Meta-learning's two steps as pure functions: the inner one fits patterns, the outer one the loss of what came of it.
+"""Meta-learning's two loops as pure functions: the inner one adapts patterns, the outer one is judged by the result.
 
 Source: algorithm 1 of Kim et al., "Generalizable Implicit Neural Representations via Instance Pattern Composers" (CVPR
 2023), MAML on patterns. The inner gradients come from ``torch.func``, so the same code serves first order, second order

@@ -37,7 +37,7 @@ def find(root: str, layout: str, kind: str, test_ratio: float) -> Split:
     Args:
         layout: one of ``LAYOUTS``; auto looks at what the folder holds.
         kind: image, sound or views.
-        test_ratio: share of the instances that is held out where the data set has no test part.
+        test_ratio: fraction of the instances that is held out where the data set has no test part.
 
     Raises:
         InputError: no such folder, a layout for another kind of data, or nothing found in it.

@@ -126,7 +126,7 @@ class SignalTask(ABC):
 
     @abstractmethod
     def support_points(self, instance: Instance, views: Sequence[int], most: int, noise: float) -> dict[str, Tensor]:
-        """What an inner loop fits patterns to: {"coords": "_ N D", "target": "B N C"}; ``most``: rays, for views."""
+        """The points that an inner loop adapts patterns to: {"coords": "_ N D", "target": "B N C"}; ``most``: rays, for views."""
 
     # ---- error -----------------------------------------------------------------------------------------------
 

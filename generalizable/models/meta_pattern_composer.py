@@ -1,4 +1,4 @@
-"""Instance pattern composers by optimisation (Kim et al., CVPR 2023, algorithm 1): the inner loop fits V alone."""
+"""Instance pattern composers by optimisation (Kim et al., CVPR 2023, algorithm 1): the inner loop adapts V alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
