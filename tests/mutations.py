@@ -7,6 +7,7 @@ status 1 if more than one in thirty survives.
 Usage: python tests/mutations.py [WORD...]   only the mutations whose file or description has one of the words
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 SURVIVORS_ALLOWED = 1 / 30
+MOMENTS = itertools.count(1)
 
 
 class Mutation(NamedTuple):
@@ -716,13 +718,19 @@ def failing_test(folder: Path, tests: list[str]) -> str | None:
     return None if code == 0 else found[1] if found else "a test that is not named"
 
 
+def write(file: Path, text: str) -> None:
+    """Write a source file with a time of its own: bytecode of the same length and second would be taken for its."""
+    file.write_text(text)
+    os.utime(file, (moment := next(MOMENTS), moment))
+
+
 def survives(mutation: Mutation, folder: Path) -> bool:
     """Make the mutation in the copy, run its tests, and undo it; prints a line."""
     file = folder / mutation.file
     text, began = file.read_text(), time.monotonic()
-    file.write_text(text.replace(mutation.old, mutation.new))
+    write(file, text.replace(mutation.old, mutation.new))
     caught = failing_test(folder, mutation.tests.split())
-    file.write_text(text)
+    write(file, text)
     by = f"survived {mutation.tests}" if caught is None else f"caught by {caught}"
     print(f"{mutation.file}: {mutation.what}\n    {by}, {time.monotonic() - began:.0f} s", flush=True)
     return caught is None
@@ -734,8 +742,7 @@ def main(words: list[str]) -> int:
     for one in chosen:
         if (times := (ROOT / one.file).read_text().count(one.old)) != 1:
             raise SystemExit(f"{one.file} has {times} times, not once: {one.old}")
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    sys.dont_write_bytecode = True  # a mutation of the same length in the same second would run the old bytecode
+    os.environ["OMP_NUM_THREADS"] = "1"
     import kornia.filters
     import scipy.stats
     import torch
