@@ -64,3 +64,12 @@ def test_masked_cells_come_last_whatever_their_update():
     selector.observe(selector.select(1), Feedback(torch.rand(1, 20, 1), update=update))
     assert mask[0, selector.order[0, :10]].all()
     assert mask[0, selector.select(2).index[0]].all()
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan"), -1e30])  # the square of the last overflows
+def test_a_cell_whose_update_is_not_finite_ranks_last(bad):
+    selector = build_selector(NintConfig(), Pool(1, (20,)), total_steps=100, device="cpu")
+    update = torch.arange(1.0, 21.0)[None, :, None].clone()
+    update[0, 7] = bad
+    selector.observe(selector.select(1), Feedback(torch.rand(1, 20, 1), update=update))
+    assert selector.order[0].tolist() == [cell for cell in range(19, -1, -1) if cell != 7] + [7]
