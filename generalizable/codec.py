@@ -44,6 +44,7 @@ class Codec:
     def __init__(self, model: Model, options: Options, device: torch.device) -> None:
         self.model, self.options, self.device = model, options, device
         self.task = build_task(options.data)
+        self.task.prepare(device)
 
     @classmethod
     def load(cls, run: str | Path, device: str = "auto") -> "Codec":
