@@ -126,7 +126,10 @@ class SignalTask(ABC):
 
     @abstractmethod
     def support_points(self, instance: Instance, views: Sequence[int], most: int, noise: float) -> dict[str, Tensor]:
-        """The points that an inner loop adapts patterns to: {"coords": "_ N D", "target": "B N C"}; ``most``: rays, for views."""
+        """The points that an inner loop adapts patterns to: {"coords": "_ N D", "target": "B N C"}.
+
+        ``most``: the number of rays, for views.
+        """
 
     # ---- error -----------------------------------------------------------------------------------------------
 
