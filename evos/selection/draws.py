@@ -12,12 +12,13 @@ Count = int | Int[Tensor, "B 1"]
 
 
 def weighted_draw(odds: Float[Tensor, "B P"], count: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
-    """``count`` distinct cells of each row with the given odds, which are finite; those of 0 and less come last.
+    """``count`` distinct cells of each row with the given odds, which are finite; negative odds come last.
 
     Equal in distribution to drawing one after the other without replacement: the largest odds / exponential numbers are
     taken (Efraimidis and Spirakis 2006). Without ``torch.multinomial``'s limit of 2^24 categories.
     """
-    return (odds / torch.empty_like(odds).exponential_(generator=generator)).topk(count, dim=1, sorted=False).indices
+    log_uniform = torch.rand(odds.shape, generator=generator, device=odds.device).log()  # - an exponential number
+    return (odds / log_uniform).topk(count, dim=1, largest=False, sorted=False).indices
 
 
 def uniform_draw(
