@@ -10,7 +10,7 @@ DEV_EXTRAS := regress,nerf,meta,docs,dev
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-nerf demo-meta test lint format clean
+.PHONY: help install demo demo-nerf demo-meta test lint docs format clean
 
 # One stamp per extra says that the environment holds it for exactly these files, in this folder, with these packages
 # (an editable install knows the packages that were there). Contents, not times: a fresh clone has fresh times.
@@ -56,7 +56,11 @@ lint: ## check style and types
 	"$(VENV)/bin/ruff" format --check
 	"$(VENV)/bin/pyright" --pythonpath "$(VENV)/bin/python"
 
-test: lint ## lint, then run the tests; PYTEST_ARGS="-m 'not slow'" and the like go to pytest
+docs: ## build the pages of docs/ and the API reference into site/; a warning is an error
+	@$(SUBMAKE) install EXTRAS=$(DEV_EXTRAS)
+	"$(VENV)/bin/mkdocs" build --quiet --strict
+
+test: lint docs ## lint, build the pages, then run the tests; PYTEST_ARGS="-m 'not slow'" and the like go to pytest
 	"$(VENV)/bin/python" -m pytest $(PYTEST_ARGS)
 
 format: ## rewrite the files in the project's style
@@ -65,5 +69,5 @@ format: ## rewrite the files in the project's style
 	"$(VENV)/bin/ruff" format
 
 clean: ## remove caches and .venv; runs/ stays
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis site
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -11,13 +11,15 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from common import alternate, peak_mib, ratio, spread, write_result
 from torch import Tensor
 
-from evos.derivatives import linear, scaled_weights, value_and_jacobian
+from evos.derivatives import linear_with_tangents, value_and_jacobian
 from evos.fields import Field, build_field, field_config
+from evos.fields.fused import scaled_weights
 from evos.fields.wire import Wire
 from evos.losses import derivative_loss
 
@@ -45,13 +47,13 @@ def double_backward(field: Field, x: Tensor, target: Tensor, slopes: Tensor) -> 
     return sobolev(values, torch.stack(rows, dim=1), target, slopes)
 
 
-def unfused(field: Field, x: Tensor, target: Tensor, slopes: Tensor) -> Tensor:
+def unfused(field: Any, x: Tensor, target: Tensor, slopes: Tensor) -> Tensor:
     """Ours without fusion: tangents carried in plain operations, all points at once."""
     values, tangents = x, torch.eye(2)[:, None].expand(-1, *x.shape)
     for index, layer in enumerate(scaled_weights(field)):
         if index:
             values, tangents = field.activation_tangents(values, tangents, index - 1)
-        values, tangents = linear(values, tangents, *layer)
+        values, tangents = linear_with_tangents(values, tangents, *layer)
     return sobolev(values, tangents.permute(1, 2, 0), target, slopes)
 
 

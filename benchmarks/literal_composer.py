@@ -6,6 +6,7 @@ model of ``generalizable.models``, by name, so that values and gradients can be 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ def fourier(coords: Tensor, frequencies: Tensor) -> Tensor:
     return torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1)
 
 
-def field(model: nn.Module, coords: Tensor, weights: dict[int, Tensor], biases: dict[int, Tensor]) -> Tensor:
+def field(model: Any, coords: Tensor, weights: dict[int, Tensor], biases: dict[int, Tensor]) -> Tensor:
     """The field with weights "B I O" and biases "B O" of some layers given, the others repeated for each instance."""
     count, layers = len(coords), model.field.layers
     x = fourier(coords, model.field.encoding.frequencies)
@@ -33,7 +34,7 @@ def field(model: nn.Module, coords: Tensor, weights: dict[int, Tensor], biases: 
     return x + model.field.output_bias
 
 
-def patterns_of(model: nn.Module, pattern: Tensor) -> dict[int, Tensor]:
+def patterns_of(model: Any, pattern: Tensor) -> dict[int, Tensor]:
     """V_n U for every instance: the composers' weights."""
     factor = model.field.layers[model.config.modulated].weight.T[None].repeat(len(pattern), 1, 1)
     return {model.config.modulated: torch.bmm(pattern, factor)}
@@ -49,7 +50,7 @@ def layer_norm(x: Tensor, layer: nn.LayerNorm) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], layer.weight, layer.bias, layer.eps)
 
 
-def attention(x: Tensor, block: nn.Module) -> Tensor:
+def attention(x: Tensor, block: Any) -> Tensor:
     """Self-attention, all heads in one batched product."""
     count, length, width = x.shape
     q, k, v = (
@@ -61,7 +62,7 @@ def attention(x: Tensor, block: nn.Module) -> Tensor:
     return linear(heads.transpose(1, 2).reshape(count, length, width), block.out)
 
 
-def transformer(model: nn.Module, patches: Tensor) -> Tensor:
+def transformer(model: Any, patches: Tensor) -> Tensor:
     """The learned tokens after all blocks, from patches "B N F"."""
     hyper = model.hypernetwork
     views = patches.shape[1] // len(hyper.places)
@@ -73,7 +74,7 @@ def transformer(model: nn.Module, patches: Tensor) -> Tensor:
     return x[:, -len(hyper.queries) :]
 
 
-def unfolded(model: nn.Module, images: Tensor) -> Tensor:
+def unfolded(model: Any, images: Tensor) -> Tensor:
     """Patches "B N F" of images "B C H W", zero-padded evenly to whole ones."""
     side = model.hypernetwork.side
     rows, columns = (-size % side for size in images.shape[-2:])
@@ -81,14 +82,14 @@ def unfolded(model: nn.Module, images: Tensor) -> Tensor:
     return F.unfold(images, side, stride=side).mT
 
 
-def pattern_composer(model: nn.Module, patches: Tensor, coords: Tensor) -> Tensor:
+def pattern_composer(model: Any, patches: Tensor, coords: Tensor) -> Tensor:
     """Values of the transformer's composer."""
     norm, out = model.head
     pattern = linear(layer_norm(transformer(model, patches), norm), out).mT
     return field(model, coords, patterns_of(model, pattern), {})
 
 
-def transinr(model: nn.Module, patches: Tensor, coords: Tensor) -> Tensor:
+def transinr(model: Any, patches: Tensor, coords: Tensor) -> Tensor:
     """Values of TransINR."""
     found, start, weights = transformer(model, patches), 0, {}
     for index, (layer, (norm, out)) in enumerate(zip(model.field.layers, model.heads, strict=True)):
@@ -100,7 +101,7 @@ def transinr(model: nn.Module, patches: Tensor, coords: Tensor) -> Tensor:
     return field(model, coords, weights, {})
 
 
-def locality_aware(model: nn.Module, patches: Tensor, coords: Tensor) -> Tensor:
+def locality_aware(model: Any, patches: Tensor, coords: Tensor) -> Tensor:
     """Values of the locality-aware model: one instance after the other, one head after the other."""
     its, (norm, out) = model.field, model.head
     latents, values = linear(layer_norm(transformer(model, patches), norm), out), []
@@ -123,7 +124,7 @@ def locality_aware(model: nn.Module, patches: Tensor, coords: Tensor) -> Tensor:
     return torch.stack(values)
 
 
-def meta_pattern_composer(model: nn.Module, inner: tuple[Tensor, Tensor], coords: Tensor) -> Tensor:
+def meta_pattern_composer(model: Any, inner: tuple[Tensor, Tensor], coords: Tensor) -> Tensor:
     """Values of the optimisation-based composer after its inner loop on the points and target ``inner``."""
     points, target = inner
     pattern = model.pattern[None].repeat(len(points), 1, 1)
@@ -135,7 +136,7 @@ def meta_pattern_composer(model: nn.Module, inner: tuple[Tensor, Tensor], coords
     return field(model, coords, patterns_of(model, pattern), {})
 
 
-def learned_init(model: nn.Module, inner: tuple[Tensor, Tensor], coords: Tensor) -> Tensor:
+def learned_init(model: Any, inner: tuple[Tensor, Tensor], coords: Tensor) -> Tensor:
     """Values of Learned Init after its inner loop on the points and target ``inner``."""
     points, target = inner
     layers = range(len(model.field.layers))

@@ -88,7 +88,7 @@ def build_pipeline(scene: Path, sampler: str, rays: int, seed: int, device: str,
     else:
         parser = NerfstudioDataParserConfig(data=scene, downscale_factor=1)
     if sampler == BASELINE:
-        config = replace(host.pipeline, datamanager=VanillaDataManagerConfig())
+        config: Any = replace(host.pipeline, datamanager=VanillaDataManagerConfig())
     else:
         config = evos_method(host, "evos-nerfacto", "").config.pipeline
         name, *words = sampler.split(":")

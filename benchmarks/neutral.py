@@ -86,7 +86,7 @@ def train(signal: Signal, options: Options, device: torch.device, at: list[int])
     def psnr() -> float:
         if signal.sound is None:
             return fit.psnr()
-        return recordings.both(signal, fit.predict(), fit.values, "")["psnr"] or 0.0
+        return recordings.sound_quality(signal, fit.predict(), fit.values, "")["psnr"] or 0.0
 
     note(0, psnr())
     for done, evaluated in pairwise([0, *at]):

@@ -15,9 +15,9 @@ import numpy as np
 from neutral_suites import Contender
 from scipy.stats import wilcoxon
 
-from image_regression.compare import seconds_to
 from image_regression.report import save_figure
 from image_regression.summary import markdown_table
+from image_regression.tables import seconds_to
 
 Curve = Sequence[Mapping[str, float]]
 """Entries with step, seconds, cpu_seconds, points and psnr; the first is step 0."""
@@ -112,7 +112,8 @@ def signed_rank(differences: Iterable[float]) -> float:
     if not len(kept):
         return 1.0
     largest = max((abs(each) for each in kept if math.isfinite(each)), default=0.0) + 1
-    return float(wilcoxon(np.clip(kept, -largest, largest)).pvalue)
+    result: Any = wilcoxon(np.clip(kept, -largest, largest))
+    return float(result.pvalue)
 
 
 def paired(mine: Values, reference: Values, *, logarithmic: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from evos.errors import InputError, unknown_name
 from evos.fields import FIELDS
 from evos.sounds import is_sound, read_sound
-from image_regression import compare
+from image_regression.jobs import SCHEDULES, STRATEGIES
 from image_regression.options import PARTS, Options, RegressionConfig, from_values, given_values, recipe_values
 from image_regression.signals import Signal, astronaut, from_pixels, from_sound, load
 
@@ -51,8 +51,8 @@ class Recipe:
 
 RECIPES = {
     "paper": Recipe({}, searched=False),
-    "tuned": Recipe({"lr_decay": 0.01}, {"siren": 1e-3, "finer": 1e-3}),
-    "scaled": Recipe({"lr_decay": 0.01, "field.init_scale": 2.0}, {"siren": 1e-3, "finer": 1e-3}),
+    "tuned": Recipe({"decay": 0.01}, {"siren": 1e-3, "finer": 1e-3}),
+    "scaled": Recipe({"decay": 0.01, "field.init_scale": 2.0}, {"siren": 1e-3, "finer": 1e-3}),
 }
 """Recipes by name: the papers' (Adam at a constant rate), and better ones. A config file is a recipe, too."""
 
@@ -62,7 +62,7 @@ VARIANTS = ("full_cfs", "uniform_cfs", "evos_no_cfs")
 
 def strategies() -> dict[str, dict[str, Any]]:
     """Options of every strategy by name: all selectors of single signals, and variants of them."""
-    return {name: {"selector": name} for name in PARTS["selector"]} | compare.STRATEGIES
+    return {name: {"selector": name} for name in PARTS["selector"]} | STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def strategy_options(text: str) -> dict[str, Any]:
 
 def keep_options(text: str) -> dict[str, Any]:
     """Options of a share of points to keep, or of a schedule of it by name (``step``: 0.2 to 0.92)."""
-    return compare.SCHEDULES.get(text, {"selector.keep_ratio": text})
+    return SCHEDULES.get(text, {"selector.keep_ratio": text})
 
 
 def recipe_of(name: str) -> tuple[Recipe, dict[str, str]]:
@@ -195,7 +195,7 @@ def recipe_of(name: str) -> tuple[Recipe, dict[str, str]]:
     given, names = given_values(["--config", str(path)])
     given = recipe_values(given.get("recipe", "none"), names) | given
     varied = ("recipe", "input", "out", "size", "steps", "seed", "device", "selector", "field", "lr")
-    varied += ("cfs_weight", "cfs_share")
+    varied += ("cfs_weight", "cfs_ratio")
     values = {key: value for key, value in given.items() if key not in varied and not key.startswith("selector.")}
     lr = {names["field"]: float(given["lr"])} if "lr" in given else {}
     return Recipe(values, lr), {"transform": names["transform"]}

@@ -30,7 +30,8 @@ class Side:
 
         seed_everything(seed)
         config: Any = copy.deepcopy(sobolev_nerf.config.pipeline)
-        config.sobolev = SobolevConfig(supervision, args.lambda_der, args.der_operator)
+        chosen: Any = supervision
+        config.sobolev = SobolevConfig(chosen, args.lambda_der, args.der_operator)
         data, model = config.datamanager, config.model
         data.data, data.dataparser.downscale_factor, data.factor = args.data, args.downscale_factor, args.factor
         data.train_num_rays_per_batch, data.pixel_sampler.selector = args.rays, args.selector
@@ -51,7 +52,7 @@ class Side:
         began = time.perf_counter()
         losses = self.pipeline.get_train_loss_dict(self.done)[1]
         self.optimizer.zero_grad()
-        sum(losses.values()).backward()
+        torch.stack(list(losses.values())).sum().backward()
         self.optimizer.step()
         self.seconds += time.perf_counter() - began
         self.random = torch.get_rng_state()

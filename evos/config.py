@@ -1,7 +1,8 @@
 """Options: one frozen dataclass field is one option, for every front end.
 
-A field's docstring (the string literal under it) is its help text; its range is checked in ``__post_init__``.
-ConfigArgParse, tyro and OmegaConf only parse into these classes.
+A field's docstring (the string literal under it) is its help text; its range is checked in ``__post_init__``. A field
+with a fixed set of names is a ``Literal``, which parser, help, type checker and ``check_choices`` read. ConfigArgParse
+and tyro only parse into these classes.
 """
 
 import ast
@@ -14,11 +15,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from evos.errors import InputError, unknown_name
+from evos.renamed_options import unknown_option
 
 T = TypeVar("T")
+LARGEST = 2**63 - 1
+"""Whole numbers beyond this, on either side of 0, fit no tensor and are refused."""
 
 
 def check_range(
@@ -37,33 +41,79 @@ def check_range(
     raise InputError(name, value, " and ".join(filter(None, (left, right))) or "a number")
 
 
-def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """Raise InputError, with the nearest right name, unless ``value`` is one of ``choices``."""
-    if value not in set(choices):
-        raise unknown_name(name, value, choices)
+    # A value from a file may be of any kind, a list too.
+    if not isinstance(value, str) or value not in set(choices):
+        raise unknown_name(name, str(value), choices)
+
+
+def check_choices(config: Any) -> None:
+    """Raise InputError unless every Literal field of a config dataclass holds one of its choices (or an allowed None).
+
+    To be called in ``__post_init__``.
+    """
+    for name, (choices, optional) in literal_fields(type(config)).items():
+        value = getattr(config, name)
+        if not (optional and value is None):
+            check_choice(name, value, choices)
+
+
+@cache
+def literal_fields(cls: type) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """Of each Literal field of a dataclass: its choices, and whether it may be None."""
+    found = {}
+    for name, hint in field_types(cls).items():
+        kind, optional = strip_none(hint)
+        if typing.get_origin(kind) is Literal:
+            found[name] = (typing.get_args(kind), optional)
+    return found
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """The annotation of each field of a dataclass, in order, those of its bases first."""
+    hints = typing.get_type_hints(cls)
+    return {entry.name: hints[entry.name] for entry in fields(cls)}
+
+
+def strip_none(hint: Any) -> tuple[Any, bool]:
+    """The kind in ``kind | None``, and whether None is allowed."""
+    if typing.get_origin(hint) not in (types.UnionType, typing.Union):
+        return hint, False
+    kinds = typing.get_args(hint)
+    return next(kind for kind in kinds if kind is not types.NoneType), types.NoneType in kinds
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option as a front end sees it: ``kind`` is the scalar type, ``optional`` says that None is allowed."""
+    """One option as a front end sees it.
+
+    ``kind`` is the scalar type, ``optional`` says that None is allowed, ``choices`` are the names a Literal allows.
+    """
 
     name: str
     kind: type
     optional: bool
     default: Any
     help: str
+    choices: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> str:
+        """What it takes, as help shows it: the choices, or the scalar type."""
+        taken = "{" + ",".join(self.choices) + "}" if self.choices else self.kind.__name__
+        return f"{taken}|none" if self.optional else taken
 
 
 @cache
 def options(cls: type) -> tuple[Option, ...]:
     """The options of a config dataclass, in order, those of its bases first."""
-    hints, docs, found = typing.get_type_hints(cls), field_docs(cls), []
+    hints, docs, literals, found = field_types(cls), field_docs(cls), literal_fields(cls), []
     for entry in fields(cls):
-        kinds = [k for k in typing.get_args(hints[entry.name]) if k is not type(None)]
-        union = isinstance(hints[entry.name], types.UnionType)
+        kind, optional = strip_none(hints[entry.name])
+        choices, _ = literals.get(entry.name, ((), False))
         default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
-        kind = kinds[0] if union else hints[entry.name]
-        found.append(Option(entry.name, kind, union, default, docs.get(entry.name, "")))
+        found.append(Option(entry.name, str if choices else kind, optional, default, docs.get(entry.name, ""), choices))
     return tuple(found)
 
 
@@ -89,6 +139,9 @@ def parse_value(argument: str, option: Option, text: Any) -> Any:
         return None
     if text is None:
         raise InputError(argument, text, "a value")
+    if isinstance(text, list | tuple | dict):
+        allowed = {bool: "true or false", int: "a whole number", float: "a number"}.get(option.kind, "a single value")
+        raise InputError(argument, text, allowed + (" or none" if option.optional else ""))
     if option.kind is bool:
         truths = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
         if str(text).lower() in truths:
@@ -97,9 +150,13 @@ def parse_value(argument: str, option: Option, text: Any) -> Any:
     if option.kind in (int, float):
         try:
             value = option.kind(text)
+            if option.kind is int and abs(value) > LARGEST:
+                raise InputError(argument, text, f"a whole number from -{LARGEST} to {LARGEST}")
             # int(2.7) is 2, and float(True) is 1.
             if math.isfinite(value) and not isinstance(text, bool) and not (isinstance(text, float) and value != text):
                 return value
+        except InputError:
+            raise
         except (TypeError, ValueError, OverflowError):
             pass
         allowed = "a whole number" if option.kind is int else "a number"
@@ -113,7 +170,9 @@ def build_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
     parsed = {}
     for name, value in values.items():
         if name not in known:
-            raise unknown_name("option", prefix + name, [prefix + k for k in known])
+            dashes = "--" if prefix.startswith("--") else ""
+            full = (prefix + name).removeprefix(dashes)
+            raise unknown_option(full, [(prefix + k).removeprefix(dashes) for k in known], dashes=dashes)
         parsed[name] = parse_value(prefix + name, known[name], value)
     try:
         return cls(**parsed)

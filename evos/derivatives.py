@@ -1,8 +1,8 @@
-"""Derivatives of fields by forward mode, carried beside the values, and finite-difference targets to train them on.
+"""Derivatives of fields by forward-mode differentiation, and finite-difference targets to train them on.
 
-One pass gives values and Jacobian, and one reverse pass through it the parameters' gradients: the gradients of the
-Sobolev loss (ECCV 2022, arXiv 2207.10395) for less than differentiating one reverse pass per channel. Fields know the
-rules of their layers (evos/fields/base.py); any other module goes through torch.func.
+One forward pass gives values and Jacobian, and one backward pass through it the gradient of the Sobolev loss (ECCV
+2022, arXiv 2207.10395), for less than a double backward per channel. Fields define the forward-mode rules of their
+layers (evos/fields/base.py); any other module goes through torch.func.
 
 Letters: N points, D coordinate axes, C channels, K tangents, H and O features, S spatial axes.
 """
@@ -20,10 +20,10 @@ from torch.func import functional_call, jvp, vmap
 
 from evos.config import check_choice
 from evos.fields import MLPField, RealMLPField
-from evos.fields.fused import Layers, product, scaled_weights
+from evos.fields.fused import Layers, matmul, scaled_weights
 
 CPU_POINTS = 8192
-"""Points that a CPU carries through all layers at a time, so that what a layer works on stays in the cache."""
+"""Points that go through all layers at a time on a CPU, so that what a layer works on stays in the cache."""
 
 SMOOTHING = {"diff": (0.0, 1.0, 0.0), "sobel": (0.25, 0.5, 0.25), "scharr": (3 / 16, 10 / 16, 3 / 16)}
 """Weights of three neighbours across the direction of the difference, for each operator; they add up to 1."""
@@ -54,11 +54,11 @@ def value_and_tangents(
     tangents = tangents.expand(-1, *coords.shape)
     if not isinstance(field, MLPField):
         return forward_mode(field, coords, tangents)
-    values, tangents = encode(field.encoding, coords, tangents)
+    values, tangents = encode_with_tangents(field.encoding, coords, tangents)
     points = CPU_POINTS if coords.device.type == "cpu" else max(1, len(coords))
     layers = scaled_weights(field)
     parts = [
-        carry(field, layers, some_values, some_tangents)
+        forward_with_tangents(field, layers, some_values, some_tangents)
         for some_values, some_tangents in zip(values.split(points), tangents.split(points, dim=1), strict=True)
     ]
     return torch.cat([part for part, _ in parts]).real, torch.cat([part for _, part in parts], dim=1).real
@@ -73,10 +73,10 @@ def forward_mode(
     return derivative(tangents)
 
 
-def change_along(
+def parameter_jvp(
     field: nn.Module, coords: Float[Tensor, "N D"], weights: Mapping[str, Tensor], direction: Mapping[str, Tensor]
 ) -> Float[Tensor, "N C"]:
-    """The derivative of a field's values by its parameters, at ``weights``, along a ``direction`` of these.
+    """The derivative of a field's values with respect to its parameters, at ``weights``, along a ``direction``.
 
     Along the gradient of a loss it is the tangent kernel times the loss's gradient by the values. Both are named as in
     ``named_parameters``. FINER's scale counts as a constant, as in its gradient.
@@ -87,97 +87,100 @@ def change_along(
 def laplacian_of(field: nn.Module, coords: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
     """The sum of a field's second derivatives by each coordinate, differentiable in its parameters.
 
-    A RealMLPField without encoding carries values, first derivatives and Laplacian together: of a(z) the Laplacian is
-    a'(z) lap z + a''(z) |grad z|². Any other field takes a forward mode inside another. FINER's scale counts as a
-    constant here as it does in its gradient; piecewise linear fields have Laplacian 0.
+    A RealMLPField without encoding propagates values, first derivatives and Laplacian together: the Laplacian of a(z)
+    is a'(z) lap z + a''(z) |grad z|². Any other field takes forward mode nested in forward mode. FINER's
+    scale counts as a constant here as it does in its gradient; piecewise linear fields have Laplacian 0.
     """
     basis = torch.eye(coords.shape[-1], dtype=coords.dtype, device=coords.device)
     directions = basis[:, None].expand(-1, *coords.shape)
     if not isinstance(field, RealMLPField) or not isinstance(field.encoding, nn.Identity):
 
-        def second(direction: Tensor) -> Tensor:
+        def second_derivative(direction: Tensor) -> Tensor:
             return jvp(lambda x: jvp(field, (x,), (direction,))[1], (coords,), (direction,))[1]
 
-        return vmap(second)(directions).sum(0)
+        return vmap(second_derivative)(directions).sum(0)
     *hidden, last = scaled_weights(field)
     z, derivatives = coords, torch.cat([directions, torch.zeros_like(coords)[None]])
     for index, layer in enumerate(hidden):
-        z, derivatives = linear(z, derivatives, *layer)
-        value, slope = field.activation_with_slope(z, index)
-        curvature = field.activation_curvature(z, value, slope, index)
-        bend = curvature * derivatives[:-1].square().sum(0)
-        z, derivatives = value, torch.cat([slope * derivatives[:-1], (slope * derivatives[-1] + bend)[None]])
-    return linear(z, derivatives, *last)[1][-1]
+        z, derivatives = linear_with_tangents(z, derivatives, *layer)
+        value, first = field.activation_and_derivative(z, index)
+        second = field.activation_second_derivative(z, value, first, index)
+        from_first_order = second * derivatives[:-1].square().sum(0)
+        laplacian = first * derivatives[-1] + from_first_order
+        z, derivatives = value, torch.cat([first * derivatives[:-1], laplacian[None]])
+    return linear_with_tangents(z, derivatives, *last)[1][-1]
 
 
-# ---- carrying tangents through layers
+# ---- forward mode, layer by layer
 
 
-def encode(
+def encode_with_tangents(
     encoding: nn.Module, coords: Float[Tensor, "N D"], tangents: Float[Tensor, "K N D"]
 ) -> tuple[Float[Tensor, "N E"], Float[Tensor, "K N E"]]:
     """Values and tangents of an encoding: by its own rule, or forward mode where it has none."""
     if isinstance(encoding, nn.Identity):
         return coords, tangents
-    rule: Any = getattr(encoding, "with_tangents", None)
+    rule: Any = getattr(encoding, "forward_with_tangents", None)
     return forward_mode(encoding, coords, tangents) if rule is None else rule(coords, tangents)
 
 
-def linear(
+def linear_with_tangents(
     values: Inexact[Tensor, "N H"],
     tangents: Inexact[Tensor, "K N H"],
     weight: Inexact[Tensor, "O H"],
     bias: Inexact[Tensor, "O"],
 ) -> tuple[Inexact[Tensor, "N O"], Inexact[Tensor, "K N O"]]:
-    """A linear layer; the bias moves the values only."""
+    """A linear layer; its bias has no effect on the tangents."""
     return F.linear(values, weight, bias), tangents @ weight.T
 
 
-def carry(
+def forward_with_tangents(
     field: MLPField, layers: Layers, values: Float[Tensor, "N H"], tangents: Float[Tensor, "K N H"]
 ) -> tuple[Inexact[Tensor, "N C"], Inexact[Tensor, "K N C"]]:
-    """Values and tangents through all layers."""
+    """The values and tangents after all layers."""
     first, *others = layers
-    values, tangents = linear(values, tangents, *first)
+    values, tangents = linear_with_tangents(values, tangents, *first)
     for index, (weight, bias) in enumerate(others):
         if isinstance(field, RealMLPField):
             values, tangents = ActivateThenLinear.apply(values, tangents, weight, bias, field, index)
         else:
-            values, tangents = linear(*field.activation_tangents(values, tangents, index), weight, bias)
+            values, tangents = linear_with_tangents(*field.activation_tangents(values, tangents, index), weight, bias)
     return values, tangents
 
 
 class ActivateThenLinear(torch.autograd.Function):
     """An activation and the linear layer after it, with the gradient written by hand.
 
-    Saves the pre-activations z and their tangents, the activation and its slope; the tangents after the activation are
-    made again from them. The values have a product of their own, F.linear as in the field, to be rounded like the
-    field's: a Gauss network's float32 gradients change by 1e-5 where its sums are taken in another order.
+    Saves the pre-activations z and their tangents, the activation and its derivative, and recomputes the tangents after
+    the activation from them. The values go through F.linear, as in the field, to be rounded as they are there: a Gauss
+    network's float32 gradients change by 1e-5 where the order of summation differs.
     """
 
     @staticmethod
     def forward(
         ctx: Any, z: Tensor, tangents: Tensor, weight: Tensor, bias: Tensor, field: RealMLPField, index: int
     ) -> tuple[Tensor, Tensor]:
-        value, slope = field.activation_with_slope(z, index)
-        ctx.save_for_backward(z, tangents, value, slope, weight)
+        value, derivative = field.activation_and_derivative(z, index)
+        ctx.save_for_backward(z, tangents, value, derivative, weight)
         ctx.field, ctx.index = field, index
-        return F.linear(value, weight, bias), product(slope * tangents, weight.T)
+        return F.linear(value, weight, bias), matmul(derivative * tangents, weight.T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         values_gradient, tangents_gradient = gradients
-        z, tangents, value, slope, weight = ctx.saved_tensors
+        z, tangents, value, derivative, weight = ctx.saved_tensors
         flat = tangents_gradient.flatten(0, 1)
-        weight_gradient = product(values_gradient.T, value) + product(flat.T, (slope * tangents).flatten(0, 1))
-        z_gradient, tangents_gradient = product(values_gradient, weight), product(tangents_gradient, weight)
-        # The slope that the tangents were multiplied with depends on z, too.
-        bend = torch.zeros_like(value)
+        weight_gradient = matmul(values_gradient.T, value) + matmul(flat.T, (derivative * tangents).flatten(0, 1))
+        z_gradient, tangents_gradient = matmul(values_gradient, weight), matmul(tangents_gradient, weight)
+        # The derivative that multiplied the tangents depends on z as well.
+        through_derivative = torch.zeros_like(value)
         for gradient, tangent in zip(tangents_gradient, tangents, strict=True):
-            bend.addcmul_(gradient, tangent)
-        z_gradient.mul_(slope).addcmul_(bend, ctx.field.activation_curvature(z, value, slope, ctx.index))
-        return z_gradient, tangents_gradient.mul_(slope), weight_gradient, values_gradient.sum(0), None, None
+            through_derivative.addcmul_(gradient, tangent)
+        z_gradient.mul_(derivative).addcmul_(
+            through_derivative, ctx.field.activation_second_derivative(z, value, derivative, ctx.index)
+        )
+        return z_gradient, tangents_gradient.mul_(derivative), weight_gradient, values_gradient.sum(0), None, None
 
 
 # ---- finite differences
@@ -186,10 +189,10 @@ class ActivateThenLinear(torch.autograd.Function):
 def spatial_gradient(signal: Float[Tensor, "B C *S"], operator: str = "sobel") -> Float[Tensor, "B C D *S"]:
     """Derivatives along each axis of a sampled signal (D axes: 1 for sound, 2 for images), per sample.
 
-    A central difference (f[i+1] - f[i-1]) / 2 along the axis, smoothed with SMOOTHING along the others; edge samples
-    are repeated outwards. So a ramp of slope s gives s, and s / 2 on the first and the last sample of its axis. For
-    images, diff and sobel equal kornia's ``spatial_gradient(order=1, normalized=True)`` but for the order of D: the
-    signal's own, row y before column x, as in evos/coords.py. In 1-D the three operators are the same.
+    A central difference (f[i+1] - f[i-1]) / 2 along the axis, smoothed with SMOOTHING along the others, edge samples
+    repeated outwards: so a ramp of slope s gives s, and s / 2 on the first and the last sample of its axis. For images,
+    diff and sobel equal kornia's ``spatial_gradient(order=1, normalized=True)`` but for the order of D: the signal's
+    own, row y before column x, as in evos/coords.py. In 1-D the three operators are the same.
 
     Args:
         signal: at least one sample along each axis.

@@ -1,16 +1,16 @@
-"""Processes that train together, started by torchrun: who this one is, one process group, exact means, one verdict.
+"""Distributed training under torchrun: rank and world size, the process group, exact means, joint decisions.
 
-Outside a process group every function answers for the single process, so that a program needs no second branch.
+Without a process group every function answers for the single process, so that callers need no second branch.
 """
 
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,11 +19,13 @@ from torch import Tensor
 
 from evos.errors import InputError
 
+T = TypeVar("T")
+
 TIMEOUT = timedelta(minutes=10)
-"""Longest wait for the other processes: a few evaluations of rank 0, not a dead machine."""
+"""Timeout of a collective: long enough for a few evaluations on rank 0, short enough to notice a dead machine."""
 
 _KEPT: list[Any] = []
-"""Process groups that were left: see process_group."""
+"""Process groups that were destroyed, kept referenced: see process_group."""
 
 _LOST = re.compile(r"closed by peer|reset by peer|broken pipe|gloo|nccl|timed? ?out|TCPStore", re.IGNORECASE)
 
@@ -47,7 +49,7 @@ class World:
 
 
 def read_world(environ: Mapping[str, str] = os.environ) -> World:
-    """The world that torchrun describes in RANK, WORLD_SIZE and LOCAL_RANK; a single process without them.
+    """Read RANK, WORLD_SIZE and LOCAL_RANK, as torchrun sets them; a single process without them.
 
     Raises:
         InputError: a part of the variables is missing, or they contradict one another.
@@ -90,7 +92,7 @@ def process_group(world: World, device: torch.device, timeout: timedelta = TIMEO
 
 @contextmanager
 def watching_peers() -> Iterator[None]:
-    """Turn what a collective raises when another process is gone into PeerLost; other errors pass."""
+    """Turn what a collective raises when another process is gone into PeerLost; other errors pass through."""
     try:
         yield
     except RuntimeError as error:
@@ -121,9 +123,38 @@ def reduce_mean(total: Float[Tensor, "*S"], count: Float[Tensor, "*S"] | Int[Ten
     return reduce_sum(total) / reduce_sum(count)
 
 
+def reduce_min(value: float) -> float:
+    """Minimum over all processes, the same in each."""
+    least = torch.tensor(value, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+    return float(least)
+
+
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process: how all of them stop after the same step."""
-    return bool(reduce_sum(torch.tensor(float(flag))) > 0)
+    """Whether the flag is set in any process; lets all of them stop after the same step."""
+    return flag if not dist.is_initialized() else bool(reduce_sum(torch.tensor(float(flag))) > 0)
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """Call `make` on process 0 alone and broadcast what it returns, as a pickle.
+
+    Raises:
+        InputError: on process 0, where `make` raises it; the other processes exit with status 2, silently.
+    """
+    if not dist.is_initialized():
+        return make()
+    answer: list[Any] = [None, False]
+    refusal = None
+    if is_main():
+        try:
+            answer = [make(), True]
+        except InputError as error:
+            refusal = error
+    dist.broadcast_object_list(answer)
+    if not answer[1]:
+        raise refusal or SystemExit(2)
+    return answer[0]
 
 
 def gather(value: Any) -> list[Any]:

@@ -1,10 +1,10 @@
 """Image files: read to (H, W, C) floats in [0, 1] at the depth the file has, write, list and reduce.
 
-Pixels are the file's own numbers divided by the largest: colour profiles and gamma are left as they are.
+imageio reads and writes them, with Pillow, tifffile (TIFF) and OpenCV (16-bit PNG) behind it. Pixels are the file's own
+numbers divided by the largest: colour profiles and gamma are left as they are.
 """
 
 import logging
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from zlib import compress, crc32
+from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 import PIL.Image
+import PIL.ImageMode
 import tifffile
 import torch
 import torch.nn.functional as F
@@ -24,24 +26,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.errors import InputError
+from evos.runs.files import replace_file
 
 EXTENSIONS = ("png", "jpg", "jpeg", "tif", "tiff", "webp", "bmp")
 MAX_PIXELS = 2**28
 
-_PILLOW_FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "bmp": "BMP"}
-_PILLOW_OPTIONS = {
-    "JPEG": {"quality": 95, "subsampling": 0},
-    "WEBP": {"lossless": True, "exact": True},  # exact keeps the colour of transparent pixels
+_WRITE_OPTIONS: dict[str, dict[str, Any]] = {
+    "jpg": {"quality": 95, "subsampling": 0},
+    "jpeg": {"quality": 95, "subsampling": 0},
+    "webp": {"lossless": True, "exact": True},  # exact keeps the colour of transparent pixels
 }
-_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by number of channels
-_ORIENTATION = 0x0112  # EXIF tag
+_TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PLAIN_COMPRESSION = (1, 8, 32946)  # none and deflate: what tifffile decodes without imagecodecs
 _WHOLE = f"a whole image ({', '.join(EXTENSIONS)})"
 
 # What a file's Pillow mode is read as; a transparent colour or palette adds the alpha.
 _READ_AS = {
-    **{"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "RGBX": "RGB", "CMYK": "RGB", "YCbCr": "RGB"},
+    **{"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "CMYK": "RGB", "YCbCr": "RGB"},
     **{"LA": "LA", "PA": "RGBA", "RGBA": "RGBA", "RGBa": "RGBA"},
 }
 
@@ -61,11 +63,12 @@ class Image:
 def read_image(path: str | Path) -> Image:
     """Read an 8- or 16-bit image, or a float TIFF in [0, 1], upright as its EXIF orientation says.
 
-    1-bit files become grey, palettes and CMYK become RGB, transparency becomes an alpha channel. An animation or a file
-    of many pages gives its first frame, with a warning.
+    1-bit files become grey, palettes and CMYK become RGB, transparency becomes an alpha channel. A TIFF's fourth band
+    is kept, at any depth. An animation or a file of many pages gives its first frame, with a warning.
 
-    Raises InputError, naming the file, where it is missing, unreadable, empty, truncated, no image, of an unsupported
-    extension or kind of sample, larger than 2^28 pixels, or (floats) not finite or outside [0, 1].
+    Raises InputError, naming the file, where it is missing, unreadable, empty, truncated, not an image, of an
+    unsupported extension or kind of sample, of more than 4 bands, larger than 2^28 pixels, or (floats) not finite or
+    outside [0, 1]; and for a 16-bit PNG without OpenCV.
     """
     path = Path(path)
     data = _read_bytes(path)
@@ -74,8 +77,9 @@ def read_image(path: str | Path) -> Image:
             array, mode, frames = _decode(data, path)
     except InputError:
         raise
-    except PIL.UnidentifiedImageError as error:
-        raise InputError(str(path), "a file that is no image", _WHOLE) from error
+    except ImportError as error:
+        allowed = "8 bits, or the package OpenCV: pip install opencv-python-headless"
+        raise InputError(str(path), "a 16-bit PNG", allowed) from error
     except Exception as error:  # damage makes decoders raise nearly anything, struct.error and IndexError included
         raise InputError(str(path), f"a truncated, damaged or unsupported file ({error})", _WHOLE) from error
     if frames > 1:
@@ -93,10 +97,12 @@ def read_image(path: str | Path) -> Image:
 def write_image(path: str | Path, pixels: Float[Tensor, "H W C"], bits: int = 8) -> None:
     """Write pixels, clamped to [0, 1] and rounded, by way of a temporary file in the same folder.
 
-    PNG and TIFF take 1 to 4 channels at 8 or 16 bits, WebP (lossless; it has no grey and stores it as RGB) 1 to 4 at 8,
-    JPEG and BMP grey or RGB at 8. An existing file is replaced in one step or left as it was.
+    PNG and TIFF take 1 to 4 channels at 8 or 16 bits, WebP (lossless) 1 to 4 at 8, JPEG and BMP grey or RGB at 8. WebP
+    stores grey as RGB, a 16-bit PNG grey + alpha as RGB + alpha. An existing file is replaced in one step or left as it
+    was.
 
-    Raises InputError for another combination, values that are not finite, or a file that can't be written.
+    Raises InputError for another combination, values that are not finite, a 16-bit PNG without OpenCV, or a file that
+    can't be written.
     """
     path = Path(path)
     extension = _extension(path)
@@ -109,14 +115,19 @@ def write_image(path: str | Path, pixels: Float[Tensor, "H W C"], bits: int = 8)
         raise InputError("pixels", "values that are not finite", "finite values")
     largest = 2**bits - 1
     array = (pixels.detach().cpu().double().clamp(0, 1) * largest).round().numpy().astype(f"u{bits // 8}")
-    _replace(path, _encode(array, extension))
+    try:
+        data = _encode(array, extension)
+    except ImportError as error:
+        allowed = "8, or the package OpenCV for 16-bit PNG: pip install opencv-python-headless"
+        raise InputError("bits", bits, allowed) from error
+    replace_file(path, data)
 
 
 def list_images(path: str | Path) -> list[Path]:
     """The image files of a folder (not of its subfolders), `2.png` before `10.png`; or the one file named.
 
-    Raises InputError where the path is missing, the folder holds no images or can't be read, or the file is no image
-    by its extension.
+    Raises InputError where the path is missing, the folder holds no images or can't be read, or the file's extension is
+    not that of an image.
     """
     path = Path(path)
     if not path.is_dir():
@@ -174,118 +185,107 @@ def _read_bytes(path: Path) -> bytes:
 def _decode(data: bytes, path: Path) -> tuple[np.ndarray, str, int]:
     """The upright samples (H, W, C), the name of what they are and the number of frames, by content, not extension."""
     if data[:4] in _TIFF_MAGIC:
-        with tifffile.TiffFile(BytesIO(data)) as file:
-            page = file.pages.first
-            if page.dtype is not None and page.dtype.itemsize > 1:
-                return *_decode_deep_tiff(page, path), len(file.pages)
-    with PIL.Image.open(BytesIO(data), formats=["PNG", "JPEG", "TIFF", "WEBP", "BMP"]) as image:
-        _check_size(path, image.width, image.height)
-        frames = getattr(image, "n_frames", 1)
-        if image.format == "PNG":
-            if b"IEND" not in data:
-                raise ValueError("its last chunk is missing")
-            if data[24] == 16:  # the bit depth, in the header chunk
-                array = _decode_deep_png(data, image)
-                return _upright(array, image.getexif().get(_ORIENTATION, 1)), f"{_name(array)};16", frames
-        if image.mode not in _READ_AS:
-            raise InputError(str(path), f"samples of kind {image.mode}", "8- or 16-bit samples, or a float TIFF")
-        image.load()
-        kind = _READ_AS[image.mode]
-        alpha = "A" if image.has_transparency_data and not kind.endswith("A") else ""
-        array = _with_channels(np.asarray(image.convert(kind + alpha)))
-        return _upright(array, image.getexif().get(_ORIENTATION, 1)), image.mode, frames
+        return _decode_tiff(data, path)
+    is_webp = (data[:4], data[8:12]) == (b"RIFF", b"WEBP")
+    if not (is_webp or data.startswith((_PNG_MAGIC, b"\xff\xd8", b"BM"))):
+        raise InputError(str(path), "a file that is not an image", _WHOLE)
+    if data.startswith(_PNG_MAGIC) and b"IEND" not in data:
+        raise ValueError("its last chunk is missing")
+    return _decode_by_pillow(data, path)
 
 
-def _decode_deep_png(data: bytes, image: PIL.Image.Image) -> np.ndarray:
-    """All 16 bits of a PNG's samples, of which Pillow keeps only the high byte unless they are grey.
-
-    Pillow's unpackers are named by byte order, so the little-endian one hands out the low byte instead; and a pixel of
-    grey + alpha has the four bytes of an 8-bit RGBA pixel.
-    """
-
-    def unpack(rawmode: str) -> np.ndarray:
-        with PIL.Image.open(BytesIO(data), formats=["PNG"]) as again:
-            again.tile = [again.tile[0]._replace(args=rawmode)]
-            return np.asarray(again).astype(np.uint16)
-
-    colour_type = data[25]
-    if colour_type == 0:
-        array = _with_channels(np.asarray(image))
-    elif colour_type == 4:
-        parts = unpack("RGBA")
-        array = parts[..., 0::2] << 8 | parts[..., 1::2]
-    else:
-        array = unpack(f"{image.mode};16B") << 8 | unpack(f"{image.mode};16L")
-    transparent = image.info.get("transparency")
-    if transparent is None:
-        return array
-    alpha = np.where((array == np.asarray(transparent)).all(-1, keepdims=True), 0, 65535).astype(np.uint16)
-    return np.concatenate([array, alpha], axis=-1)
+def _decode_by_pillow(data: bytes, path: Path, bands: int = 1) -> tuple[np.ndarray, str, int]:
+    """As ``_decode``; ``bands`` that Pillow would drop are refused."""
+    file: Any  # of which the plugin has more than the protocol
+    with iio.imopen(BytesIO(data), "r", plugin="pillow") as file:
+        height, width = file.properties(index=0).shape[:2]
+        _check_size(path, width, height)  # before the metadata of a PNG, for which Pillow decodes it
+        about, frames = file.metadata(index=0, exclude_applied=False), file.properties(index=...).n_images or 1
+        mode, orientation = about["mode"], about.get("Orientation", 1)
+        if data.startswith(_PNG_MAGIC) and data[24] == 16:  # the bit depth, in the header chunk
+            array = _upright(_decode_deep_png(data, about.get("transparency")), orientation)
+            return array, f"{_name(array)};16", frames
+        if mode not in _READ_AS:
+            raise InputError(str(path), f"samples of kind {mode}", "8- or 16-bit samples, or a float TIFF")
+        if bands > (known := len(PIL.ImageMode.getmode(mode).bands)):
+            raise InputError(str(path), f"{bands} bands, of which {known} can be read", "1 to 4 bands, not compressed")
+        kind = _READ_AS[mode]
+        alpha = "A" if "transparency" in about and not kind.endswith("A") else ""
+        return _upright(_with_channels(file.read(index=0, mode=kind + alpha)), orientation), mode, frames
 
 
-def _decode_deep_tiff(page: tifffile.TiffPage, path: Path) -> tuple[np.ndarray, str]:
-    """16-bit and float TIFF, which Pillow reads in part only; LZW and JPEG compression need imagecodecs installed."""
-    _check_size(path, page.imagewidth, page.imagelength)
-    photometric = tifffile.PHOTOMETRIC(page.photometric)
-    if page.dtype is None or not (page.dtype == np.uint16 or page.dtype.kind == "f"):
-        raise InputError(str(path), f"{page.dtype} samples", "8- or 16-bit unsigned samples, or floats in [0, 1]")
-    if photometric.name not in ("MINISBLACK", "MINISWHITE", "RGB") or page.axes not in ("YX", "YXS", "SYX"):
-        raise InputError(str(path), f"a {photometric.name} TIFF with axes {page.axes}", "a grey or RGB image")
+def _decode_deep_png(data: bytes, transparent: int | tuple[int, ...] | None) -> np.ndarray:
+    """All 16 bits of a PNG's samples, by OpenCV: Pillow keeps the high byte of colours only."""
+    import cv2
+
+    with PIL.Image.open(BytesIO(data)) as image:
+        image.verify()  # the chunks' checksums, of which OpenCV complains on stderr
+    array = iio.imread(data, plugin="opencv", extension=".png", flags=cv2.IMREAD_UNCHANGED)
+    array = _with_channels(array)
+    if data[25] == 4:  # the colour type grey + alpha, of which OpenCV makes RGB + alpha
+        return array[..., [0, 3]]
+    if data[25] == 0 and transparent is not None:
+        alpha = np.where(array == transparent, 0, 65535).astype(np.uint16)
+        return np.concatenate([array, alpha], axis=-1)
+    return array
+
+
+def _decode_tiff(data: bytes, path: Path) -> tuple[np.ndarray, str, int]:
+    """A TIFF by tifffile; palettes, print colours, and compression other than deflate, all at 8 bits, by Pillow."""
+    with tifffile.TiffFile(BytesIO(data)) as file:
+        page, frames = file.pages.first, len(file.pages)
+        _check_size(path, page.imagewidth, page.imagelength)
+        if page.samplesperpixel > 4:
+            raise InputError(str(path), f"{page.samplesperpixel} bands", "1 to 4 bands")
+        photometric = tifffile.PHOTOMETRIC(page.photometric).name
+        is_plain = photometric in ("MINISBLACK", "MINISWHITE", "RGB") and page.axes in ("YX", "YXS", "SYX")
+        is_premultiplied = tifffile.EXTRASAMPLE.ASSOCALPHA in page.extrasamples
+        if page.bitspersample <= 8 and not (
+            is_plain
+            and page.dtype == np.uint8
+            and page.bitspersample == 8
+            and page.compression in _PLAIN_COMPRESSION
+            and not is_premultiplied
+        ):
+            return _decode_by_pillow(data, path, page.samplesperpixel)
+        if page.dtype is None or not (page.dtype in (np.uint8, np.uint16) or page.dtype.kind == "f"):
+            raise InputError(str(path), f"{page.dtype} samples", "8- or 16-bit unsigned samples, or floats in [0, 1]")
+        if not is_plain:
+            raise InputError(str(path), f"a {photometric} TIFF with axes {page.axes}", "a grey or RGB image")
+        return *_decode_page(page, photometric), frames
+
+
+def _decode_page(page: tifffile.TiffPage, photometric: str) -> tuple[np.ndarray, str]:
     array = page.asarray()
     array = rearrange(array, "S Y X -> Y X S") if page.axes == "SYX" else _with_channels(array)
     if array.shape[:2] != (page.imagelength, page.imagewidth):
         raise ValueError("samples are missing")
-    if array.shape[-1] > 4:
-        raise InputError(str(path), f"{array.shape[-1]} channels", "1 to 4 channels")
-    if photometric.name == "MINISWHITE":
-        array = (1 if array.dtype.kind == "f" else 65535) - array
-    orientation = page.tags.valueof("Orientation", default=1)
-    return _upright(array, orientation), f"{_name(array)};{'F' if array.dtype.kind == 'f' else '16'}"
+    is_float = array.dtype.kind == "f"
+    if photometric == "MINISWHITE":
+        array = (1 if is_float else np.iinfo(array.dtype).max) - array
+    suffix = ";F" if is_float else ";16" if array.dtype == np.uint16 else ""
+    return _upright(array, page.tags.valueof("Orientation", default=1)), _name(array) + suffix
 
 
 def _encode(array: np.ndarray, extension: str) -> bytes:
-    buffer, channels = BytesIO(), array.shape[-1]
-    flat = array[..., 0] if channels == 1 else array
+    channels = array.shape[-1]
+    options = _WRITE_OPTIONS.get(extension, {})
     if extension in ("tif", "tiff"):
-        tifffile.imwrite(
-            buffer,
-            flat,
-            photometric="rgb" if channels >= 3 else "minisblack",
-            planarconfig=None if channels == 1 else "contig",
-            extrasamples=["unassalpha"] if channels in (2, 4) else None,
-            compression="zlib",
-            metadata=None,
-        )
+        plugin = "tifffile"
+        options = {
+            "photometric": "rgb" if channels >= 3 else "minisblack",
+            "planarconfig": None if channels == 1 else "contig",
+            "extrasamples": ["unassalpha"] if channels in (2, 4) else None,
+            "compression": "zlib",
+            "metadata": None,
+        }
     elif array.dtype == np.uint16:
-        buffer.write(_encode_deep_png(array))
+        plugin = "opencv"
+        array = array[..., [0, 0, 0, 1]] if channels == 2 else array
     else:
-        kind = _PILLOW_FORMATS[extension]
-        PIL.Image.fromarray(flat).save(buffer, kind, **_PILLOW_OPTIONS.get(kind, {}))
-    return buffer.getvalue()
-
-
-def _encode_deep_png(array: np.ndarray) -> bytes:
-    """A 16-bit PNG, which Pillow can't write in colour; each row is stored as its difference from the one above."""
-    height, width, channels = array.shape
-    rows = array.astype(">u2").reshape(height, -1).view(np.uint8)
-    difference = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
-    filtered = np.pad(difference, ((0, 0), (1, 0)), constant_values=2)  # 2 is the filter "up"
-    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    header = size + bytes([16, _PNG_COLOUR_TYPES[channels], 0, 0, 0])
-    chunks = ((b"IHDR", header), (b"IDAT", compress(filtered.tobytes())), (b"IEND", b""))
-    return _PNG_MAGIC + b"".join(
-        len(body).to_bytes(4, "big") + name + body + crc32(name + body).to_bytes(4, "big") for name, body in chunks
-    )
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(str(path), _reason(error), "a file that can be written") from error
+        plugin = "pillow"
+    flat = array[..., 0] if channels == 1 else array
+    return iio.imwrite("<bytes>", flat, plugin=plugin, extension=f".{extension}", is_batch=False, **options)
 
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -311,7 +311,7 @@ def _name(array: np.ndarray) -> str:
 
 
 def _natural(path: Path) -> tuple[list[str | int], str]:
-    parts = re.split(r"(\d+)", path.name.lower())  # text and digits take turns, so like is compared with like
+    parts = re.split(r"(\d+)", path.name.lower())  # text and digits alternate, so like is compared with like
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
@@ -326,7 +326,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 @contextmanager
 def _quiet_decoders() -> Iterator[None]:
-    """What decoders log or warn of in a damaged file ends in one InputError; of large images `_check_size` knows."""
+    """Silence decoders: damage is reported as one InputError, and large images are `_check_size`'s concern."""
     most, log = PIL.Image.MAX_IMAGE_PIXELS, logging.getLogger("tifffile")
     PIL.Image.MAX_IMAGE_PIXELS, log.disabled = None, True
     try:

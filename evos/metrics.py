@@ -1,11 +1,12 @@
 """How close a prediction is to its target: PSNR, SSIM and LPIPS of one image, as torchmetrics computes them; SNR.
 
-Images are (H, W, C) in [0, 1]; predictions may stray outside, so both images are clamped to the range first.
+Images are (H, W, C) in [0, 1]; both are clamped to that range first, because predictions may leave it.
 """
 
 import socket
 import warnings
 from functools import cache
+from pathlib import Path
 
 import torch
 from einops import rearrange, repeat
@@ -19,7 +20,7 @@ from evos.errors import InputError
 SSIM_WINDOW = 11
 LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
 LPIPS_SMALLEST = 32
-DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer before the LPIPS weights count as not to be had
+DOWNLOAD_TIMEOUT = 10.0  # seconds without an answer before the download of the LPIPS weights is given up
 
 
 def psnr(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"], data_range: float = 1.0) -> float:
@@ -35,7 +36,7 @@ def ssim(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"]) -> float:
     """Structural similarity in [-1, 1], the mean over pixels and channels, at most 1 for equal images.
 
     The window is the usual 11 x 11 Gaussian of sigma 1.5 with mirrored borders. An image with a side below 11 px is
-    compared under the largest odd window that fits its shorter side, its sigma reduced in proportion.
+    compared with the largest odd window that fits its shorter side, and sigma reduced in proportion.
 
     Raises InputError where the shapes differ. Source: Wang et al., "Image quality assessment" (2004), equation 13.
     """
@@ -52,8 +53,8 @@ def ssim(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"]) -> float:
 def lpips(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"]) -> float | None:
     """Learned perceptual distance (AlexNet), 0 for equal images; None where it can't be computed.
 
-    That is: a side below 32 px, or weights that are neither cached nor to be downloaded (one warning per process, the
-    failure is remembered). Grey is repeated to three channels, alpha left out.
+    That is: a side below 32 px, or weights that can't be downloaded or whose file in torch.hub's cache is damaged (one
+    warning a process, the failure is remembered). Grey is repeated to three channels, alpha left out.
 
     Raises InputError where the shapes differ. Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as
     a Perceptual Metric" (CVPR 2018).
@@ -76,7 +77,7 @@ def image_metrics(
 def luma(pixels: Float[Tensor, "H W C"]) -> Float[Tensor, "H W 1"]:
     """Y of YCbCr (ITU-R BT.601, studio range without its offset of 16/256) of RGB in [0, 1]; grey as it is.
 
-    Alpha is left out. So white is 0.859, as where super-resolution and Sobolev training measure.
+    Alpha is left out. White is 0.859, as in the evaluations of super-resolution and Sobolev training.
     """
     if pixels.shape[-1] < 3:
         return pixels[..., :1]
@@ -123,13 +124,16 @@ def snr(pred: Float[Tensor, "T C"], target: Float[Tensor, "T C"]) -> float | Non
 
 @cache
 def lpips_network() -> LearnedPerceptualImagePatchSimilarity | None:
-    """LPIPS with its AlexNet; None, with one warning and one attempt a process, where the weights can't be had."""
+    """LPIPS with its AlexNet; None, with one warning and one attempt a process, where it can't be loaded."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets none and would wait for ever on a silent network
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)  # torch.hub sets none and would wait forever on a silent network
     try:
         return LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
-    except (OSError, RuntimeError, ImportError) as error:  # no network, a broken download, no torchvision
-        warnings.warn(f"LPIPS is left out: AlexNet's weights can't be had ({error})", stacklevel=3)
+    except Exception as error:  # no network, no torchvision; a damaged file makes the unpickler raise nearly anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        cached = Path(torch.hub.get_dir(), "checkpoints")
+        advice = f"a damaged file in {cached} can be deleted"
+        warnings.warn(f"LPIPS is left out: AlexNet's weights can't be loaded ({reason}); {advice}", stacklevel=3)
         return None
     finally:
         socket.setdefaulttimeout(before)

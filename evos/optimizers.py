@@ -1,7 +1,7 @@
 """Optimizers for fields by name, and averages of the weights that they leave behind.
 
-Learning rates are Adam's in all of them: Muon's steps are scaled to the size of Adam's, SOAP and schedule-free take
-Adam's step in other coordinates or at another point.
+All take Adam's learning rates: Muon's steps are scaled to the size of Adam's, SOAP and schedule-free take Adam's step
+in other coordinates or at another point.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,20 +16,20 @@ from evos.config import check_choice
 from evos.errors import InputError
 
 SOAP_LARGEST_SIDE = 1024
-"""Longer sides of a weight matrix keep their basis, as those of a hash table: an eigenbasis costs the cube of it."""
+"""Sides of a weight matrix that are longer (a hash table's) are not preconditioned: an eigenbasis costs their cube."""
 
 
 CLIP_MEMORY = 0.98
 """Decay per step of the running mean that gradients are clipped against; AdaGC's."""
 
 POLISH_ITERATIONS = 10
-"""Iterations of L-BFGS in a step: each step begins with an evaluation that only repeats the last one."""
+"""Iterations of L-BFGS in a step; several, because each step begins by repeating the last evaluation."""
 POLISH_HISTORY = 50
-"""Pairs of steps and changes of the gradient that L-BFGS remembers, each of the size of two sets of weights."""
+"""Updates that L-BFGS remembers; each takes the memory of two copies of the weights."""
 
 
-class Joint:
-    """Several optimizers, each with parameters of its own, that step as one."""
+class JointOptimizer:
+    """Several optimizers, each with parameters of its own, used as one."""
 
     def __init__(self, *parts: Optimizer) -> None:
         self.parts = parts
@@ -65,7 +65,7 @@ def adam(module: nn.Module, lr: float) -> Optimizer:
     return torch.optim.Adam(parameters, lr=lr, fused=not has_complex_weights(module))
 
 
-def muon(module: nn.Module, lr: float) -> Joint | Optimizer:
+def muon(module: nn.Module, lr: float) -> JointOptimizer | Optimizer:
     """Muon (Jordan, 2024) for the matrices from hidden to hidden features, Adam for all other weights.
 
     Its orthogonal steps have the root mean square of Adam's (``match_rms_adamw``, arXiv 2502.16982), so that one
@@ -78,7 +78,7 @@ def muon(module: nn.Module, lr: float) -> Joint | Optimizer:
         return adam(module, lr)
     chosen = {id(weight) for weight in hidden}
     others = [parameter for parameter in module.parameters() if id(parameter) not in chosen]
-    return Joint(
+    return JointOptimizer(
         torch.optim.Muon(hidden, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
         torch.optim.Adam(others, lr=lr, fused=True),
     )
@@ -99,13 +99,13 @@ def schedule_free(module: nn.Module, lr: float) -> Optimizer:
 
 
 def polisher(module: nn.Module) -> Optimizer:
-    """L-BFGS with a line search by the strong Wolfe conditions, which takes the same loss in every evaluation."""
+    """L-BFGS with a strong-Wolfe line search; the loss must be deterministic."""
     return torch.optim.LBFGS(
         module.parameters(), max_iter=POLISH_ITERATIONS, history_size=POLISH_HISTORY, line_search_fn="strong_wolfe"
     )
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, float], Joint | Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[nn.Module, float], JointOptimizer | Optimizer]] = {
     "adam": adam,
     "muon": muon,
     "soap": soap,
@@ -113,7 +113,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module, float], Joint | Optimizer]] = {
 }
 
 
-def build_optimizer(name: str, module: nn.Module, lr: float) -> Joint | Optimizer:
+def build_optimizer(name: str, module: nn.Module, lr: float) -> JointOptimizer | Optimizer:
     """An optimizer of all weights of a module.
 
     Args:
@@ -149,13 +149,14 @@ def from_pytorch_optimizer(name: str) -> Callable[..., Optimizer]:
 
 
 class RunningClip:
-    """Gradients no longer than a multiple of the running mean of what they were.
+    """Clips gradients to a multiple of the running mean of their norm.
 
-    AdaGC (Wang et al., 2025, arXiv 2502.11034) with one norm over all weights. Batches of where the error is largest
-    have a gradient many times the usual length now and then; Adam, whose denominators remember the usual, makes a step
-    of it that undoes hundreds.
+    AdaGC (Wang et al., 2025, arXiv 2502.11034) with one norm over all weights. Batches from where the error is largest
+    have a gradient many times the usual norm now and then; Adam, whose denominators remember the usual one, turns it
+    into a step that undoes hundreds.
 
-    ``mean`` is the state: the exponential average of the clipped norms, 0 before the first step.
+    ``mean`` is the state: the exponential average of the clipped norms, 0 before the first step. Gradients that are not
+    finite are left so, for the run to stop at, and leave the mean as it was.
     """
 
     def __init__(self, ratio: float, device: torch.device | str) -> None:
@@ -164,13 +165,14 @@ class RunningClip:
 
     @torch.no_grad()
     def __call__(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Clip the gradients of a step, of which the first is as long as it likes, in place and without a host wait."""
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        """Clip the gradients of a step in place, without a host wait; the first step's are left as they are."""
+        parameters = list(parameters)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         usual = torch.where(self.mean == 0, norm, self.mean)
-        scale = (self.ratio * usual / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)
-        torch._foreach_mul_(gradients, scale)  # pyright: ignore[reportPrivateImportUsage] (one kernel)
-        self.mean = usual.lerp(norm * scale, 1 - CLIP_MEMORY)
+        limit = self.ratio * usual
+        # torch makes a Python float of max_norm, for which the host would wait: so the norm is given in limits.
+        nn.utils.clip_grads_with_norm_(parameters, 1.0, norm / limit.clamp(min=torch.finfo(norm.dtype).tiny))
+        self.mean = torch.where(norm.isfinite(), usual.lerp(norm.minimum(limit), 1 - CLIP_MEMORY), self.mean)
 
 
 # ---- averages ------------------------------------------------------------------------------------------------
@@ -180,28 +182,28 @@ class RunningClip:
 def update_average(average: Iterable[Tensor], weights: Iterable[Tensor], decay: float, step: int) -> None:
     """Bring an exponential average of the weights from step - 1 to ``step``, counted from 1.
 
-    It is the sum of decay^(step - i) w_i over the steps i, divided by the sum of these factors: unlike that of
-    torch.optim.swa_utils it has nothing of the initial weights, and no host waits for a count on the device.
+    It is the sum of decay^(step - i) w_i over the steps i, divided by the sum of these factors: unlike the average of
+    torch.optim.swa_utils it is not biased to the initial weights, and the host doesn't wait for a count on the device.
 
     Args:
         average: changed in place; what it holds before the first step does not matter.
         weights: those that ``step`` left behind.
         decay: in (0, 1).
     """
-    share = (1 - decay) / (1 - decay**step)
+    newest = (1 - decay) / (1 - decay**step)
     for mine, weight in zip(average, weights, strict=True):
-        mine.lerp_(weight, share)
+        mine.lerp_(weight, newest)
 
 
 @contextmanager
 def evaluation_weights(
-    module: nn.Module, optimizer: Joint | Optimizer, average: Iterable[Tensor] | None = None
+    module: nn.Module, optimizer: JointOptimizer | Optimizer, average: Iterable[Tensor] | None = None
 ) -> Iterator[bool]:
-    """Within it a module has the weights that results are measured with, after it the trained ones, bit for bit.
+    """A context in which a module has the weights that are evaluated; afterwards the trained ones, bit for bit.
 
-    Gives whether the two differ. Those measured are ``average`` where given, the average that a schedule-free optimizer
-    keeps, or else the trained weights. (The optimizer's own way back from eval() to train() rounds: evaluating would
-    change the training.)
+    Yields whether the two differ. Those evaluated are ``average`` where given, the average that a schedule-free
+    optimizer keeps, or else the trained weights. (The optimizer's own way back from eval() to train() rounds:
+    evaluating would change the training.)
     """
     own: Any = optimizer if hasattr(optimizer, "eval") else None
     if average is None and own is None:

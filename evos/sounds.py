@@ -1,4 +1,4 @@
-"""Sound files in and out: WAV, FLAC and OGG, any number of channels, 8 to 32 bits or floats, through libsndfile."""
+"""Sound files, read and written by libsndfile: WAV, FLAC, OGG and MP3, any number of channels, integers or floats."""
 
 import re
 from dataclasses import dataclass
@@ -13,15 +13,18 @@ from torch import Tensor
 from evos.errors import InputError
 from evos.runs.files import replace_file
 
-EXTENSIONS = ("wav", "flac", "ogg")
-FORMATS = {"WAV": "wav", "WAVEX": "wav", "FLAC": "flac", "OGG": "ogg"}
-"""What is read, by libsndfile's name, and the extension it is written under."""
+EXTENSIONS = ("wav", "flac", "ogg", "mp3")
+FORMATS = {"WAV": "wav", "WAVEX": "wav", "FLAC": "flac", "OGG": "ogg", "MP3": "mp3"}
+"""Formats that are read, by libsndfile's name, and the extension each is written with."""
 
 BLOCK = 2**16
-"""Frames written at a time: libsndfile's Vorbis encoder overflows its stack on a long sound in one piece."""
+"""Frames written at a time: libsndfile's Vorbis encoder overflows its stack when given a long sound at once."""
+
+MP3_FRAME = 1152
+"""Samples that an MP3 may lack: libsndfile estimates the length of one without a Xing header."""
 
 STREAMED = 0x7FFF0000
-"""Declared bytes from which on a WAV's length stands for one that was not known when its header was written."""
+"""Declared length in bytes from which on a WAV was streamed: its length was unknown when the header was written."""
 
 _WHOLE = f"a whole sound ({', '.join(EXTENSIONS)})"
 
@@ -35,20 +38,22 @@ class Sound:
     rate: int
     """Samples a second."""
     subtype: str
-    """libsndfile's name for a sample in the file: PCM_16, PCM_24, FLOAT, VORBIS, ..."""
+    """libsndfile's name for a sample in the file: PCM_16, PCM_24, FLOAT, VORBIS, MPEG_LAYER_III, ..."""
     extension: str
-    """wav, flac or ogg, by the file's content."""
+    """wav, flac, ogg or mp3, by the file's content."""
 
 
 def is_sound(path: str | Path) -> bool:
-    """Whether a file is a sound by its first bytes or, at least, by its extension."""
+    """Whether a file is a sound, by its first bytes or else by its extension."""
     start = first_bytes(path)
     by_content = start[:4] in (b"fLaC", b"OggS") or (start[:4], start[8:]) == (b"RIFF", b"WAVE")
-    return by_content or Path(path).suffix[1:].lower() in EXTENSIONS
+    # An MP3 begins with its tags, or with a frame: 11 bits of ones, 2 for the version, 2 for layer III.
+    is_mp3 = start[:3] == b"ID3" or (start[:1] == b"\xff" and len(start) > 1 and start[1] & 0xE6 == 0xE2)
+    return by_content or is_mp3 or Path(path).suffix[1:].lower() in EXTENSIONS
 
 
 def first_bytes(path: str | Path) -> bytes:
-    """The 12 bytes that tell what a file is; none where it can't be read, of which reading it gives the reason."""
+    """The first 12 bytes, which tell what a file is; empty where it can't be read (reading it then says why)."""
     try:
         with open(path, "rb") as file:
             return file.read(12)
@@ -57,10 +62,10 @@ def first_bytes(path: str | Path) -> bytes:
 
 
 def read_sound(path: str | Path) -> Sound:
-    """Read a WAV, FLAC or OGG file, whichever it is by its content.
+    """Read a WAV, FLAC, OGG or MP3 file, whichever it is by its content.
 
-    Raises InputError, naming the file, where it is missing, unreadable, empty, truncated, no sound, of another format,
-    without samples, or holds floats that are not finite.
+    Raises InputError, naming the file, where it is missing, unreadable, empty, truncated, not a sound, of another
+    format, without samples, or holds floats that are not finite.
     """
     path, soundfile = Path(path), _soundfile()
     data = _read_bytes(path)
@@ -69,12 +74,18 @@ def read_sound(path: str | Path) -> Sound:
             kind, rate, subtype, frames, log = file.format, file.samplerate, file.subtype, file.frames, file.extra_info
             if kind not in FORMATS:
                 raise InputError(str(path), f"a sound of format {kind}", ", ".join(EXTENSIONS))
-            samples = torch.from_numpy(file.read(dtype="float32", always_2d=True))
-    except soundfile.LibsndfileError as error:
-        raise InputError(
-            str(path), f"a file that is no sound or a damaged one ({error.error_string})", _WHOLE
-        ) from None
-    if len(samples) < frames or _is_cut_wav(log) or (kind == "OGG" and _is_cut_ogg(data)):
+            # With their number said, frames of a codec that can't seek (GSM) are read as well.
+            samples = torch.from_numpy(file.read(frames, dtype="float32", always_2d=True))
+    except InputError:
+        raise
+    except Exception as error:  # damage makes libsndfile raise its own error and soundfile several others
+        reason = getattr(error, "error_string", error)
+        raise InputError(str(path), f"a file that is not a sound, or a damaged one ({reason})", _WHOLE) from None
+    if (
+        len(samples) < frames - (MP3_FRAME if kind == "MP3" else 0)
+        or _is_cut_wav(log)
+        or (kind == "OGG" and _is_cut_ogg(data))
+    ):
         raise InputError(str(path), "a truncated file", _WHOLE)
     if len(samples) == 0:
         raise InputError(str(path), "a sound without samples", "at least one sample")
@@ -84,10 +95,10 @@ def read_sound(path: str | Path) -> Sound:
 
 
 def write_sound(path: str | Path, samples: Float[Tensor, "T C"], rate: int, subtype: str) -> None:
-    """Write amplitudes in the format of the path's extension, whole or not at all; integers are clipped to [-1, 1).
+    """Write amplitudes atomically in the format of the path's extension; integer samples are clipped to [-1, 1).
 
-    Raises InputError for an extension or a kind of sample (``Sound.subtype``) that doesn't go with it, values that are
-    not finite, or a file that can't be written.
+    Raises InputError for an unknown extension, a subtype that the format doesn't have, values that are not finite, or a
+    file that can't be written.
     """
     path, soundfile = Path(path), _soundfile()
     kind = path.suffix[1:].upper()
@@ -120,13 +131,13 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _is_cut_wav(log: str) -> bool:
-    """Whether libsndfile found less in a WAV, of which it then reads what there is, than its header promised."""
+    """Whether a WAV holds less than its header declares; libsndfile logs that and reads what there is."""
     promised = re.search(r"^data : (\d+) \(should be (\d+)\)", log, re.MULTILINE)
     return promised is not None and int(promised[2]) < int(promised[1]) < STREAMED
 
 
 def _is_cut_ogg(data: bytes) -> bool:
-    """Whether an Ogg stream lacks its last page, which is marked in its header, or a part of it."""
+    """Whether an Ogg stream lacks its last page, which has a flag in its header, or part of it."""
     page = data[data.rfind(b"OggS") :]
     if len(page) < 27 or not page[5] & 4:
         return True
@@ -135,7 +146,7 @@ def _is_cut_ogg(data: bytes) -> bool:
 
 
 def _soundfile() -> Any:
-    """The soundfile package, which pictures do without."""
+    """The soundfile package, imported late: images don't need it."""
     try:
         import soundfile
     except (ImportError, OSError) as error:  # the package, or the library that it wraps

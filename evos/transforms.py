@@ -1,15 +1,17 @@
-"""Target transforms: one monotone map from a signal in [0, 1] to what the network regresses, and its exact inverse.
+"""Target transforms: a monotone map from a signal in [0, 1] to what the network regresses, and its exact inverse.
 
-The numbers of a map are taken over all values of a signal, all channels together, and are plain floats: they go into a
-checkpoint as they are.
+A map is fitted to all values of a signal, all channels together. Its numbers are plain floats, fit for a checkpoint.
 """
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from evos.errors import InputError, unknown_name
@@ -29,12 +31,12 @@ class Transform(ABC):
     def inverse(self, y: Float[Tensor, "*N C"]) -> Float[Tensor, "*N C"]:
         """Targets or network outputs -> signal values, the exact inverse of `forward`.
 
-        An affine map goes on as a straight line outside the range of the targets. Any other map has no inverse there:
+        An affine map extends linearly outside the range of the targets. Any other map has no inverse there:
         its argument is clamped to [-1, 1] first, so the result is finite for every output but NaN.
         """
 
     @property
-    def slope(self) -> float | None:
+    def derivative(self) -> float | None:
         """d(target)/d(signal) where the map is affine (a residual divided by it is in signal units), else None."""
         return None
 
@@ -58,12 +60,12 @@ class PowerTransform(Transform):
     def inverse(self, y: Float[Tensor, "*N C"]) -> Float[Tensor, "*N C"]:
         u = (y + 1) / 2
         if self.exponent != 1:
-            # A root's slope is infinite at 0; the smallest positive number keeps its gradient finite.
+            # A root's derivative is infinite at 0; the smallest positive number keeps its gradient finite.
             u = u.clamp(torch.finfo(y.dtype).tiny, 1) ** (1 / self.exponent)
         return u * self.span + self.low
 
     @property
-    def slope(self) -> float | None:
+    def derivative(self) -> float | None:
         return 2 / self.span if self.exponent == 1 else None
 
 
@@ -138,18 +140,18 @@ class SymPowerConfig(TransformConfig):
     """A power that takes the signal's median to the middle, so that the targets lie symmetrically in [-1, 1].
 
     Source: "Enhancing Implicit Neural Representations via Symmetric Power Transformation" (arXiv 2412.09213): the
-    power, its calibration at the edge and the adaptive buffer. Shares and quantiles are taken from the values
+    power, its calibration at the edge and the adaptive buffer. Fractions and quantiles are taken from the values
     themselves, not from 256 bins, which makes the power of a symmetric signal exactly 1.
     """
 
     quantile: float = 0.5
-    """Share of the values to lie below 0 after the power, before calibration; in (0, 1)."""
+    """Fraction of the values to lie below 0 after the power, before calibration; in (0, 1)."""
     tail: float = 0.01
     """Width of the two ends of the range (the paper's alpha) whose population sets the buffers; in (0, 0.5)."""
     buffer: float = 256.0
-    """Buffer beyond an end, in grey levels of 1/255, were all values in its tail (the paper's k); 0 is none."""
+    """Buffer beyond an end if all values lay in its tail (the paper's k), in grey levels of 1/255; 0: no buffer."""
     edge: float = 0.05
-    """Width of the end (the paper's beta) that the power must not overcrowd; in [0, 0.5), 0 is no calibration."""
+    """Width of the end (the paper's beta) that the power must not overcrowd; in [0, 0.5), 0: no calibration."""
     max_exponent: float = 5.0
     """The power is kept between 1 / max_exponent and max_exponent; 1 or more."""
 
@@ -163,14 +165,14 @@ class SymPowerConfig(TransformConfig):
     def fit(self, values: Float[Tensor, " N"]) -> Transform:
         low, span = _low_and_span(values)
         u = (values - low) / span
-        left = self.buffer / 255 * _share(u < self.tail)
-        right = self.buffer / 255 * _share(u > 1 - self.tail)
+        left = self.buffer / 255 * _fraction(u < self.tail)
+        right = self.buffer / 255 * _fraction(u > 1 - self.tail)
         return PowerTransform(low - left, span + left + right, self.power(u))
 
     def power(self, u: Float[Tensor, " N"]) -> float:
         """The calibrated power for sorted values that fill [0, 1]."""
-        # A quantile on the very end asks for an infinite power: the limit takes over.
-        middle = min(max(_quantile(u, self.quantile), 1e-12), 1 - 1e-12)
+        # A quantile on the very end asks for an infinite power: the limit takes over. torch.quantile takes 2^24 values.
+        middle = min(max(float(np.quantile(u.cpu().numpy(), self.quantile)), 1e-12), 1 - 1e-12)
         exponent = math.log(0.5) / math.log(middle)
         # Away from 1 the same way for a power and its reciprocal: what squeezes values into the low or the high end.
         excess = max(exponent, 1 / exponent) - 1
@@ -180,10 +182,10 @@ class SymPowerConfig(TransformConfig):
         return bounded if exponent > 1 else 1 / bounded
 
     def crowding(self, u: Float[Tensor, " N"], exponent: float) -> float:
-        """Share of the values that the power adds to the end it squeezes values into, 0 or more."""
+        """Fraction of the values that the power adds to the end it moves values towards, 0 or more."""
         if exponent > 1:
-            return _share(u**exponent < self.edge) - _share(u < self.edge)
-        return _share(u**exponent > 1 - self.edge) - _share(u > 1 - self.edge)
+            return _fraction(u**exponent < self.edge) - _fraction(u < self.edge)
+        return _fraction(u**exponent > 1 - self.edge) - _fraction(u > 1 - self.edge)
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ class BoxCoxConfig(TransformConfig):
     """
 
     shift: float = 0.1
-    """Added to the signal to make it positive, as a share of its range; above 0."""
+    """Added to the signal to make it positive, as a fraction of its range; above 0."""
 
     def __post_init__(self) -> None:
         _require("shift", self.shift, 0 < self.shift < math.inf, "a number above 0")
@@ -236,7 +238,7 @@ def fit_transform(config: TransformConfig, signal: Float[Tensor, "*N C"]) -> Tra
 
 
 def load_transform(state: dict[str, str | float]) -> Transform:
-    """The transform whose `state_dict` this is; raises InputError where it is none."""
+    """The transform whose `state_dict` this is; raises InputError for anything else."""
     kind, numbers = str(state.get("kind")), {name: value for name, value in state.items() if name != "kind"}
     if kind not in _KINDS:
         raise unknown_name("transform kind", kind, _KINDS)
@@ -247,7 +249,7 @@ def load_transform(state: dict[str, str | float]) -> Transform:
 
 
 def box_cox_exponent(values: Float[Tensor, " N"], bound: float = 5.0) -> float:
-    """The exponent in [-bound, bound] that makes sorted positive values most nearly Gaussian (golden-section search).
+    """The exponent in [-bound, bound] that makes sorted positive values most nearly Gaussian, by Brent's search.
 
     Every n-th value stands for its neighbours where there are many: 2^16 order statistics give three to four digits.
     """
@@ -259,20 +261,10 @@ def box_cox_exponent(values: Float[Tensor, " N"], bound: float = 5.0) -> float:
         variance = _box_cox(chosen, exponent).var(correction=0)
         return ((exponent - 1) * mean_log - variance.log() / 2).item()
 
-    golden = (math.sqrt(5) - 1) / 2
-    low, high = -bound, bound
-    a, b = high - golden * (high - low), low + golden * (high - low)
-    at_a, at_b = log_likelihood(a), log_likelihood(b)
-    while high - low > 1e-6:
-        if at_a > at_b:
-            high, b, at_b = b, a, at_a
-            a = high - golden * (high - low)
-            at_a = log_likelihood(a)
-        else:
-            low, a, at_a = a, b, at_b
-            b = low + golden * (high - low)
-            at_b = log_likelihood(b)
-    return (low + high) / 2
+    found: Any = minimize_scalar(
+        lambda exponent: -log_likelihood(exponent), bounds=(-bound, bound), method="bounded", options={"xatol": 1e-6}
+    )
+    return float(found.x)
 
 
 def _box_cox(t: Float[Tensor, "*N"], exponent: float) -> Float[Tensor, "*N"]:
@@ -285,15 +277,8 @@ def _low_and_span(values: Float[Tensor, " N"]) -> tuple[float, float]:
     return first, last - first
 
 
-def _share(mask: Tensor) -> float:
+def _fraction(mask: Tensor) -> float:
     return mask.double().mean().item()
-
-
-def _quantile(ordered: Float[Tensor, " N"], share: float) -> float:
-    # torch.quantile refuses more than 2^24 values
-    place = share * (len(ordered) - 1)
-    below, above = ordered[[math.floor(place), math.ceil(place)]].tolist()
-    return below + (above - below) * (place - math.floor(place))
 
 
 def _require(name: str, got: float, holds: bool, allowed: str) -> None:

@@ -28,7 +28,8 @@ from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig
 class EvosDataManagerConfig(VanillaDataManagerConfig):
     """nerfstudio's options, with the EVOS pixel sampler."""
 
-    _target: type = field(default_factory=lambda: EvosDataManager)
+    # Any, not type: EvosDataManager[DepthDataset] is an alias.
+    _target: Any = field(default_factory=lambda: EvosDataManager)
     """The class to instantiate."""
 
     pixel_sampler: EvosPixelSamplerConfig = field(default_factory=EvosPixelSamplerConfig)

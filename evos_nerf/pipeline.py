@@ -52,7 +52,7 @@ class EvosFeedback(Host):
     def __init__(
         self,
         config: Any,
-        device: str,
+        device: str | torch.device,
         test_mode: Any = "val",
         world_size: int = 1,
         local_rank: int = 0,
@@ -61,7 +61,7 @@ class EvosFeedback(Host):
         keep_freed_memory(device)
         choose_implementation(config.model, device)
         # As if alone: the host would wrap the model for CUDA devices only. The data are whole in every process anyway.
-        super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)
+        super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)  # type: ignore
         self.world_size = world_size
         if world_size > 1:
             devices = [local_rank] if torch.device(device).type == "cuda" else None

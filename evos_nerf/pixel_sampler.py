@@ -159,8 +159,6 @@ class EvosPixelSampler(PixelSampler):
         began = time.perf_counter()
         assert self.selector is not None and self.last_selection is not None
         self._unobserved.append((self.last_selection, residual))
-        if not self._ahead:
-            self.pass_on()
         self._seconds += time.perf_counter() - began
 
     def pass_on(self) -> None:

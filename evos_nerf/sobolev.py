@@ -15,7 +15,6 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from nerfstudio.cameras.rays import RayBundle
 from torch import Tensor, nn
 
 from evos.config import check_choice, check_range
@@ -73,11 +72,12 @@ class DerivativeTerm:
         self.blend = (lambda colours: colours[:, :3]) if renderer is None else renderer.blend_background
         model.register_forward_pre_hook(self._meet_rays)
 
-    def _meet_rays(self, model: nn.Module, arguments: tuple[RayBundle]) -> None:
+    def _meet_rays(self, model: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Give the rays the tangents that a model carries, or note what its jitter begins with."""
         if not model.training:
             return
         if self.is_carried:
+            assert arguments[0].camera_indices is not None
             cameras, index = self.datamanager.train_ray_generator.cameras, arguments[0].camera_indices[:, 0]
             focal = torch.cat([cameras.fx[index], cameras.fy[index]], dim=-1)
             tangents = pinhole_tangents(cameras.camera_to_worlds[index, :, :3], focal)

@@ -61,8 +61,9 @@ class TinyNerf(nn.Module):
     def __init__(self, activation: str, layers: int, width: int) -> None:
         super().__init__()
         sine = activation == "sine"
-        self.view_encoding = nn.Identity() if sine else PositionalEncoding(3, VIEW_FREQUENCIES)
-        views = 3 if sine else self.view_encoding.out_features
+        encoding = None if sine else PositionalEncoding(3, VIEW_FREQUENCIES)
+        views = 3 if encoding is None else encoding.out_features
+        self.view_encoding = encoding or nn.Identity()
         trunk, head = {"hidden_features": width, "hidden_layers": layers - 1}, {"hidden_features": width // 2}
         head["hidden_layers"] = 0
         if sine:
@@ -71,7 +72,8 @@ class TinyNerf(nn.Module):
         else:
             self.trunk = PemlpConfig(**trunk, frequencies=POINT_FREQUENCIES).build(3, width + 1)
             self.head = ReluConfig(**head).build(width + views, 3)
-            for layer in [*self.trunk.layers[:-1], *self.head.layers[:-1]]:
+            fields: tuple[Any, Any] = (self.trunk, self.head)
+            for layer in (layer for field in fields for layer in field.layers[:-1]):
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
 
     def forward(self, points: Carried, views: Carried) -> Carried:
@@ -150,18 +152,18 @@ class TinyNerfModel(Model):
         """Where along the ray, in the world's unit, the mean of 1 - depth is: near / (1 - depth) along the y axis."""
         return (self.ndc[2] / disparity - origins[:, 1:2]) / rays.views.value[:, 1:2]
 
-    def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """PSNR of a batch of rays."""
         return {"psnr": -10 * (outputs["rgb"].detach() - colours(batch, outputs)).square().mean().log10()}
 
     def get_loss_dict(
-        self, outputs: dict[str, Tensor], batch: dict[str, Tensor], metrics_dict: dict[str, Tensor] | None = None
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], metrics_dict: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """The squared error of the colour; the pipeline adds that of its derivatives."""
         return {"rgb_loss": self.rgb_loss(colours(batch, outputs), outputs["rgb"])}
 
     def get_image_metrics_and_images(
-        self, outputs: dict[str, Tensor], batch: dict[str, Tensor]
+        self, outputs: dict[str, Tensor], batch: dict[str, Any]
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """PSNR, SSIM and, where it can be had, LPIPS of a view; truth beside rendering, and the depth."""
         truth, found = colours(batch, outputs), outputs["rgb"]
@@ -171,6 +173,6 @@ class TinyNerfModel(Model):
         return metrics, {"img": torch.cat([truth, found], dim=1), "depth": depth}
 
 
-def colours(batch: dict[str, Tensor], outputs: dict[str, Tensor]) -> Tensor:
+def colours(batch: dict[str, Any], outputs: dict[str, Tensor]) -> Tensor:
     """A batch's true colours, where the rendered ones are."""
     return batch["image"][..., :3].to(outputs["rgb"])

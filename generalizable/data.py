@@ -206,7 +206,7 @@ class Shards:
         passes = count() if repeat else range(1)
         for _ in passes:
             order = generator.permutation(own).tolist() if repeat else own
-            dataset = WebDataset(
+            dataset: Any = WebDataset(
                 order, shardshuffle=False, nodesplitter=None, workersplitter=None, handler=self.note, empty_check=False
             )
             sample = None
@@ -263,7 +263,7 @@ def find_sources(configs: Sequence[SourceConfig], data: DataConfig, *, seed: int
     test: dict[str, Source | Shards] = {}
     for i, config in enumerate(configs):
         try:
-            split = find(config.root, config.layout, data.task, data.test_share)
+            split = find(config.root, config.layout, data.task, data.test_ratio)
         except InputError as error:
             raise InputError(f"data.sources[{i}].{error.argument}", error.got, error.allowed) from None
         if config.weight:

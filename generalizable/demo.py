@@ -18,13 +18,13 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
-from evos.config import build_config, check_range
+from evos.command_line import parse_options
+from evos.config import check_range
 from evos.errors import InputError, exit_on_input_error
 from evos.images import read_image, write_image
 from evos.runs import read_json
 from generalizable.encode import decode, encode, interpolate, open_trainer
 from generalizable.instances import picture
-from generalizable.options import is_help, option_lines, read_words
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "ihc", "motorcycle_left", "retina", "rocket")
@@ -114,11 +114,7 @@ def report(run: Path, photos: Path) -> Float[Tensor, "H W 3"]:
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
-    words = sys.argv[1:] if argv is None else argv
-    if is_help(words):
-        print("\n".join([__doc__ or "", *option_lines(DemoConfig)]))
-        return
-    config = build_config(DemoConfig, read_words(words))
+    config = parse_options(DemoConfig, argv, "make demo-meta", __doc__ or "")
     out = Path(config.out)
     run, photos = out / "run", out / "photos"
     if run.exists() and not config.overwrite:

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from evos.config import build_config, check_range
+from evos.command_line import parse_options
+from evos.config import check_range
 from evos.distributed import World
 from evos.errors import InputError, exit_on_input_error
 from evos.images import write_image
@@ -31,7 +32,7 @@ from evos.runs.files import replace_file
 from evos.sounds import write_sound
 from generalizable.instances import Instance, load, stack
 from generalizable.layouts import files, scenes
-from generalizable.options import from_values, is_help, option_lines, read_words
+from generalizable.options import from_values
 from generalizable.trainer import Trainer
 
 FORMAT = "evos patterns 1"
@@ -186,11 +187,7 @@ def write_signal(trainer: Trainer, path: Path, values: Float[Tensor, "*S C"], sc
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
-    words = sys.argv[1:] if argv is None else argv
-    if is_help(words):
-        print("\n".join([__doc__ or "", *option_lines(EncodeConfig)]))
-        return
-    config = build_config(EncodeConfig, read_words(words))
+    config = parse_options(EncodeConfig, argv, "python generalizable/encode.py", __doc__ or "")
     trainer, out = open_trainer(config.run, config.device), Path(config.out)
     name = trainer.options.model.name
     if config.patterns is None:

@@ -30,13 +30,13 @@ class Split:
     """Whether these are tar files, or commands and addresses that webdataset reads them through."""
 
 
-def find(root: str, layout: str, kind: str, test_share: float) -> Split:
+def find(root: str, layout: str, kind: str, test_ratio: float) -> Split:
     """The parts of the data set in ``root``.
 
     Args:
         layout: one of ``LAYOUTS``; auto looks at what the folder holds.
         kind: image, sound or views.
-        test_share: share of the instances that is held out where the data set has no test part.
+        test_ratio: share of the instances that is held out where the data set has no test part.
 
     Raises:
         InputError: no such folder, a layout for another kind of data, or nothing found in it.
@@ -55,7 +55,7 @@ def find(root: str, layout: str, kind: str, test_share: float) -> Split:
     if not split.train and not split.test:
         wanted = ", ".join(SUFFIXES[kind]) + " files" if kind in SUFFIXES else "folders with transforms.json"
         raise InputError("root", f"{root}, where layout {layout} finds nothing", wanted)
-    return split if split.test else hold_out(split, test_share)
+    return split if split.test else hold_out(split, test_ratio)
 
 
 def detect(root: Path, kind: str) -> str:
@@ -73,11 +73,11 @@ def detect(root: Path, kind: str) -> str:
     return "folder"
 
 
-def hold_out(split: Split, test_share: float) -> Split:
+def hold_out(split: Split, test_ratio: float) -> Split:
     """Every n-th instance as the test part."""
     if len(split.train) < 2:
         raise InputError("root", f"{split.train[0]} alone", "at least two instances: some are held out")
-    every = min(max(2, round(1 / test_share)), len(split.train))
+    every = min(max(2, round(1 / test_ratio)), len(split.train))
     test = split.train[every - 1 :: every]
     chosen = set(test)
     return Split([path for path in split.train if path not in chosen], test, split.shards)
@@ -154,7 +154,8 @@ def learnit(root: Path, kind: str) -> Split:
         train, test = parts["train"], parts.get("test") or parts.get("val") or []
         # A copy of a part of the set is a set.
         there = {path.name for path in root.iterdir() if path.is_dir()}
-        return Split(*[[root / name for name in names if name in there] for names in (train, test)])
+        train, test = ([root / name for name in names if name in there] for names in (train, test))
+        return Split(train, test)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError("root", f"{listed} without lists of scenes", '{"train": [...], "test": [...]}') from None
 

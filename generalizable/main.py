@@ -15,19 +15,16 @@ import torch
 
 from evos.distributed import World, process_group, read_world
 from evos.errors import InputError, exit_on_input_error
-from evos.runs import Stopper, keep_freed_memory, resolve_device
+from evos.runs import Stopped, Stopper, keep_freed_memory, resolve_device
 from generalizable.data import Sources, find_sources
-from generalizable.options import Options, help_text, is_help, parse
-from generalizable.run import Stopped, train
+from generalizable.options import Options, parse
+from generalizable.run import train
 
 
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
     words = sys.argv[1:] if argv is None else list(argv)
-    if is_help(words):
-        print(help_text())
-        return
     world = read_world()
     options, sources, device = prepare(words, world)
     with Stopper() as stopper, process_group(world, device):

@@ -1,68 +1,47 @@
-"""The command line and config files of meta-learning: OmegaConf over the option dataclasses.
+"""Options of meta-learning, and how evos/command_line.py reads them.
 
-    python generalizable/main.py --config FILE.yaml data.root=DIR train.steps=1000 model=transinr selector=evos
+    python generalizable/main.py --config FILE.yaml data.root=DIR train.steps=1000 model=transinr selector=error
 
 The command line beats the config file. ``model=NAME`` and ``selector=NAME`` choose a part, ``model.rank=64`` sets one
 of its options; in a file a part is its name or a mapping with ``name``. ``--resume`` stands for ``resume=true``, and so
 for every switch.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from evos.config import build_config, check_choice, check_range, options
-from evos.errors import InputError, unknown_name
+from evos.command_line import Program, Texts, read_command_line, read_list, write_config
+from evos.config import build_config, check_choice, check_choices, check_range, options
+from evos.errors import InputError
+from evos.renamed_options import unknown_option
 from evos.selection import SELECTORS, SelectorConfig
-from generalizable.layouts import LAYOUTS
-from generalizable.models import KINDS, MODELS, ModelConfig
+from evos.training_options import OptimizerOptions, RunOptions
+from generalizable.models import MODELS, ModelConfig
 
-T = TypeVar("T")
+Layout = Literal["auto", "folder", "celeba", "ffhq", "imagenette", "librispeech", "learnit", "blender", "shards"]
+PAPER_LR = 1e-4
+"""Adam's learning rate in the papers of all models."""
 USABLE = ("full", "uniform", "error")
 """Selectors that need neither the whole data set at once nor gradients of coordinates."""
 FREE = ("out", "resume", "overwrite", "quiet", "device", "eval", "workers", "in_memory", "save_every")
 """Options that may differ between a run and its resumption."""
-FLAGS = ("resume", "overwrite", "eval", "quiet")
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(RunOptions):
     """Options of a run as such."""
 
     out: str = "runs/meta"
     """Folder the run is written to."""
 
-    seed: int = 0
-    """Seed of the initial weights and of every draw, in [0, 2^32)."""
-
-    device: str = "auto"
-    """auto (cuda where there is one, with torchrun each process its own), cpu, cuda or cuda:n."""
-
-    precision: str = "fp32"
-    """fp32, bf16 or fp16 (autocast; fp16 with loss scaling)."""
-
-    resume: bool = False
-    """Go on from the run's checkpoint, with any number of processes."""
-
-    overwrite: bool = False
-    """Replace an existing run of the same name."""
-
     eval: bool = False
     """Only evaluate the checkpoint in ``out``, and write its metrics and pictures anew."""
 
-    quiet: bool = False
-    """No progress bar."""
-
     def __post_init__(self) -> None:
-        check_range("seed", self.seed, 0, 2**32 - 1)
-        check_choice("precision", self.precision, ("fp32", "bf16", "fp16"))
-        if self.overwrite and (self.resume or self.eval):
+        super().__post_init__()
+        if self.overwrite and self.eval:
             raise InputError("overwrite", True, "either --overwrite, or --resume, or --eval")
 
 
@@ -76,14 +55,14 @@ class SourceConfig:
     name: str | None = None
     """What metrics call it; none: the folder's name."""
 
-    layout: str = "auto"
+    layout: Layout = "auto"
     """auto (by what the folder holds), folder, celeba, ffhq, imagenette, librispeech, learnit, blender or shards."""
 
     weight: float = 1.0
     """Its share of the training draws relative to the other sources', at least 0; 0: only evaluated (held out)."""
 
     def __post_init__(self) -> None:
-        check_choice("layout", self.layout, LAYOUTS)
+        check_choices(self)
         check_range("weight", self.weight, 0)
         if not self.root:
             raise InputError("root", self.root, "a folder of pictures, recordings or scenes")
@@ -98,13 +77,13 @@ class SourceConfig:
 class DataConfig:
     """Options of the data."""
 
-    task: str = "image"
+    task: Literal["image", "sound", "views"] = "image"
     """What an instance is: image, sound or views."""
 
     root: str | None = None
     """Folder of the one data set; for several there is data.sources."""
 
-    layout: str = "auto"
+    layout: Layout = "auto"
     """Layout of ``root``: auto, folder, celeba, ffhq, imagenette, librispeech, learnit, blender or shards."""
 
     size: int = 178
@@ -120,7 +99,7 @@ class DataConfig:
     """Training draws show a random window of the picture, mirrored or not, or a random stretch of the recording; not
     with selectors that remember errors by place."""
 
-    pieces: str = "first"
+    pieces: Literal["first", "all"] = "first"
     """first: a recording gives its first ``seconds``; all: every whole piece of that length is an instance."""
 
     views: int = 25
@@ -138,8 +117,8 @@ class DataConfig:
     far: float = 6.0
     """Distance from the camera where a scene ends, above ``near``."""
 
-    test_share: float = 0.1
-    """Share of the instances held out where a data set has no test part of its own, in (0, 0.5]."""
+    test_ratio: float = 0.1
+    """Ratio of the instances held out where a data set has no test part of its own, in (0, 0.5]."""
 
     limit: int | None = None
     """Most training instances of a source, at least 1; none: all."""
@@ -151,9 +130,7 @@ class DataConfig:
     """Processes that decode beside each training process, at least 0."""
 
     def __post_init__(self) -> None:
-        check_choice("task", self.task, KINDS)
-        check_choice("layout", self.layout, LAYOUTS)
-        check_choice("pieces", self.pieces, ("first", "all"))
+        check_choices(self)
         check_range("size", self.size, 8)
         check_range("seconds", self.seconds, 0, open_low=True)
         check_range("rate", self.rate, 1000)
@@ -164,7 +141,7 @@ class DataConfig:
             check_range("eval_support_views", self.eval_support_views, 1, self.views - 1)
         check_range("near", self.near, 0)
         check_range("far", self.far, self.near, open_low=True)
-        check_range("test_share", self.test_share, 0, 0.5, open_low=True)
+        check_range("test_ratio", self.test_ratio, 0, 0.5, open_low=True)
         check_range("limit", self.limit, 1)
         check_range("workers", self.workers, 0)
 
@@ -185,7 +162,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(OptimizerOptions):
     """Options of the training."""
 
     steps: int = 100000
@@ -194,30 +171,11 @@ class TrainConfig:
     batch: int = 16
     """Instances a step over all processes together, a multiple of their number: a run's result doesn't depend on it."""
 
-    optimizer: str = "adam"
-    """adam (the papers'), or muon: for all matrices but the first layer's and the last's orthogonal steps of Adam's
-    size, for the rest Adam's (evos/optimizers.py)."""
-
-    lr: float = 1e-4
-    """Adam's learning rate, above 0."""
-
-    warmup: int = 0
-    """Steps in which the learning rate rises from 0, at least 0."""
-
-    schedule: str = "constant"
-    """Learning rate after that: constant, or cosine (to 0 at the last step)."""
-
-    clip: float | None = None
-    """Largest norm of the gradient of all weights, above 0; none: unbounded."""
-
-    ema: float | None = None
-    """Decay of the moving average of the weights that is evaluated, in (0, 1); none: the weights themselves."""
-
     coord_noise: float = 0.0
     """Width of the uniform noise on training coordinates in cells, at least 0 (images and sounds); the paper's is 1 on
     ImageNette, 0 elsewhere."""
 
-    inner_points: str = "all"
+    inner_points: Literal["all", "selected"] = "all"
     """Support points of the inner loop in training: all, or selected (those that the selector chose for the loss; not
     for views, whose support and target are different pixels)."""
 
@@ -231,31 +189,23 @@ class TrainConfig:
     chunk: int = 65536
     """Most points in one pass of an evaluation, at least 1."""
 
-    eval_every: int | None = None
-    """Steps between evaluations, at least 1; none: a tenth of the run."""
-
     eval_instances: int | None = 64
     """Test instances of each source in the evaluations on the way, at least 1; the last one takes all. none: all."""
-
-    save_every: int | None = None
-    """Steps between checkpoints, at least 1; none: a tenth of the run."""
 
     pictures: int = 4
     """Test instances of each source that are shown, at least 1."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "inner_rays", "cache_rows", "chunk", "eval_every", "eval_instances"):
+        super().__post_init__()
+        for name in ("steps", "batch", "inner_rays", "cache_rows", "chunk", "eval_instances", "pictures"):
             check_range(name, getattr(self, name), 1)
-        for name in ("save_every", "pictures"):
-            check_range(name, getattr(self, name), 1)
-        check_choice("optimizer", self.optimizer, ("adam", "muon"))
-        check_range("lr", self.lr, 0, open_low=True)
-        check_range("warmup", self.warmup, 0)
-        check_choice("schedule", self.schedule, ("constant", "cosine"))
-        check_range("clip", self.clip, 0, open_low=True)
-        check_range("ema", self.ema, 0, 1, open_low=True)
+        if self.optimizer not in ("adam", "muon"):
+            raise InputError("optimizer", self.optimizer, "adam or muon")
         check_range("coord_noise", self.coord_noise, 0)
-        check_choice("inner_points", self.inner_points, ("all", "selected"))
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        return (PAPER_LR if self.lr is None else self.lr) * self.lr_factor(step, self.steps)
 
 
 @dataclass(frozen=True)
@@ -304,82 +254,37 @@ PARTS: dict[str, tuple[Mapping[str, Any], str, dict[str, Any]]] = {
 """Of each exchangeable part: the configs by name, the default name, and defaults of this application's own."""
 
 
+def choose(texts: Texts) -> Mapping[str, str]:
+    """The parts where nothing names others."""
+    return {part: default for part, (_, default, _) in PARTS.items()}
+
+
+PROGRAM = Program(
+    "python generalizable/main.py",
+    "Train one network that represents whole data sets, each instance as a small pattern.",
+    {"": RunConfig, "data": DataConfig, "train": TrainConfig},
+    {part: table for part, (table, _, _) in PARTS.items()},
+    choose,
+    {"data.sources": "Several data sets: [{root: DIR}, {root: DIR2, name: N, layout: L, weight: 2}]."},
+)
+
+
 def parse(argv: Sequence[str] | None = None) -> Options:
-    """The options that a command line (None: that of this process) and its config file describe.
+    """The options that a command line (None: that of this process) and its config files describe.
 
     Raises:
         InputError: unknown option (names the nearest), value of the wrong kind or out of range, unreadable file.
     """
-    return from_values(read_words(sys.argv[1:] if argv is None else argv))
-
-
-def read_words(argv: Sequence[str]) -> dict[str, Any]:
-    """Nested plain values from ``--config FILE``, ``--flag`` and ``key=value`` words, the later ones stronger."""
-    words, files, flags = list(argv), [], {}
-    assignments = []
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word in ("--config", "-c") or (word.startswith("--config") and equals):
-            if not equals and not words:
-                raise InputError("--config", "no value", "a YAML file")
-            files.append(value if equals else words.pop(0))
-        elif word.startswith("--"):
-            if name not in FLAGS:
-                raise unknown_name("option", word, [f"--{flag}" for flag in ("config", *FLAGS)])
-            flags[name] = value if equals else "true"
-        elif not equals or not name:
-            raise InputError("command line", word, "key=value words, --config FILE, --" + ", --".join(FLAGS))
-        else:
-            assignments.append(word)
-    try:
-        typed: dict[str, Any] = {}
-        for word in assignments:
-            # One by one: "model=NAME model.rank=64" gives a part's name and one of its options.
-            typed = deep_update(typed, named_parts(OmegaConf.to_container(OmegaConf.from_dotlist([word]))))
-        merged: dict[str, Any] = {}
-        for layer in [*(named_parts(read_yaml(file)) for file in files), typed, flags]:
-            merged = deep_update(other_parts_dropped(merged, layer), layer)
-        return OmegaConf.to_container(OmegaConf.create(merged), resolve=True)  # type: ignore[return-value]
-    except (OmegaConfBaseException, YAMLError) as error:
-        raise InputError("command line", str(error).splitlines()[0], "key=value words of YAML values") from None
-
-
-def deep_update(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Two layers of nested values, the upper one stronger."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        result[key] = deep_update(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
-    return result
-
-
-def other_parts_dropped(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The lower layer without the options of parts for which the upper one names another."""
-    names = {part: above[part].get("name") for part in PARTS if isinstance(above.get(part), dict)}
-    return {
-        key: value
-        for key, value in below.items()
-        if not names.get(key) or names[key] == mapping(key, value).get("name", PARTS[key][1])
-    }
-
-
-def named_parts(values: Any) -> dict[str, Any]:
-    """``model: NAME`` as ``model: {name: NAME}``."""
-    if not isinstance(values, dict):
-        raise InputError("--config", type(values).__name__, "a mapping of options")
-    return {key: {"name": value} if key in PARTS and isinstance(value, str) else value for key, value in values.items()}
-
-
-def read_yaml(path: str) -> Any:
-    """The values of a config file."""
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path))
-    except OSError as error:
-        raise InputError("--config", f"{path} ({error.strerror or error})", "a file that can be read") from None
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError("--config", f"{path} ({reason})", "a YAML file of options") from None
+    given = read_command_line(PROGRAM, argv)
+    nested: dict[str, Any] = {part: {"name": name} for part, name in given.parts.items()}
+    for name, text in given.texts.items():
+        group, dot, option = name.partition(".")
+        if dot:
+            nested.setdefault(group, {})[option] = text
+        elif name not in PARTS:
+            nested[name] = text
+    with given.naming_files():
+        return from_values(nested)
 
 
 def from_values(values: Mapping[str, Any]) -> Options:
@@ -393,7 +298,7 @@ def from_values(values: Mapping[str, Any]) -> Options:
     known = [option.name for option in options(RunConfig)]
     for key in own:
         if key not in known:
-            raise unknown_name("option", key, [*known, *groups])
+            raise unknown_option(key, [*known, *groups])
     data = mapping("data", values.get("data"))
     sources = read_sources(data)
     built = {name: build_part(name, mapping(name, values.get(name))) for name in PARTS}
@@ -418,6 +323,7 @@ def build_part(part: str, values: dict[str, Any]) -> Any:
 def read_sources(data: Mapping[str, Any]) -> tuple[SourceConfig, ...]:
     """``data.sources``, or the one that ``data.root`` and ``data.layout`` name."""
     listed = data.get("sources") or []
+    listed = read_list("data.sources", listed) if isinstance(listed, str) else listed
     if not isinstance(listed, list):
         raise InputError("data.sources", listed, "a list such as [{root: DIR}, {root: DIR2, weight: 2}]")
     if data.get("root") is not None:
@@ -441,43 +347,16 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
 def as_yaml(options_: Options) -> str:
     """The options that differ from their defaults, as a config file that repeats the run."""
     values: dict[str, Any] = {}
-    groups: list[tuple[dict[str, Any], Any]] = [(values, options_.run)]
-    for name, config in {"data": options_.data, "train": options_.train, **options_.parts}.items():
-        values[name] = {"name": config.name} if name in PARTS else {}
-        groups.append((values[name], config))
-    for group, config in groups:
+    groups = {"": options_.run, "data.": options_.data, "train.": options_.train}
+    for prefix, config in [*groups.items(), *((f"{name}.", part) for name, part in options_.parts.items())]:
+        if prefix.removesuffix(".") in PARTS:
+            values[prefix.removesuffix(".")] = config.name
         for entry in fields(config):
             value = getattr(config, entry.name)
             if value != entry.default and entry.name not in ("resume", "overwrite", "eval", "root", "layout"):
-                group[entry.name] = value
+                values[prefix + entry.name] = value
     if options_.sources:
-        values["data"]["sources"] = [
-            {entry.name: getattr(source, entry.name) for entry in fields(source)} for source in options_.sources
+        values["data.sources"] = [
+            {name: value for name, value in asdict(source).items() if value is not None} for source in options_.sources
         ]
-    return OmegaConf.to_yaml(OmegaConf.create({key: value for key, value in values.items() if value != {}}))
-
-
-def is_help(words: Sequence[str]) -> bool:
-    """Whether a command line asks for help."""
-    return bool({"-h", "--help"} & set(words))
-
-
-def option_lines(config: type, prefix: str = "") -> list[str]:
-    """A line for each option of a dataclass, with its default."""
-    return [f"  {prefix}{o.name}={o.default}".ljust(40) + f"  {o.help}" for o in options(config)]
-
-
-def help_text() -> str:
-    """Every option with its default, a line each."""
-    lines = [__doc__ or "", "flags: --config FILE, --" + ", --".join(FLAGS), ""]
-    for prefix, config in (
-        ("", RunConfig),
-        ("data.", DataConfig),
-        ("data.sources[].", SourceConfig),
-        ("train.", TrainConfig),
-    ):
-        lines += option_lines(config, prefix)
-    for part, (table, _, _) in PARTS.items():
-        for name, config in table.items():
-            lines += [f"{part}={name}", *option_lines(config, f"{part}.")]
-    return "\n".join(lines)
+    return write_config(values, yaml=True)

@@ -3,7 +3,6 @@
 Letters: B instances of a batch, P cells of an instance (pixels, samples, pixels of all views), K of them in this step.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +19,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from evos import coords
 from evos.distributed import World, reduce_mean, reduce_sum
 from evos.errors import InputError
-from evos.optimizers import build_optimizer
+from evos.optimizers import RunningClip, build_optimizer
 from evos.runs import on_device, rng_state, seed_everything, set_rng_state
+from evos.seeding import mixed_seed
 from evos.selection import Feedback, Pool, build_selector
 from generalizable.data import Batch, Shards, Source, Sources, evaluation_batches
 from generalizable.inner import outer_loss, predict
 from generalizable.instances import Instance, pixel_rays
 from generalizable.models import Model, Task, build_model
 from generalizable.models.meta_pattern_composer import InnerConfig
-from generalizable.options import DataConfig, Options, TrainConfig
+from generalizable.options import PAPER_LR, DataConfig, Options, TrainConfig
 from generalizable.rows import Rows
 
 Data = Tensor | dict[str, Tensor]
@@ -54,12 +54,7 @@ def psnr(prediction: Float[Tensor, "B P C"], target: Float[Tensor, "B P C"], kin
 
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The learning rate of a step, counted from 1."""
-    if step <= config.warmup:
-        return config.lr * step / config.warmup
-    if config.schedule == "constant":
-        return config.lr
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (1 + math.cos(math.pi * done)) / 2
+    return config.lr_at(step)
 
 
 def make_task(data: DataConfig) -> Task:
@@ -101,8 +96,11 @@ class Trainer:
         step = OuterStep(self.model)
         self.network = step if world.size == 1 else DistributedDataParallel(step)
         decay = train.ema
-        self.ema = None if decay is None else AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-        self.optimizer: Any = build_optimizer(train.optimizer, self.model, train.lr)
+        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay > 0 else None
+        self.clip = train.build_clip(device)
+        if options.run.precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+        self.optimizer: Any = build_optimizer(train.optimizer, self.model, train.lr or PAPER_LR)
         self.scaler = GradScaler(device.type, enabled=options.run.precision == "fp16")
 
         self.rows = Rows(max(min(train.cache_rows, owned), train.batch // world.size))
@@ -118,7 +116,7 @@ class Trainer:
         self.grid = coords.grid(self.pool.shape, device) if self.kind != "views" else None
         self.spacing = torch.tensor(coords.spacing(self.pool.shape), device=device)
         self.points_trained = 0
-        seed_everything(options.run.seed, world.rank)  # noise of its own for each process
+        seed_everything(mixed_seed(options.run.seed, world.rank))  # noise of its own for each process
 
     # ---- one step --------------------------------------------------------------------------------------------
 
@@ -139,9 +137,9 @@ class Trainer:
         with self.autocast():
             loss, residual = self.network(data, points, target, selection.weight)
         self.scaler.scale(loss).backward()
-        if train.clip is not None:
+        if self.clip is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), train.clip)
+            self.clip(self.model.parameters())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
@@ -337,13 +335,14 @@ class Trainer:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "gradient_norm": self.clip.mean if isinstance(self.clip, RunningClip) else None,
             "points_trained": self.points_trained,
         }
 
     def own_state(self) -> dict[str, Any]:
         """What this process has for itself; its tensors on the CPU, for they go through process 0 to the checkpoint."""
         selector = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.selector.state_dict().items()}
-        return {"selector": selector, "rows": self.rows.state_dict(), "rng": rng_state()}
+        return {"selector": selector, "rows": self.rows.state_dict()}
 
     def load_shared_state(self, state: dict[str, Any]) -> None:
         """Go on from ``shared_state``; InputError where it doesn't fit the options."""
@@ -353,13 +352,14 @@ class Trainer:
                 self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
+            if isinstance(self.clip, RunningClip):
+                self.clip.mean = state["gradient_norm"].to(self.device, copy=True)
             self.points_trained = state["points_trained"]
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = f"one without {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
             raise InputError("checkpoint", reason, "one of the same options") from None
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from ``own_state``; the generators last, so that nothing draws after it."""
+        """Go on from ``own_state``."""
         self.selector.load_state_dict(state["selector"])
         self.rows.load_state_dict(state["rows"])
-        set_rng_state(state["rng"])

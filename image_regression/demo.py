@@ -13,15 +13,21 @@ import torch
 
 from evos.errors import exit_on_input_error
 from evos.images import read_image
-from evos.runs import Stopper, open_run
-from image_regression.compare import seconds_to
+from evos.runs import Stopped, Stopper, open_run
+from evos.runs.files import replace_file
 from image_regression.options import parse
 from image_regression.report import Curve, Panel, write_report
-from image_regression.run import Stopped, fit_signal
+from image_regression.run import fit_signal
 from image_regression.signals import load
-from image_regression.summary import markdown_table
+from image_regression.summary import cell, form_of, markdown_table
+from image_regression.tables import seconds_to
 
 ROWS = {"full": ["--selector", "full"], "EVOS": ["--selector", "evos"], "fast": ["--recipe", "fast"]}
+COLUMNS = {
+    **{"psnr": "PSNR (dB)", "ssim": "SSIM", "train_seconds": "training s"},
+    "points_evaluated": "points evaluated",
+}
+"""Of the table: names in the metrics, and headings."""
 DEFAULTS = ["--config", str(Path(__file__).parents[1] / "configs" / "image_regression" / "demo.txt")]
 
 
@@ -55,22 +61,13 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for title, result in results.items():
         reached = seconds_to(full["psnr"], result["curve"])
-        rows.append(
-            [
-                title,
-                f"{result['psnr']:.2f}",
-                f"{result['ssim']:.4f}",
-                f"{result['train_seconds']:.1f}",
-                f"{result['points_evaluated']:,}",
-                "not reached"
-                if reached is None
-                else f"{reached:.1f} s ({reached / full['train_seconds']:.0%} of full's)",
-            ]
+        time = (
+            "not reached" if reached is None else f"{reached:.1f} s ({reached / full['train_seconds']:.0%} of full's)"
         )
-    table = markdown_table(
-        ["", "PSNR (dB)", "SSIM", "training s", "points evaluated", "reached full's final PSNR after"], rows
-    )
-    (out / "table.md").write_text(table)
+        numbers = [cell(form_of(name), result[name]) for name in COLUMNS]
+        rows.append([title, *numbers, time])
+    table = markdown_table(["", *COLUMNS.values(), "reached full's final PSNR after"], rows)
+    replace_file(out / "table.md", table.encode())
     print(
         f"\n{signal.name} {signal.shape}, {base.field}, {base.steps} steps, seed {base.seed}, "
         f"{torch.get_num_threads()} threads\n"

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 from evos.errors import InputError, exit_on_input_error
-from evos.runs import Stopper, resolve_device
+from evos.runs import Stopped, Stopper, resolve_device
 from image_regression.options import Options, parse
-from image_regression.run import Stopped, fit_signal
+from image_regression.run import fit_signal
 from image_regression.signals import find_inputs, folder_name, load
-from image_regression.summary import sentence, write_summary
+from image_regression.summary import check_summary, sentence, write_summary
 
 
 @exit_on_input_error
@@ -25,6 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     inputs = find_inputs(options.run.input)
     out = Path(options.run.out)
     is_folder = options.run.input is not None and Path(options.run.input).is_dir()
+    if is_folder:
+        check_summary(out)
     results, failures = [], []
     with Stopper() as stopper:
         try:

@@ -1,4 +1,4 @@
-"""What a run on a picture measures, logs and writes; recordings.py has the same four functions for sounds."""
+"""What a run on a picture measures, logs and writes; recordings.py has the same functions for sounds."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,7 +11,7 @@ from image_regression.trainer import Fit
 
 
 def measure(fit: Fit, values: Float[Tensor, "P C"], with_lpips: bool) -> dict[str, float | None]:
-    """PSNR, SSIM and perhaps LPIPS of all pixels; where not all are trained on, the paper's measures besides."""
+    """PSNR, SSIM and perhaps LPIPS of all pixels; where not all are trained on, those of held_out_metrics as well."""
     prediction, truth = fit.signal.picture(values), fit.signal.picture(fit.values)
     quality = image_metrics(prediction, truth, with_lpips)
     factor = fit.options.run.factor

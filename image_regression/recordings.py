@@ -1,4 +1,4 @@
-"""What a run on a sound measures, logs and writes; pictures.py has the same four functions for pictures."""
+"""What a run on a sound measures, logs and writes; pictures.py has the same functions for pictures."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ WINDOW = 1024
 """Samples in one spectrum, fewer in a sound that is shorter."""
 
 COLUMNS = 1000
-"""About the most spectra that a picture shows."""
+"""The most spectra that a picture shows, roughly."""
 
 FLOOR = -80.0
 """What counts as silence in a picture, in dB below the loudest part of the truth."""
@@ -32,15 +32,15 @@ def measure(fit: Fit, values: Float[Tensor, "T C"], with_lpips: bool) -> dict[st
     The PSNR takes twice the sound's peak for its range: 6.02 dB above one that takes the peak itself, as Sobolev
     training's does. Nothing is clamped. A silent sound has no SNR (None).
     """
-    quality = both(fit.signal, values, fit.values, "")
+    quality = sound_quality(fit.signal, values, fit.values, "")
     factor = fit.options.run.factor
     if factor == 1:
         return quality
     held_out = torch.arange(len(values), device=values.device) % factor > 0
-    return quality | both(fit.signal, values[held_out], fit.values[held_out], "held_out_")
+    return quality | sound_quality(fit.signal, values[held_out], fit.values[held_out], "held_out_")
 
 
-def both(
+def sound_quality(
     signal: Signal, prediction: Float[Tensor, "T C"], truth: Float[Tensor, "T C"], prefix: str
 ) -> dict[str, float | None]:
     """PSNR and SNR by name."""
@@ -68,7 +68,7 @@ def write(run: Run, fit: Fit, values: Float[Tensor, "T C"]) -> None:
     write_image(run.images / "selection.png", selection_strip(fit))
 
 
-def panel(fit: Fit, values: Float[Tensor, "T C"]) -> tuple[Float[Tensor, "H W C"], Panel]:
+def panel(fit: Fit, values: Float[Tensor, "T C"]) -> tuple[Float[Tensor, "H W 1"], Panel]:
     """The truth's spectrogram, low notes below, and the run's part of the report."""
     truth, prediction = (decibels(fit.signal.samples(each)) for each in (fit.values, values))
     loudest = truth.max()

@@ -14,11 +14,11 @@ from evos.runs.files import replace_file
 
 @dataclass(frozen=True)
 class Panel:
-    """One run's pictures: its reconstruction and how often each cell was selected (0 to 1)."""
+    """One run's pictures: its reconstruction, and how often each cell of the training grid was selected (0 to 1)."""
 
     title: str
     reconstruction: Float[Tensor, "H W C"]
-    selection: Float[Tensor, "H W 1"] | None = None
+    selection: Float[Tensor, "h w 1"] | None = None
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Curve:
     """One run's evaluations: entries with step, seconds and psnr."""
 
     title: str
-    entries: list[dict[str, float]]
+    entries: list[dict[str, Any]]
 
 
 def as_picture(pixels: Float[Tensor, "H W C"]) -> np.ndarray:
@@ -65,7 +65,7 @@ def write_report(path: Path, truth: Float[Tensor, "H W C"], panels: list[Panel],
             axes[row, 2].set_title(f"{panel.title}: where the selector looked")
         else:
             axes[row, 2].text(
-                0.5, 0.5, "every point, every step", ha="center", va="center", transform=axes[row, 2].transAxes
+                0.5, 0.5, "all points in every step", ha="center", va="center", transform=axes[row, 2].transAxes
             )
     for axis in axes.flat:
         axis.axis("off")

@@ -72,14 +72,14 @@ def astronaut(size: int | None = None) -> Signal:
     return from_pixels("astronaut", torch.from_numpy(photo()).float() / 255, size)
 
 
-def every(values: Float[Tensor, "P V"], shape: tuple[int, ...], factor: int) -> Float[Tensor, "p V"]:
-    """The values of every ``factor``-th cell along each axis of a grid, from the first; no copy at factor 1."""
+def subsample(values: Float[Tensor, "P V"], shape: tuple[int, ...], factor: int) -> Float[Tensor, "p V"]:
+    """Every ``factor``-th cell along each axis of a grid, from the first; no copy at factor 1."""
     grid = values.unflatten(0, shape)
     return grid[(slice(None, None, factor),) * len(shape)].flatten(0, -2)
 
 
 def cropped(signal: Signal, factor: int) -> Signal:
-    """The signal without the cells at the ends of its axes that make no whole ``factor``, with a notice on stderr.
+    """The signal cropped at the end of each axis to a multiple of ``factor``, with a notice on stderr.
 
     Raises InputError where an axis is shorter than ``factor``.
     """
@@ -102,13 +102,17 @@ def find_inputs(path: str | None) -> list[Path | None]:
     if not given.is_dir():
         if is_video(given):
             raise InputError(path, "a video", READ)
-        return [given] if is_sound(given) else list(list_images(given))
+        if is_sound(given):
+            return [given]
+        if given.exists() and given.suffix[1:].lower() not in PICTURES:
+            raise InputError(path, f"the extension {given.suffix or '(none)'}", READ)
+        return list(list_images(given))
     try:
         pictures = list_images(given)
     except InputError:
         pictures = []
     sounds = sorted(file for file in given.glob("*.*") if file.suffix[1:].lower() in SOUNDS and file.is_file())
-    # Without any of both, the error is that of pictures.
+    # With neither, the error is that of pictures.
     return [*pictures, *sounds] or list(list_images(given))
 
 

@@ -1,33 +1,39 @@
-"""Tables of several runs."""
+"""Tables of several runs, in markdown and as CSV."""
 
 import csv
 import io
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from evos.errors import InputError
 from evos.runs.files import replace_file
 
-COLUMNS = {
-    "name": "{}",
+COLUMNS = (
+    *("name", "psnr", "ssim", "lpips", "snr", "held_out_psnr", "held_out_ssim", "held_out_snr"),
+    *("train_seconds", "points_evaluated"),
+)
+
+OPTIONAL_COLUMNS = ("snr", "held_out_psnr", "held_out_ssim", "held_out_snr")
+"""Columns of sounds, and of runs not trained on everything: left out where no run has them."""
+
+FORMS = {
     "psnr": "{:.2f}",
     "ssim": "{:.4f}",
     "lpips": "{:.4f}",
     "snr": "{:.2f}",
-    "held_out_psnr": "{:.2f}",
-    "held_out_ssim": "{:.4f}",
-    "held_out_snr": "{:.2f}",
+    "seconds": "{:.1f}",
     "train_seconds": "{:.1f}",
+    "points": "{:,}",
     "points_evaluated": "{:,}",
+    "time_to_full": "{:.2f}",
 }
-
-
-SOME = ("snr", "held_out_psnr", "held_out_ssim", "held_out_snr")
-"""Columns of sounds, and of runs not trained on everything: left out where no run has them."""
+"""How the numbers of a measure are written."""
 
 
 def sentence(result: dict[str, Any], out: Path) -> str:
-    """What a run has come to, in one line."""
+    """The result of a run in one line."""
     silent = "SNR undefined (silent)" if "snr" in result and result["snr"] is None else None
     forms = {
         "psnr": "{:.2f} dB",
@@ -43,10 +49,16 @@ def sentence(result: dict[str, Any], out: Path) -> str:
     return f"{result['name']}: {', '.join(filter(None, (*parts, silent)))} -> {out}"
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A markdown table."""
+def form_of(name: str) -> str:
+    """How a column's numbers are written, ``held_out_psnr``, ``psnr@1000`` and ``psnr_spread`` as ``psnr``."""
+    return FORMS.get(name.split("@")[0].removeprefix("held_out_").removesuffix("_spread"), "{}")
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table; what would end a cell or a line within a cell is escaped."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    cells = ([" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells) + "\n"
 
 
 def cell(form: str, value: Any) -> str:
@@ -54,24 +66,39 @@ def cell(form: str, value: Any) -> str:
     return "-" if value is None else form.format(value)
 
 
+def check_summary(folder: Path) -> None:
+    """Raise InputError where ``write_summary`` would replace a file that it did not write."""
+    for name, start in (("summary.md", "| name | psnr |"), ("summary.csv", "name,psnr,")):
+        try:
+            with (folder / name).open(encoding="utf-8", errors="replace") as file:
+                is_ours = file.readline().startswith(start)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise InputError("--out", f"{folder / name} ({error.strerror})", "a folder that can be written") from None
+        if not is_ours:
+            raise InputError("--out", f"{folder}, whose {name} is not of this program", "another folder")
+
+
 def write_summary(folder: Path, results: list[dict[str, Any]]) -> None:
     """Write summary.md and summary.csv: a line for each run and, of the numbers, the mean."""
-    columns = {
-        key: form
-        for key, form in COLUMNS.items()
-        if key not in SOME or any(result.get(key) is not None for result in results)
-    }
-    rows = [[cell(form, result.get(key)) for key, form in columns.items()] for result in results]
+    check_summary(folder)
+
+    def values(name: str) -> list[Any]:
+        return [result[name] for result in results if result.get(name) is not None]
+
+    columns = [name for name in COLUMNS if name not in OPTIONAL_COLUMNS or values(name)]
+    rows = [[cell(form_of(name), result.get(name)) for name in columns] for result in results]
     means = ["mean"]
-    for key, form in list(columns.items())[1:]:
-        values = [result[key] for result in results if result.get(key) is not None]
-        means.append(cell(form, round(mean(values)) if key == "points_evaluated" else mean(values)) if values else "-")
-    replace_file(folder / "summary.md", markdown_table(list(columns), [*rows, means]).encode())
-    write_csv(folder / "summary.csv", list(columns), results)
+    for name in columns[1:]:
+        average = mean(values(name)) if values(name) else None
+        means.append(cell(form_of(name), round(average) if name == "points_evaluated" and average else average))
+    replace_file(folder / "summary.md", markdown_table(columns, [*rows, means]).encode())
+    write_csv(folder / "summary.csv", columns, results)
 
 
-def write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    """Write the columns of a table's rows, at full precision; nothing where there is no value."""
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the columns of a table's rows, at full precision; empty where there is no value."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos import coords
-from evos.derivatives import change_along, spatial_gradient, value_and_jacobian
+from evos.derivatives import parameter_jvp, spatial_gradient, value_and_jacobian
 from evos.errors import InputError
 from evos.fields import build_field
 from evos.fields.fused import Fused, compiled
@@ -30,11 +30,10 @@ from evos.optimizers import (
     replace_weights,
     update_average,
 )
-from evos.schedules import learning_rate
 from evos.selection import Feedback, Pool, ResidualCache, Selection, build_selector
 from evos.transforms import fit_transform
 from image_regression.options import Options
-from image_regression.signals import Signal, every
+from image_regression.signals import Signal, subsample
 
 
 @dataclass
@@ -74,7 +73,7 @@ class Fit:
         self.derive = compiled(derive) if run.compile else derive
         self.optimizer = build_optimizer(run.optimizer, self.field, options.lr)
         self.polishing = False
-        self.clip = None if run.clip_ratio is None else RunningClip(run.clip_ratio, device)
+        self.clip = run.build_clip(device)
         self.average = [weight.detach().clone() for weight in self.field.parameters()] if run.ema > 0 else None
         self.selector = build_selector(
             options.selector,
@@ -84,10 +83,10 @@ class Fit:
             seed=run.seed,
             target=self.trained[None],
         )
-        self.cfs_steps = math.floor(run.cfs_share * run.steps)
+        self.cfs_steps = math.floor(run.cfs_ratio * run.steps)
         # Cross-frequency supervision needs the residuals of cells not selected: where the selector keeps none, we do.
-        self.own_cache = ResidualCache(self.pool, device) if self.selector.cache is None else None
-        self.cache = self.selector.cache or self.own_cache
+        self.keeps_residuals = self.selector.cache is None
+        self.cache = self.selector.cache or ResidualCache(self.pool, device)
         self.work = Work()
         self.visits = torch.zeros(self.pool.cells, dtype=torch.int32, device=device)
         self.first_bad = torch.zeros((), dtype=torch.int64, device=device)
@@ -96,7 +95,7 @@ class Fit:
 
     def training(self, values: Float[Tensor, "P V"]) -> Float[Tensor, "p V"]:
         """Those of the signal's values that lie on the training grid."""
-        return every(values, self.signal.shape, self.options.run.factor)
+        return subsample(values, self.signal.shape, self.options.run.factor)
 
     # ---- one step --------------------------------------------------------------------------------------------
 
@@ -126,8 +125,8 @@ class Fit:
 
         update = None if before is None else self.update(before)
         self.selector.observe(selection, Feedback(residual, coord_grad=coordinates.grad, update=update))
-        if self.own_cache is not None and self.supervises_frequencies(selection):
-            self.own_cache.write(selection, residual)
+        if self.keeps_residuals and self.supervises_frequencies(selection):
+            self.cache.write(selection, residual)
         if self.average is not None:
             update_average(self.average, self.field.parameters(), self.options.run.ema, step)
         self.first_bad = torch.where((self.first_bad == 0) & ~loss.isfinite(), step, self.first_bad)
@@ -199,8 +198,8 @@ class Fit:
         parameters = self.field.named_parameters()
         direction = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters}
         pieces = self.coords.split(self.options.run.chunk)
-        change = torch.cat([change_along(self.field, piece, before, direction) for piece in pieces])
-        return change[None] / (self.transform.slope or 2.0)
+        change = torch.cat([parameter_jvp(self.field, piece, before, direction) for piece in pieces])
+        return change[None] / (self.transform.derivative or 2.0)
 
     def outputs(self, coordinates: Float[Tensor, "B K D"]) -> tuple[Tensor, ...]:
         """What the loss is made of: predictions and, where they are supervised, their derivatives "B K C D" a cell."""
@@ -234,7 +233,7 @@ class Fit:
         return selection, loss, residual.detach()
 
     def supervises_frequencies(self, selection: Selection) -> bool:
-        """Whether a step has cross-frequency supervision: the first ``cfs_share`` of the steps, every dense key step.
+        """Whether a step has cross-frequency supervision: the first ``cfs_ratio`` of the steps, every dense key step.
 
         The latter as in EVOS' released code; leaving it out costs 0.6 dB (benchmarks/photo_128.py's setting).
         """
@@ -245,8 +244,8 @@ class Fit:
         self, prediction: Float[Tensor, "B K C"], target: Float[Tensor, "B K C"], selection: Selection
     ) -> Float[Tensor, "B K C"]:
         """Signed error in the signal's [0, 1] units."""
-        if self.transform.slope is not None:
-            return (prediction - target) / self.transform.slope
+        if self.transform.derivative is not None:
+            return (prediction - target) / self.transform.derivative
         return self.transform.inverse(prediction) - selection.gather(self.trained)
 
     def aligned(
@@ -268,7 +267,7 @@ class Fit:
     def set_learning_rate(self, step: int) -> None:
         """The learning rate of a step, the same for all weights."""
         run = self.options.run
-        rate = self.options.lr * learning_rate(run.lr_schedule, step, run.steps, run.lr_decay, run.warmup)
+        rate = self.options.lr * run.lr_factor(step, run.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
@@ -314,11 +313,11 @@ class Fit:
             "field": self.field.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "polishing": self.polishing,
-            "gradient_norm": None if self.clip is None else self.clip.mean,
+            "gradient_norm": self.clip.mean if isinstance(self.clip, RunningClip) else None,
             "average": average,
             "selector": self.selector.state_dict(),
             "transform": self.transform.state_dict(),
-            "residual": None if self.own_cache is None else self.own_cache.residual,
+            "residual": self.cache.residual if self.keeps_residuals else None,
             "visits": self.visits,
             "mean": self.mean,
             "work": [self.work.evaluated, self.work.trained],
@@ -334,13 +333,13 @@ class Fit:
             if state["polishing"]:
                 self.begin_polish()
             self.optimizer.load_state_dict(state["optimizer"])
-            if self.clip is not None:
+            if isinstance(self.clip, RunningClip):
                 self.clip.mean = state["gradient_norm"].to(self.device, copy=True)
             for (name, _), mine in zip(self.field.named_parameters(), self.average or (), strict=False):
                 mine.copy_(state["average"][name])
             self.selector.load_state_dict(state["selector"])
-            if self.own_cache is not None and state["residual"] is not None:
-                self.own_cache.residual = state["residual"].to(self.device, copy=True)
+            if self.keeps_residuals and state["residual"] is not None:
+                self.cache.residual = state["residual"].to(self.device, copy=True)
             self.visits = state["visits"].to(self.device, copy=True)
             self.work = Work(*state["work"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:

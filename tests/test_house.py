@@ -1,18 +1,23 @@
-"""The house keeps its own rules: one version, no hosts, configs that exist, an environment that is made once."""
+"""The house keeps its own rules: one version, no hosts, links and configs that exist, an environment made once."""
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import evos
+from evos.selection import SELECTORS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS += [ROOT / "benchmarks" / "README.md", *sorted((ROOT / "configs").rglob("README.md"))]
 HOSTS = re.compile(
     r"https?://|\bgit\+|\b(?:pypi|pythonhosted|npmjs|pytorch|conda|anaconda)\.(?:org|com)|-index-url|find-links"
 )
@@ -28,7 +33,8 @@ def document(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["constraints.txt", "pyproject.toml", "Makefile", ".ci/run", ".pre-commit-config.yaml", ".gitignore"]
+    "name",
+    ["constraints.txt", "pyproject.toml", "mkdocs.yml", "Makefile", ".ci/run", ".pre-commit-config.yaml", ".gitignore"],
 )
 def test_no_file_names_a_host(name):
     assert HOSTS.findall((ROOT / name).read_text()) == []
@@ -62,14 +68,113 @@ def test_make_knows_the_extras_and_all_means_all():
     assert extras["all"] == [f"evos[{','.join(name for name in extras if name != 'all')}]"]
 
 
-def test_every_config_in_the_table_exists():
-    names = re.findall(r"(?:configs/)?([\w/-]+\.(?:txt|ya?ml))\b", document("configs/README.md"))
-    assert names and [name for name in names if not list((ROOT / "configs").rglob(name))] == []
+def test_every_config_in_the_documentation_exists():
+    text = "".join(path.read_text() for path in DOCUMENTS)
+    names = re.findall(
+        r"((?:configs|image_regression|audio_regression|generalizable)/\w[\w/-]*\.(?:txt|ya?ml))\b", text
+    )
+    names += re.findall(r"`(\w+\.ya?ml)`", document("docs/configurations.md"))
+    assert len(names) > 30
+    roots = (ROOT, ROOT / "configs", ROOT / "configs" / "generalizable")
+    assert [name for name in names if not any((root / name).exists() for root in roots)] == []
 
 
 def test_the_readme_and_ci_run_the_same_tests():
     assert "make test" in document(".ci/run")
     assert "make test" in document("README.md")
+    assert re.search(r"^test: .*\bdocs\b", document("Makefile"), re.MULTILINE)
+
+
+# ---- documents
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as mkdocs makes them."""
+    titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title.lower()).strip()) for title in titles}
+
+
+def links(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(link, path, anchor) of a document's links to files of the repository."""
+    for link in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", path.read_text()):
+        target, _, anchor = "".join(link).partition("#")
+        if "://" not in target:
+            yield "".join(link), target, anchor
+
+
+def test_the_readme_is_short():
+    lines = document("README.md").splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lines_of_prose_are_short(path):
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    broken = []
+    for link, target, anchor in links(path):
+        found = (path.parent / target).resolve() if target else path
+        if not found.exists() or (anchor and anchor not in anchors(found)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_page_of_results_links_to_recorded_runs():
+    for name in ("results", "neutral_benchmark", "derivatives", "generalizable"):
+        found = [target for _, target, _ in links(ROOT / "docs" / f"{name}.md") if target.endswith(".json")]
+        assert found, name
+
+
+# ---- sizes and manners of the code
+
+
+def test_the_method_is_read_in_one_sitting():
+    assert len((ROOT / "evos" / "selection" / "evos.py").read_text().splitlines()) <= 150
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in (ROOT / "evos").rglob("*.py")
+    }
+    assert {name: length for name, length in lengths.items() if length > 350} == {}
+
+
+def selector_probes(source: str) -> list[str]:
+    """Calls that ask a selector, or its config, what it is instead of using the protocol."""
+    classes = {kind.__name__ for pair in SELECTORS.values() for kind in pair} | {"Selector", "SelectorConfig"}
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and len(node.args) >= 2):
+            continue
+        subject, kind = ast.unparse(node.args[0]), set(re.findall(r"\w+", ast.unparse(node.args[1])))
+        is_probe = node.func.id in ("getattr", "hasattr") and re.search(r"selector\b(?!_)", subject)
+        if is_probe or (node.func.id == "isinstance" and kind & classes):
+            found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ("getattr(self.selector, 'x', None)", 1),
+        ("hasattr(trainer.selector, 'x')", 1),
+        ("isinstance(selector, EvosSelector)", 1),
+        ("isinstance(config, (SoftConfig, TilesConfig))", 1),
+        ("getattr(config, name)\nisinstance(field, Field)", 0),
+    ],
+)
+def test_a_probe_would_be_found(source, count):
+    assert len(selector_probes(source)) == count
+
+
+def test_no_selector_is_probed_outside_of_selection():
+    folders = ("evos", "image_regression", "evos_nerf", "generalizable", "benchmarks", "examples")
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+    outside = [path for path in paths if ROOT / "evos" / "selection" not in path.parents]
+    found = {str(path.relative_to(ROOT)): selector_probes(path.read_text()) for path in outside}
+    assert {name: probes for name, probes in found.items() if probes} == {}
 
 
 # ---- make install, with a pip that only writes down what it was asked for
@@ -170,7 +275,7 @@ def test_a_failed_install_is_tried_again(clone):
     ("argument", "line"),
     [
         ("PYTHON=python3.1", "error: PYTHON: got python3.1, which does not run here; allowed: Python 3.11 or later"),
-        ("EXTRAS=regres", "error: EXTRAS: got regres; allowed: regress nerf meta nas dev all, joined by commas"),
+        ("EXTRAS=regres", "error: EXTRAS: got regres; allowed: regress nerf meta nas docs dev all, joined by commas"),
     ],
 )
 def test_a_wrong_variable_is_one_clear_line(clone, argument, line):

@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 APPLICATIONS = {"image_regression", "evos_nerf", "generalizable", "evonas"}
 FRONT_ENDS = {"nerfstudio", "omegaconf", "configargparse", "pymoo", "ray", "transformers"}
 FORBIDDEN = {"evos": APPLICATIONS | FRONT_ENDS} | {name: APPLICATIONS - {name} for name in APPLICATIONS}
+ALLOWED = {("evos/command_line.py", "configargparse")}
+"""The one parser is the only file of the core that knows a front end."""
 SCRIPT_FOLDERS = APPLICATIONS | {"benchmarks"}
 
 
@@ -30,7 +32,8 @@ def wrong_imports(root: Path) -> Iterator[str]:
     for package, forbidden in FORBIDDEN.items():
         for path in sorted((root / package).rglob("*.py")):
             for name in sorted(imported_packages(path.read_text()) & forbidden):
-                yield f"{path.relative_to(root)} imports {name}"
+                if (str(path.relative_to(root)), name) not in ALLOWED:
+                    yield f"{path.relative_to(root)} imports {name}"
 
 
 def wrong_names(root: Path) -> Iterator[str]:

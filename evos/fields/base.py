@@ -1,7 +1,7 @@
-"""What every neural field is: a config that builds a module from coordinates to values, and the loop all of them share.
+"""The base classes of neural fields: a config that builds a module from coordinates to values, and the layer loop.
 
 Coordinates lie in [-1, 1], one column per axis. Letters: N points, D coordinate axes, C channels, H hidden features,
-K tangents (directions of derivatives) carried beside the values: see evos/derivatives.py.
+K tangents (directions of derivatives) propagated with the values: see evos/derivatives.py.
 """
 
 from abc import ABC, abstractmethod
@@ -50,10 +50,10 @@ class FieldConfig(ABC):
 
 
 class ScaledLinear(nn.Linear):
-    """``gain * (W x + b)`` for about the price of ``W x + b``.
+    """``gain * (W x + b)`` at about the cost of ``W x + b``.
 
     The gain (SIREN's omega, Gauss's scale) multiplies the small weights instead of the N x H activations, which are
-    then written once. W and b remain the paper's, so its initialisations, learning rates and checkpoints hold.
+    then written once. W and b remain the paper's, and so do initialisations, learning rates and checkpoints.
     """
 
     def __init__(self, in_features: int, out_features: int, gain: float, dtype: torch.dtype | None = None) -> None:
@@ -121,23 +121,27 @@ class RealMLPField(MLPField):
     """An MLPField whose activation is real and has its first two derivatives in closed form."""
 
     @abstractmethod
-    def activation_with_slope(
+    def activation_and_derivative(
         self, z: Float[Tensor, "*N H"], layer_index: int
     ) -> tuple[Float[Tensor, "*N H"], Float[Tensor, "*N H"]]:
         """The activation and its derivative with respect to z."""
 
     @abstractmethod
-    def activation_curvature(
-        self, z: Float[Tensor, "*N H"], value: Float[Tensor, "*N H"], slope: Float[Tensor, "*N H"], layer_index: int
+    def activation_second_derivative(
+        self,
+        z: Float[Tensor, "*N H"],
+        value: Float[Tensor, "*N H"],
+        derivative: Float[Tensor, "*N H"],
+        layer_index: int,
     ) -> Float[Tensor, "*N H"]:
-        """The activation's second derivative, given what ``activation_with_slope`` returned."""
+        """The activation's second derivative, given what ``activation_and_derivative`` returned."""
 
     def activation_tangents(
         self, z: Float[Tensor, "N H"], tangents: Float[Tensor, "K N H"], layer_index: int
     ) -> tuple[Float[Tensor, "N H"], Float[Tensor, "K N H"]]:
-        """``activation`` at z, and its slope times each tangent."""
-        value, slope = self.activation_with_slope(z, layer_index)
-        return value, slope * tangents
+        """``activation`` at z, and its derivative times each tangent."""
+        value, derivative = self.activation_and_derivative(z, layer_index)
+        return value, derivative * tangents
 
 
 def build_field(

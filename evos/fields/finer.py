@@ -46,15 +46,19 @@ class Finer(Siren):
         """Sine of the angle."""
         return torch.sin(self.angle(z, layer_index))
 
-    def activation_with_slope(
+    def activation_and_derivative(
         self, z: Float[Tensor, "*N H"], layer_index: int
     ) -> tuple[Float[Tensor, "*N H"], Float[Tensor, "*N H"]]:
         """Sine of the angle and its derivative, q cos(angle)."""
         angle = self.angle(z, layer_index)
         return torch.sin(angle), self.factor(z, layer_index) * torch.cos(angle)
 
-    def activation_curvature(
-        self, z: Float[Tensor, "*N H"], value: Float[Tensor, "*N H"], slope: Float[Tensor, "*N H"], layer_index: int
+    def activation_second_derivative(
+        self,
+        z: Float[Tensor, "*N H"],
+        value: Float[Tensor, "*N H"],
+        derivative: Float[Tensor, "*N H"],
+        layer_index: int,
     ) -> Float[Tensor, "*N H"]:
         """Minus q² sin(angle)."""
         return -self.factor(z, layer_index).square() * value

@@ -32,13 +32,13 @@ class FourierFeatures(nn.Module):
         angles = F.linear(coords, self.frequencies)
         return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
-    def with_tangents(
+    def forward_with_tangents(
         self, coords: Float[Tensor, "N D"], tangents: Float[Tensor, "K N D"]
     ) -> tuple[Float[Tensor, "N E"], Float[Tensor, "K N E"]]:
         """The encoded coordinates, and their derivatives along each tangent."""
-        angles, slopes = F.linear(coords, self.frequencies), F.linear(tangents, self.frequencies)
+        angles, rates = F.linear(coords, self.frequencies), F.linear(tangents, self.frequencies)
         cosines, sines = angles.cos(), angles.sin()
-        return torch.cat([cosines, sines], dim=-1), torch.cat([-sines * slopes, cosines * slopes], dim=-1)
+        return torch.cat([cosines, sines], dim=-1), torch.cat([-sines * rates, cosines * rates], dim=-1)
 
 
 @dataclass(frozen=True)

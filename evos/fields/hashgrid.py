@@ -129,39 +129,41 @@ class HashGrid(nn.Module):
 
     def interpolate(self, unit: Float[Tensor, "*N D"]) -> Float[Tensor, "*N E"]:
         """The features at coordinates in [0, 1], in plain PyTorch."""
-        shares, features = self.corner_shares(unit)
-        # Not prod, whose gradient looks for zeros among the shares and so waits for the host.
-        weights = reduce(torch.mul, shares.unbind(-1))
+        per_axis, features = self.corner_weights(unit)
+        # Not prod, whose gradient looks for zeros among the factors and so waits for the host.
+        weights = reduce(torch.mul, per_axis.unbind(-1))
         return rearrange(einsum(weights, features, "... l v, ... l v f -> ... l f"), "... l f -> ... (l f)")
 
-    def with_tangents(
+    def forward_with_tangents(
         self, coords: Float[Tensor, "N D"], tangents: Float[Tensor, "K N D"]
     ) -> tuple[Float[Tensor, "N E"], Float[Tensor, "K N E"]]:
         """The features, and their derivatives along each tangent; tiny-cuda-nn has no forward mode."""
-        shares, features = self.corner_shares((coords + 1) / 2)
-        per_axis = shares.unbind(-1)
+        stacked, features = self.corner_weights((coords + 1) / 2)
+        per_axis = stacked.unbind(-1)
         weights = reduce(torch.mul, per_axis)
-        # A weight is a product of one share per axis, each linear in its coordinate with slope +-cells / 2.
-        signs = (2 * self.corners - 1).to(shares.dtype)
-        slopes = torch.stack(
+        # A weight is a product of one factor per axis, each linear in its coordinate with derivative +-cells / 2.
+        signs = (2 * self.corners - 1).to(stacked.dtype)
+        weight_derivatives = torch.stack(
             [
                 reduce(torch.mul, per_axis[:axis] + per_axis[axis + 1 :], signs[:, axis].expand_as(weights))
                 for axis in range(len(per_axis))
             ]
         )
-        jacobian = einsum(slopes, features, self.cells / 2, "d n l v, n l v f, l -> d n l f")
+        jacobian = einsum(weight_derivatives, features, self.cells / 2, "d n l v, n l v f, l -> d n l f")
         return (
             rearrange(einsum(weights, features, "n l v, n l v f -> n l f"), "n l f -> n (l f)"),
             rearrange(einsum(tangents, jacobian, "k n d, d n l f -> k n l f"), "k n l f -> k n (l f)"),
         )
 
-    def corner_shares(self, unit: Float[Tensor, "*N D"]) -> tuple[Float[Tensor, "*N L V D"], Float[Tensor, "*N L V F"]]:
-        """Each corner's share per axis (the product of its shares is its weight), and each corner's features."""
+    def corner_weights(
+        self, unit: Float[Tensor, "*N D"]
+    ) -> tuple[Float[Tensor, "*N L V D"], Float[Tensor, "*N L V F"]]:
+        """Each corner's interpolation weight along each axis (its weight is their product), and its features."""
         position = unit[..., None, :] * self.cells[:, None] + 0.5
         cell = position.floor()
         fraction = (position - cell)[..., None, :]
-        shares = torch.where(self.corners == 1, fraction, 1 - fraction)
-        return shares, self.table[self.rows(cell.long()[..., None, :] + self.corners)]
+        per_axis = torch.where(self.corners == 1, fraction, 1 - fraction)
+        return per_axis, self.table[self.rows(cell.long()[..., None, :] + self.corners)]
 
     def rows(self, vertices: Int[Tensor, "*N L V D"]) -> Int[Tensor, "*N L V"]:
         """The rows of the table that hold the given vertices (section 3, equation 4)."""

@@ -1,11 +1,11 @@
-"""A coordinate network for a whole data set: its layers are shared, and one of them (or more) has weights per instance.
+"""A coordinate network for a whole data set: its layers are shared, but one or more have weights per instance.
 
 Source: Kim et al., "Generalizable Implicit Neural Representations via Instance Pattern Composers" (CVPR 2023), section
 3. ReLU layers on Fourier features; layer ``m`` of instance n is W_n = V_n U, with a pattern V_n of its own and a factor
 U that all share; every weight vector (the weights into one unit) is scaled to length 1, as in TransINR (ECCV 2022).
 
-The shared layers are plain linear ones on the points of all instances together. It is no member of FIELDS, because it
-takes patterns beside coordinates. Letters: B instances, K points of each, D axes, I inputs and O outputs of a layer, R
+The shared layers are plain linear ones on the points of all instances together. It is not in FIELDS, because it takes
+patterns as well as coordinates. Letters: B instances, K points of each, D axes, I inputs and O outputs of a layer, R
 rank, C channels.
 """
 
@@ -94,7 +94,7 @@ def shared_linear(
 
 
 class InstanceMLP(nn.Module):
-    """ReLU layers on Fourier features; which of them have weights per instance is said at each call.
+    """ReLU layers on Fourier features; which of them have weights per instance is chosen at each call.
 
     Args:
         encoding: from D coordinates to its ``out_features``.
@@ -103,9 +103,9 @@ class InstanceMLP(nn.Module):
         out_features: C.
         ranks: layers whose weights are V U, and the rank of each; such a layer holds U.
         normalize: scale the weights into each unit to length 1.
-        output_bias: constant added to the values, where they should start: 0.5 for images.
+        output_bias: constant added to the values, what they start at: 0.5 for images.
 
-    Weights begin as PyTorch's, biases at 0, factors U at N(0, 1 / (I R)) so that W has them at 1 / I if V is at 1.
+    Weights start as PyTorch's, biases at 0, factors U as N(0, 1 / (I R)), so that W has variance 1 / I if V has 1.
     """
 
     def __init__(

@@ -32,14 +32,18 @@ class ReluField(RealMLPField):
         """ReLU."""
         return torch.relu(z)
 
-    def activation_with_slope(
+    def activation_and_derivative(
         self, z: Float[Tensor, "*N H"], layer_index: int
     ) -> tuple[Float[Tensor, "*N H"], Float[Tensor, "*N H"]]:
         """ReLU and a step, 0 at 0 as in PyTorch."""
         return torch.relu(z), (z > 0).to(z.dtype)
 
-    def activation_curvature(
-        self, z: Float[Tensor, "*N H"], value: Float[Tensor, "*N H"], slope: Float[Tensor, "*N H"], layer_index: int
+    def activation_second_derivative(
+        self,
+        z: Float[Tensor, "*N H"],
+        value: Float[Tensor, "*N H"],
+        derivative: Float[Tensor, "*N H"],
+        layer_index: int,
     ) -> Float[Tensor, "*N H"]:
         """0."""
         return torch.zeros_like(z)
@@ -75,15 +79,15 @@ class PositionalEncoding(nn.Module):
         angles = rearrange(coords[..., None] * self.octaves, "... d k -> ... (d k)")
         return torch.cat([coords, angles.sin(), angles.cos()], dim=-1)
 
-    def with_tangents(
+    def forward_with_tangents(
         self, coords: Float[Tensor, "N D"], tangents: Float[Tensor, "K N D"]
     ) -> tuple[Float[Tensor, "N E"], Float[Tensor, "K N E"]]:
         """The encoded coordinates, and their derivatives along each tangent."""
-        angles, slopes = (rearrange(x[..., None] * self.octaves, "... d k -> ... (d k)") for x in (coords, tangents))
+        angles, rates = (rearrange(x[..., None] * self.octaves, "... d k -> ... (d k)") for x in (coords, tangents))
         sines, cosines = angles.sin(), angles.cos()
         return (
             torch.cat([coords, sines, cosines], dim=-1),
-            torch.cat([tangents, cosines * slopes, -sines * slopes], dim=-1),
+            torch.cat([tangents, cosines * rates, -sines * rates], dim=-1),
         )
 
 

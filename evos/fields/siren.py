@@ -65,14 +65,18 @@ class Siren(RealMLPField):
         """Sine."""
         return torch.sin(z)
 
-    def activation_with_slope(
+    def activation_and_derivative(
         self, z: Float[Tensor, "*N H"], layer_index: int
     ) -> tuple[Float[Tensor, "*N H"], Float[Tensor, "*N H"]]:
         """Sine and cosine."""
         return torch.sin(z), torch.cos(z)
 
-    def activation_curvature(
-        self, z: Float[Tensor, "*N H"], value: Float[Tensor, "*N H"], slope: Float[Tensor, "*N H"], layer_index: int
+    def activation_second_derivative(
+        self,
+        z: Float[Tensor, "*N H"],
+        value: Float[Tensor, "*N H"],
+        derivative: Float[Tensor, "*N H"],
+        layer_index: int,
     ) -> Float[Tensor, "*N H"]:
         """Minus sine."""
         return -value

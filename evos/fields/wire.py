@@ -70,7 +70,7 @@ class Wire(MLPField):
     def activation_tangents(
         self, z: Inexact[Tensor, "N H"], tangents: Inexact[Tensor, "K N H"], layer_index: int
     ) -> tuple[Complex[Tensor, "N H"], Complex[Tensor, "K N H"]]:
-        """Gabor wavelet w and w (i t - 2 c Re(conj(z) t)) for each tangent t, c the envelope: |z|² has no slope."""
+        """Gabor wavelet w and w (i t - 2 c Re(conj(z) t)) per tangent t, c the envelope: |z|² is not holomorphic."""
         value = self.activation(z, layer_index)
         inward = -2 * (self.scale / self.gains[layer_index]) ** 2
         if layer_index == 0:

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without ever running code from the file."""
+"""Checkpoints: written atomically, and loaded without ever executing code from the file."""
 
 import io
 import warnings
@@ -19,15 +19,15 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
     """Write `state` to `path`; a kill or a full disk at any moment leaves the previous checkpoint as it was.
 
     Args:
-        path: the file; what is in it is replaced at once.
-        state: tensors, numbers, strings, None, bools, and lists, tuples and dicts of them, nothing else.
+        path: the file; replaced atomically where it exists.
+        state: tensors, numbers, strings, None, bools, and lists, tuples and dicts of them, and nothing else.
 
     Raises:
-        TypeError: `state` holds something else, a NumPy scalar say: loading it would mean running code.
+        TypeError: `state` holds something else, such as a NumPy scalar: loading it would execute code.
         InputError: the folder is missing, not writable or full.
     """
     _check_plain(state, "state")
-    # Serialised in memory first: torch turns an error of the disk into one of its own that hides the reason.
+    # Serialized in memory first: torch would wrap a disk error in one of its own that hides the reason.
     buffer = io.BytesIO()
     torch.save({**state, **HEADER}, buffer)
     replace_file(path, buffer.getbuffer())
@@ -37,13 +37,13 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
     """Read back the state that `save_checkpoint` wrote, its tensors on `device`.
 
     Raises:
-        InputError: the file is missing, empty, truncated, damaged, not a checkpoint of ours, of another version, or
-            holds a pickle that would run code.
+        InputError: the file is missing, empty, truncated, damaged, not written by evos, of another version, or holds a
+            pickle that would execute code.
     """
     path = Path(path)
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the refusal of a strange file is one line, without torch's advice
+            warnings.simplefilter("ignore")  # the error about a foreign file is one line, without torch's advice
             if not file.read(1):
                 raise InputError("checkpoint", f"{path} (empty)", "a checkpoint written by evos")
             with zipfile.ZipFile(file) as archive:  # torch itself takes tensors with flipped bits
@@ -56,7 +56,9 @@ def load_checkpoint(path: str | Path, *, device: str | torch.device = "cpu") -> 
     except OSError as error:
         raise InputError("checkpoint", f"{path} ({error.strerror})", "a readable file") from error
     except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise InputError("checkpoint", str(path), "a whole checkpoint: this one is damaged or no plain data") from error
+        raise InputError(
+            "checkpoint", str(path), "an intact checkpoint: this one is damaged, or not plain data"
+        ) from error
     if not isinstance(state, dict) or state.pop("format", None) != HEADER["format"]:
         raise InputError("checkpoint", str(path), "a checkpoint written by evos")
     if (version := state.pop("version", None)) != HEADER["version"]:

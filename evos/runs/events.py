@@ -1,4 +1,4 @@
-"""Curves, pictures and sounds for TensorBoard."""
+"""Scalars, images and audio for TensorBoard."""
 
 import os
 import socket
@@ -18,12 +18,12 @@ class EventLog:
     """Writes event files into the run folder, where ``tensorboard --logdir runs`` finds them.
 
     Without the tensorboard package it warns once and writes nothing. Every method raises InputError where the folder
-    can't be written or is full: torch's SummaryWriter writes in a thread, whose errors come late and as a traceback.
+    can't be written or is full. torch's SummaryWriter writes in a thread, whose errors come late and as a traceback.
     """
 
     def __init__(self, folder: str | Path, *, purge_step: int | None = None) -> None:
         """Log into `folder`; on resume, what an earlier process logged from `purge_step` on is hidden."""
-        # Ordered by name, which must therefore begin with the time.
+        # TensorBoard reads event files in the order of their names, which must therefore begin with the time.
         self._path = Path(folder, f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}")
         self._records: Any = None
         try:
@@ -45,7 +45,7 @@ class EventLog:
             kind = self._protocol.SessionLog
             self._write(purge_step, session_log=kind(status=kind.START))
 
-    def scalars(self, step: int, values: Mapping[str, float | Tensor]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float | int | Tensor]) -> None:
         """Log one number per name."""
         if self._records:
             for name, value in values.items():
@@ -58,9 +58,9 @@ class EventLog:
             self._write(step, summary=self._summary.image(name, pixels, dataformats="HWC"))
 
     def audio(self, step: int, name: str, samples: Float[Tensor, "T C"], rate: int) -> None:
-        """Log the mean of a sound's channels, `rate` samples a second; amplitudes outside [-1, 1] are clipped.
+        """Log the mean over channels, at `rate` samples a second; amplitudes outside [-1, 1] are clipped.
 
-        torch writes one channel only.
+        torch's audio summary holds a single channel.
         """
         if self._records:
             clipped = samples.detach().float().mean(-1).clamp(-1, 1).cpu().numpy()
@@ -72,7 +72,7 @@ class EventLog:
             records, self._records = self._records, None
             try:
                 records.close()
-            except OSError as error:  # what could not be written is tried once more
+            except OSError as error:  # closing retries the write that failed
                 raise self._error(error) from error
 
     def _write(self, step: int, **content: Any) -> None:

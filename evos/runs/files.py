@@ -1,4 +1,4 @@
-"""Files that are either the old content or the whole new one, never a part; JSON on top of them."""
+"""Atomic file replacement: a file holds its old content or all of the new one; JSON files built on it."""
 
 import json
 import math
@@ -16,14 +16,17 @@ from evos.errors import InputError
 HEADER = {"format": "evos", "version": 1}
 """What marks a file as ours: in `config.json` and in checkpoints."""
 
+INFINITIES = {math.inf: "+Infinity", -math.inf: "-Infinity"}
+"""Texts that stand for what JSON has no number for; `float` and JavaScript's `Number` read them."""
+
 
 def temporary_path(path: Path) -> Path:
-    """Where `path` is written first: always the same name, so that what a kill leaves goes with the next write."""
+    """Where `path` is written first; always the same name, so that the next write replaces what a kill left behind."""
     return path.with_name(f".{path.name}.tmp")
 
 
 def replace_file(path: str | Path, content: bytes | memoryview) -> None:
-    """Write `content` to `path` so that a kill or a power cut at any moment leaves the old file or the whole new one.
+    """Write `content` to `path` atomically: a kill or power failure leaves either the old file or all of the new one.
 
     Raises:
         InputError: the folder is missing, not writable or full; the old file is untouched, no temporary file remains.
@@ -56,13 +59,13 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file, with the infinities that `write_json` put in as texts.
 
     Raises:
         InputError: missing, unreadable or not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return restored(json.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
         raise InputError(str(path), error.strerror or str(error), "a readable JSON file") from error
     except ValueError as error:
@@ -72,7 +75,8 @@ def read_json(path: str | Path) -> Any:
 def jsonable(value: Any) -> Any:
     """`value` in JSON's own types.
 
-    Tensors and arrays become lists, dataclasses dicts, paths, devices and dtypes text, inf and nan null.
+    Tensors and arrays become lists, dataclasses dicts, paths, devices and dtypes text, nan null, inf a text
+    (`INFINITIES`): the PSNR of a perfect fit comes back as inf.
     """
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: jsonable(getattr(value, field.name)) for field in fields(value)}
@@ -85,7 +89,18 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, Path | torch.device | torch.dtype):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return INFINITIES.get(value)
+    return value
+
+
+def restored(value: Any) -> Any:
+    """`value` in JSON's own types, with the texts of infinities as numbers again."""
+    if isinstance(value, dict):
+        return {key: restored(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [restored(item) for item in value]
+    if isinstance(value, str) and value in INFINITIES.values():
+        return float(value)
     return value
 
 

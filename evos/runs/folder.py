@@ -6,22 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from evos.errors import InputError
-from evos.runs.files import HEADER, jsonable, read_json, temporary_path, write_json
+from evos.runs.files import HEADER, jsonable, read_json, restored, temporary_path, write_json
 
-FREE_OPTIONS = frozenset(
-    {"config", "out", "resume", "overwrite", "quiet", "device", "log_every", "save_every", "eval_every", "steps_to_log"}
-)
+FREE_OPTIONS = frozenset({"config", "out", "resume", "overwrite", "quiet", "device", "save_every", "eval_every"})
 """Options that may change between a run and its resumption, because no result depends on them."""
 
-FILES = ("config.json", "metrics.json", "checkpoint.pt", "report.png")
+FILES = ("config.json", "config.yaml", "metrics.json", "checkpoint.pt", "report.png")
 OWNED = (
     *FILES,
     *(temporary_path(Path(name)).name for name in FILES),
     "events.out.tfevents.*",
     *("config.txt", "summary.md", "summary.csv", "table.md", "table.csv", "psnr_over_time.png"),
-    *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "npy")),
+    *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "mp3", "npy")),
 )
-"""All that a run writes, as patterns: `overwrite` deletes this and nothing else."""
+"""Patterns of all files that a run writes: `overwrite` deletes these and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,11 @@ class Run:
     path: Path
     """The folder."""
     resuming: bool
-    """Whether there is a checkpoint to go on from."""
+    """Whether there is a checkpoint to resume from."""
 
     @property
     def images(self) -> Path:
-        """Folder of pictures and sounds (.png, .jpg, .wav, .flac, .ogg, .npy); it exists."""
+        """Folder of pictures and sounds (.png, .jpg, .wav, .flac, .ogg, .mp3, .npy); it exists."""
         return self.path / "images"
 
     @property
@@ -57,19 +55,19 @@ def open_run(
     overwrite: bool,
     free: Collection[str] = FREE_OPTIONS,
 ) -> Run:
-    """Create the run folder, or take up or replace the run in it, and write the resolved options to `config.json`.
+    """Create the run folder, or resume or replace the run in it, and write the resolved options to `config.json`.
 
     Resuming without a checkpoint starts afresh (`Run.resuming` is False): a kill can come before the first one.
 
     Args:
         path: the run folder; missing parents are made.
         options: the resolved options; nested dicts are compared as dotted names, e.g. ``optimizer.lr``.
-        resume: go on with the run in `path`, which must have been started with the same options.
+        resume: continue the run in `path`, which must have been started with the same options.
         overwrite: delete the run in `path` first: the files a run writes (`OWNED`), never anything else.
-        free: names of options that may differ on resume, whole or the last part of a dotted name.
+        free: options that may differ on resume, by full dotted name or by its last part.
 
     Raises:
-        InputError: the folder holds something and neither flag is given, or both are; it holds something but no run; an
+        InputError: the folder is not empty and neither flag is given, or both are; it is not empty but holds no run; an
             option differs from the recorded one on resume; the folder can't be written.
     """
     path = Path(path)
@@ -116,7 +114,7 @@ def _recorded_options(path: Path, flag: str) -> dict[str, Any]:
 
 
 def _check_same(recorded: dict[str, Any], options: dict[str, Any], free: Collection[str], path: Path) -> None:
-    before, now = dict(_flatten(recorded)), dict(_flatten(jsonable(options)))
+    before, now = dict(_flatten(recorded)), dict(_flatten(restored(jsonable(options))))
     for name in (*now, *(name for name in before if name not in now)):
         if name in free or name.rpartition(".")[2] in free:
             continue
@@ -134,7 +132,7 @@ def _flatten(options: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _owned_files(path: Path) -> Iterator[Path]:
-    """A run's files but its config.json, which stays until it is replaced: without it the folder would look foreign."""
+    """A run's files except config.json, which stays until it is replaced: without it the folder would look foreign."""
     inside = path.resolve()
     for pattern in OWNED:
         for file in path.glob(pattern):

@@ -1,4 +1,4 @@
-"""The machine: which device to use, what a result was measured on, how much memory it took and may keep."""
+"""The machine: choice of device, environment of a measurement, memory used and kept."""
 
 import ctypes
 import os
@@ -6,7 +6,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,30 +39,30 @@ def resolve_device(name: str) -> torch.device:
 
 
 def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """Numbers that the host knows as a tensor on the device, without waiting for what the device has yet to do.
+    """Copy numbers from the host to a tensor on the device without waiting for the work queued there.
 
-    ``torch.tensor(numbers, device=...)`` would wait: it copies from memory that may be gone by then.
+    ``torch.tensor(numbers, device=...)`` would wait, as it copies from pageable memory.
     """
     values = torch.tensor(numbers)
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def keep_freed_memory(device: str | torch.device) -> None:
-    """Let this process keep what it frees, where the device is the CPU and the C library glibc; else do nothing.
+    """On the CPU with glibc, let this process keep the memory that it frees; elsewhere do nothing.
 
-    By default glibc gives every large block back to the system as soon as it is free. A training step then waits for
-    the pages of each of its activations to be found and cleared again, which can take longer than computing them.
+    By default glibc returns every large block to the system as soon as it is freed. A training step then page-faults
+    on each of its activations, which can take longer than computing them.
     """
     if torch.device(device).type == "cpu":
         set_malloc_thresholds(mmap=2**30, trim=2**31 - 1)
 
 
 def set_malloc_thresholds(*, mmap: int, trim: int) -> None:
-    """Tell glibc from how many bytes on a block is given back once it is free; nothing where there is no glibc.
+    """Set the sizes above which glibc returns freed memory to the system; without glibc do nothing.
 
     Args:
-        mmap: bytes from which a block is one of its own, given back by itself.
-        trim: free bytes at the end of the heap, where all others lie, from which they are given back.
+        mmap: bytes above which a block is mapped by itself, and unmapped when freed.
+        trim: free bytes at the top of the heap above which the heap is trimmed.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, mmap)
@@ -70,9 +70,9 @@ def set_malloc_thresholds(*, mmap: int, trim: int) -> None:
 
 
 def environment(device: str | torch.device = "auto") -> dict[str, Any]:
-    """What a result was obtained with: versions, platform, processor, device, git commit, date; fit for `write_json`.
+    """Versions, platform, processor, device, git commit and date behind a result, ready for `write_json`.
 
-    `commit` is None outside a git checkout of evos; `dirty` says whether files differ from it.
+    `commit` is None outside a git checkout of evos; `dirty` tells whether files differ from it.
     """
     resolved = resolve_device(str(device))
     commit, dirty = _git_commit(Path(evos.__file__).parents[1])
@@ -92,13 +92,28 @@ def environment(device: str | torch.device = "auto") -> dict[str, Any]:
 
 
 def peak_memory_bytes(device: str | torch.device) -> int:
-    """Most memory in use so far, in bytes: torch's allocations on a CUDA device, the whole process on the CPU."""
+    """Peak memory so far in bytes: torch's allocations on a CUDA device, the whole process on the CPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on Windows, where the rest of this module works
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def count_parameters(parameters: Iterable[Tensor]) -> int:
+    """Number of real parameters; a complex one counts as two."""
+    return sum(weight.numel() * (2 if weight.is_complex() else 1) for weight in parameters)
+
+
+def common_metrics(parameters: Iterable[Tensor], device: str | torch.device) -> dict[str, Any]:
+    """What every metrics.json says of model and machine: parameter count, peak memory, device, environment."""
+    return {
+        "parameters": count_parameters(parameters),
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "device": str(device),
+        "versions": environment(device),
+    }
 
 
 def _processor_name() -> str:

@@ -14,11 +14,11 @@ SECONDS_PER_LINE = 5.0
 
 
 class Progress:
-    """Shows on standard output how far a run is, the metrics that matter and the time left.
+    """Shows steps done, metrics and time left on standard output.
 
-    On a terminal a bar is redrawn at most ten times a second. Elsewhere a plain line is printed when five seconds have
-    gone by or a further tenth of the steps is done, and always for the last step. Between these `update` only looks at
-    the clock, and tensors among the metrics are not read: call it each step.
+    On a terminal a bar is redrawn at most ten times a second. Elsewhere a plain line is printed after five seconds or a
+    further tenth of the steps, and always for the last step. In between, `update` only checks the clock and reads no
+    tensors, so call it each step.
     """
 
     def __init__(self, total: int, label: str, *, start: int = 0, quiet: bool = False) -> None:
@@ -39,13 +39,13 @@ class Progress:
             self._bar = bar
 
     def update(self, step: int, **metrics: float | Tensor) -> None:
-        """Say that `step` steps are done; `metrics` are numbers or one-element tensors."""
+        """Report that `step` steps are done; `metrics` are numbers or one-element tensors."""
         self._latest = (step, metrics)
         if not self._quiet and (step >= self._total or self._is_due(step)):
             self._show()
 
     def close(self) -> None:
-        """Show the last update if it wasn't shown and leave the bar where it is; safe to call twice."""
+        """Show the last update, unless it was shown, and leave the bar where it is; safe to call twice."""
         if not self._quiet and self._latest[0] != self._shown:
             self._show()
         if self._bar:
@@ -75,7 +75,7 @@ class Progress:
             print(text, flush=True)
 
     def _text(self, step: int, metrics: dict[str, float | Tensor]) -> str:
-        share = f"{100 * step // max(self._total, 1)}%"
+        percent = f"{100 * step // max(self._total, 1)}%"
         values = [f"{name} {float(value):.4g}" for name, value in metrics.items()]
         seconds = perf_counter() - self._began
         if step >= self._total:
@@ -84,7 +84,7 @@ class Progress:
             time = f"left {_duration(seconds / (step - self._start) * (self._total - step))}"
         else:
             time = "starting"
-        return "  ".join([f"{self._label} {step}/{self._total}", share, *values, time])
+        return "  ".join([f"{self._label} {step}/{self._total}", percent, *values, time])
 
 
 def _duration(seconds: float) -> str:

@@ -8,15 +8,15 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from evos.config import check_choice, check_range
+from evos.config import check_choices, check_range
 from evos.errors import InputError
-from evos.schedules import KEEP_SCHEDULES, keep_ratio
+from evos.schedules import keep_ratio
 from evos.seeding import mixed_seed
 from evos.selection.draws import stratified, uniform_draw
 
@@ -122,12 +122,12 @@ class SelectorConfig:
     keep_ratio: float = 0.5
     """Fraction of the cells trained on in a step, in (0, 1]; where a schedule changes it, its start."""
 
-    keep_schedule: str = "constant"
-    """How keep_ratio changes over training: constant, linear, step, cosine or reverse-cosine."""
+    keep_schedule: Literal["constant", "linear", "step", "cosine", "reverse-cosine"] = "constant"
+    """How keep_ratio changes over training."""
 
     def __post_init__(self) -> None:
         check_range("keep_ratio", self.keep_ratio, 0, 1, open_low=True)
-        check_choice("keep_schedule", self.keep_schedule, KEEP_SCHEDULES)
+        check_choices(self)
 
 
 ConfigT = TypeVar("ConfigT", bound=SelectorConfig)

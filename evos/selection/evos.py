@@ -21,15 +21,15 @@ Usage::
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evos.config import check_choice, check_range
+from evos.config import check_range
 from evos.fitness import high_fitness, low_fitness
-from evos.schedules import MUTATION_SCHEDULES, default_key_intervals, is_key_step, mutation_ratio
+from evos.schedules import default_key_intervals, is_key_step, mutation_ratio
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector
 from evos.selection.crossover import CROSSOVERS
@@ -42,7 +42,7 @@ class EvosConfig(SelectorConfig):
 
     name: ClassVar[str] = "evos"
 
-    crossover: str = "select"
+    crossover: Literal["none", "add", "select"] = "select"
     """How value and Laplacian fitness are combined: none (value only), add (their sum) or select (the paper's)."""
 
     laplacian_weight: float = 0.65
@@ -52,8 +52,8 @@ class EvosConfig(SelectorConfig):
     mutation_ratio: float = 0.5
     """Fraction of the initially kept places that is filled at random, in [0, 1]; where scheduled, its start."""
 
-    mutation_schedule: str = "constant"
-    """How mutation_ratio changes over training: constant, linear or exp."""
+    mutation_schedule: Literal["constant", "linear", "exp"] = "constant"
+    """How mutation_ratio changes over training."""
 
     mutation_ratio_end: float = 0.5
     """Where the linear and exp schedules of mutation_ratio end, in [0, 1]."""
@@ -66,8 +66,6 @@ class EvosConfig(SelectorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("crossover", self.crossover, CROSSOVERS)
-        check_choice("mutation_schedule", self.mutation_schedule, MUTATION_SCHEDULES)
         check_range("laplacian_weight", self.laplacian_weight, 0)
         geometric = self.mutation_schedule == "exp"  # which cannot start from 0 or reach it
         check_range("mutation_ratio", self.mutation_ratio, 0, 1, open_low=geometric)

@@ -2,7 +2,7 @@
 
 A cell's score is the norm of its row of K g, the tangent kernel K = J Jᵀ times the loss's gradient g by the field's
 values. As Jᵀ g is the loss's gradient by the parameters, that row is how the field would change there along the
-gradient: one forward pass with tangents (``evos.derivatives.change_along``), no kernel.
+gradient: one forward pass with tangents (``evos.derivatives.parameter_jvp``), no kernel.
 
 Key steps train on every cell and score it; until the next one the batch is the cells of highest score and a uniform
 draw among the others. Ratio and interval are those of the released code, which differs from this in that it ranks by

@@ -2,17 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Int
 from torch import Tensor
 
-from evos.config import check_choice
 from evos.errors import InputError
 from evos.schedules import teaching_interval
 from evos.selection.base import Evaluate, Pool, Selection, Selector, SelectorConfig
-
-VARIANTS = ("incremental", "reverse-incremental", "dense", "dense2")
 
 
 @dataclass(frozen=True)
@@ -21,13 +18,9 @@ class IntConfig(SelectorConfig):
 
     name: ClassVar[str] = "int"
 
-    variant: str = "incremental"
+    variant: Literal["incremental", "reverse-incremental", "dense", "dense2"] = "incremental"
     """How often the whole signal is evaluated: incremental (ever less), reverse-incremental, dense (each step) or
     dense2 (each second)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("variant", self.variant, VARIANTS)
 
 
 class IntSelector(Selector[IntConfig]):

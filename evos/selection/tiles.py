@@ -9,13 +9,13 @@ configured fractions of fittest tiles and mutants.
 
 from dataclasses import dataclass
 from itertools import count as counting
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evos.config import check_choice, check_range
+from evos.config import check_range
 from evos.fitness import high_fitness
 from evos.schedules import is_key_step
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
@@ -40,7 +40,7 @@ class TilesConfig(SelectorConfig):
     mutation_ratio: float = 0.1
     """Fraction of the points drawn from the other tiles where the error is concentrated, in [0, 1]."""
 
-    crossover: str = "select"
+    crossover: Literal["none", "add", "select"] = "select"
     """How value and Laplacian fitness are combined: none (value only), add (their sum) or select (the paper's)."""
 
     laplacian_weight: float = 0.65
@@ -60,7 +60,6 @@ class TilesConfig(SelectorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("crossover", self.crossover, CROSSOVERS)
         check_range("mutation_ratio", self.mutation_ratio, 0, 1)
         check_range("laplacian_weight", self.laplacian_weight, 0)
         check_range("rank_interval", self.rank_interval, 1)
@@ -84,7 +83,7 @@ class TilesSelector(CachingSelector[TilesConfig]):
         self.order: Int[Tensor, "R P"] = random_order(pool.rows, pool.cells, self.generator, self.valid)
         self.sample_fraction: Float[Tensor, "R 1"] = torch.ones(pool.rows, 1, device=self.device)
         self.zero = torch.zeros((), device=self.device)
-        self.survivor_ratio: Tensor = self.zero
+        self.ratios = {"survivor_ratio": self.zero, "mutant_ratio": 1 - self.zero}
 
     def make_cache(self) -> ResidualCache:
         """Running means instead of last values."""
@@ -112,7 +111,8 @@ class TilesSelector(CachingSelector[TilesConfig]):
         rows = self.all_rows if rows is None else rows
         count = self.keep_count(step) if count is None else count
         fit, survivors = (0, 0) if step <= self.config.warmup_steps else self.group_sizes(step, rows, count)
-        self.survivor_ratio = (self.zero + survivors / count).mean()
+        survivor_ratio = (self.zero + survivors / count).mean()
+        self.ratios = {"survivor_ratio": survivor_ratio, "mutant_ratio": 1 - survivor_ratio}
         index = draw_from_two_groups(self.order[rows], fit, survivors, self.usable[rows], count, self.generator)
         return Selection(rows, index, is_key=is_key, step=step)
 
@@ -170,4 +170,4 @@ class TilesSelector(CachingSelector[TilesConfig]):
 
     def metrics(self) -> dict[str, Tensor]:
         """Fractions of the last draws that went to survivors and to mutants."""
-        return {"survivor_ratio": self.survivor_ratio, "mutant_ratio": 1 - self.survivor_ratio}
+        return self.ratios

@@ -7,6 +7,7 @@ width.
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +79,8 @@ def attend(
     In bf16 on a CPU by plain products: the fused kernel there takes 2.7 × as long (PyTorch 2.11, 656 tokens).
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        return checkpoint(plain_attention, q, k, v, use_reentrant=False, preserve_rng_state=False)
+        attended: Any = checkpoint(plain_attention, q, k, v, use_reentrant=False, preserve_rng_state=False)
+        return attended
     return F.scaled_dot_product_attention(q, k, v)
 
 

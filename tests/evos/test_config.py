@@ -1,10 +1,11 @@
 """Options: docs, values and errors are the same for every front end."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 
-from evos.config import build_config, check_range, options, parse_value
+from evos.config import build_config, check_choice, check_choices, check_range, options, parse_value
 from evos.errors import InputError
 from evos.selection import SELECTORS
 
@@ -128,3 +129,46 @@ def test_ranges_are_named_in_words():
         check_range("x", 0, 0, 1, open_low=True)
     with pytest.raises(InputError):
         check_range("x", float("nan"))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    colour: Literal["red", "green"] = "red"
+    """A colour."""
+
+    shape: Literal["round", "square"] | None = None
+    """A shape."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+
+def test_a_literal_is_a_text_with_choices():
+    found = [(o.kind, o.optional, o.choices, o.values) for o in options(Chosen)]
+    assert found == [
+        (str, False, ("red", "green"), "{red,green}"),
+        (str, True, ("round", "square"), "{round,square}|none"),
+    ]
+
+
+def test_a_literal_is_checked_and_the_nearest_choice_named():
+    assert build_config(Chosen, {"colour": "green", "shape": "none"}) == Chosen("green")
+    with pytest.raises(InputError, match=r"^colour: got gren; allowed: did you mean green\?"):
+        build_config(Chosen, {"colour": "gren"})
+    with pytest.raises(InputError, match=r"^--shape: got None; allowed: one of round, square") as caught:
+        check_choice("--shape", None, ("round", "square"))
+    assert caught.value.got == "None"
+
+
+def test_a_list_where_one_value_belongs_is_refused_not_hashed():
+    with pytest.raises(InputError, match="one of green, red"):
+        check_choice("colour", ["red"], ("red", "green"))
+    with pytest.raises(InputError, match="a single value"):
+        build_config(Chosen, {"colour": ["red"]})
+
+
+@pytest.mark.parametrize("text", ["999999999999999999999", 10**30, "-" + "9" * 25])
+def test_a_whole_number_that_fits_no_tensor_is_refused(text):
+    with pytest.raises(InputError, match="a whole number from -9223372036854775807"):
+        parse("size", text)
+    assert parse("size", str(2**63 - 1)) == 2**63 - 1

@@ -1,6 +1,8 @@
 """Image files of every kind that is read, written by other libraries or by hand, and of every kind that is refused."""
 
+import os
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -129,6 +131,52 @@ def test_sixteen_bit_tiff_where_zero_is_white_is_inverted(tmp_path: Path) -> Non
     np.testing.assert_array_equal(samples(path), 65535 - WORDS[1])
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("photometric", "compression"), [("rgb", None), ("rgb", "zlib"), ("minisblack", None)])
+def test_a_fourth_band_of_unknown_meaning_is_kept_at_either_depth(
+    tmp_path: Path, dtype: type, photometric: str, compression: str | None
+) -> None:
+    path, bands = tmp_path / "bands.tif", (BYTES if dtype == np.uint8 else WORDS)[4]
+    tifffile.imwrite(
+        path,
+        bands,
+        photometric=photometric,
+        planarconfig="contig",
+        compression=compression,
+        extrasamples=["unspecified"] * (1 if photometric == "rgb" else 3),
+    )
+    np.testing.assert_array_equal(samples(path), bands)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("count", [5, 6])
+def test_more_bands_than_four_are_refused_by_their_number(tmp_path: Path, dtype: type, count: int) -> None:
+    path = tmp_path / "bands.tif"
+    bands = np.zeros((6, 9, count), dtype)
+    tifffile.imwrite(path, bands, photometric="rgb", planarconfig="contig", extrasamples=["unspecified"] * (count - 3))
+    refused(path, f"{count} bands; allowed: 1 to 4 bands")
+
+
+def test_a_fourth_band_that_pillow_would_drop_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "packed.tif"
+    rgbx = PIL.Image.frombuffer("RGBX", (9, 6), BYTES[4].tobytes(), "raw", "RGBX", 0, 1)
+    rgbx.save(path, compression="tiff_lzw")
+    refused(path, "4 bands, of which 3 can be read")
+
+
+@pytest.mark.parametrize("action", ["read", "write"])
+def test_a_sixteen_bit_png_without_opencv_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    path = tmp_path / "deep.png"
+    path.write_bytes(png(WORDS[3]))
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.delitem(sys.modules, "imageio.plugins.opencv", raising=False)
+    with pytest.raises(InputError, match="pip install opencv-python-headless"):
+        read_image(path) if action == "read" else write_image(path, torch.zeros(4, 4, 3), bits=16)
+    np.testing.assert_array_equal(cv2.imread(str(path), -1)[..., ::-1], WORDS[3])
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_float_tiff_is_read_as_it_is(tmp_path: Path, dtype: type, channels: int) -> None:
@@ -223,7 +271,7 @@ def test_lossless_files_round_trip_exactly(tmp_path: Path, extension: str, chann
     first = samples(path)
     write_image(path, read_image(path).pixels, bits)
     np.testing.assert_array_equal(samples(path), first)
-    if extension == "webp" and channels < 3:  # WebP has no grey
+    if (extension == "webp" and channels < 3) or (extension, channels, bits) == ("png", 2, 16):  # kept as colours
         array = array[..., [0, 0, 0, 1][: channels + 2]]
     np.testing.assert_array_equal(first, array)
 
@@ -254,13 +302,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     write_image(path, torch.zeros(4, 4, 1))
     before = path.read_bytes()
 
-    def disk_full(self: Path, data: bytes) -> None:
-        with self.open("wb") as file:
-            file.write(data[:5])
+    def disk_full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", disk_full)
-    with pytest.raises(InputError, match=r"image\.png: got no space left on device"):
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(InputError, match=r"image\.png: got No space left on device"):
         write_image(path, torch.ones(4, 4, 1))
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == before
 
@@ -276,7 +322,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         ("a.png", 5, 8, "5 channels"),
         ("a.gif", 3, 8, r"extension \.gif"),
         ("a", 3, 8, "extension"),
-        ("missing/a.png", 3, 8, "no such file"),
+        ("missing/a.png", 3, 8, "No such file"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(tmp_path: Path, name: str, channels: int, bits: int, says: str) -> None:
@@ -317,11 +363,11 @@ def test_a_file_without_permission_is_refused(tmp_path: Path, monkeypatch: pytes
 
 def test_text_and_other_extensions_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not an image\n" * 100)
-    refused(tmp_path / "text.png", "no image")
+    refused(tmp_path / "text.png", "not an image")
     PIL.Image.new("L", (4, 4)).save(tmp_path / "image.gif")
     refused(tmp_path / "image.gif", r"extension \.gif; allowed: png, jpg")
     PIL.Image.new("L", (4, 4)).save(tmp_path / "gif.png", format="GIF")
-    refused(tmp_path / "gif.png", "no image")
+    refused(tmp_path / "gif.png", "not an image")
 
 
 @pytest.mark.parametrize(
@@ -342,7 +388,7 @@ def test_truncated_files_are_refused(tmp_path: Path, kind: str, share: float) ->
     whole = path.read_bytes()
     read_image(path)
     path.write_bytes(whole[: int(len(whole) * share)])
-    refused(path, "truncated|no image")
+    refused(path, "truncated|not an image")
 
 
 def test_a_png_without_its_last_chunk_is_refused(tmp_path: Path) -> None:

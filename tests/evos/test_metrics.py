@@ -113,6 +113,19 @@ def test_lpips_without_weights_is_none_and_says_so_once(no_weights: list[str]) -
     assert len(warned) == len(no_weights) == 1
 
 
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>busy</html>", b"\x80\x02c", bytes(range(256)) * 40])
+def test_a_damaged_file_of_weights_costs_lpips_alone(tmp_path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(content)
+    pred, target = pair(32, 32, 3)
+    with pytest.warns(UserWarning, match=f"LPIPS is left out.*damaged file in {weights.parent}") as warned:
+        found = image_metrics(pred, target, with_lpips=True)
+    assert found == {"psnr": psnr(pred, target), "ssim": ssim(pred, target), "lpips": None}
+    assert len(warned) == 1 and "\n" not in str(warned[0].message)
+
+
 def test_lpips_of_a_small_image_is_none_without_a_word(no_weights: list[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -270,3 +270,26 @@ def test_a_gradient_of_nothing_stays_nothing_and_one_that_is_not_finite_is_passe
     weight.grad = torch.tensor([1.0, torch.nan])
     clip([weight])
     assert not weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan, 1e30])  # the square of the last overflows
+@pytest.mark.parametrize("first", [True, False])
+def test_the_running_mean_survives_a_gradient_that_is_not_finite(bad, first):
+    weight, clip = nn.Parameter(torch.zeros(2)), RunningClip(1.5, "cpu")
+    norms = ([] if first else [2.0]) + [bad] + [2.0] * 3
+    for norm in norms:
+        weight.grad = torch.tensor([norm, 0.0])
+        clip([weight])
+    assert clip.mean.item() == pytest.approx(2.0)
+    weight.grad = torch.tensor([0.0, 30.0])
+    clip([weight])
+    torch.testing.assert_close(weight.grad, torch.tensor([0.0, 3.0]))
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e-3, 1e6])
+def test_clipping_knows_no_smallest_or_largest_gradient(length):
+    weight, clip = nn.Parameter(torch.zeros(1)), RunningClip(2.0, "cpu")
+    for norm in (1.0, 5.0):
+        weight.grad = torch.tensor([norm * length])
+        clip([weight])
+    assert weight.grad is not None and weight.grad.item() == pytest.approx(2 * length, rel=1e-5)

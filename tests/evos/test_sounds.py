@@ -68,6 +68,39 @@ def test_vorbis_keeps_the_sound_if_not_its_samples(tmp_path):
     assert (sound.samples - samples)[2000:-2000].abs().max() < 0.05
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_an_mp3_keeps_the_sound_if_not_its_samples(channels, tmp_path):
+    seconds = torch.arange(50_000) / 22050
+    samples = (0.5 * torch.sin(2 * torch.pi * 440 * seconds))[:, None].repeat(1, channels)
+    path = tmp_path / "a.mp3"
+    write_sound(path, samples, 22050, "MPEG_LAYER_III")
+    sound = read_sound(path)
+    assert sound.samples.shape == samples.shape
+    assert (sound.extension, sound.rate, sound.subtype) == ("mp3", 22050, "MPEG_LAYER_III")
+    assert (sound.samples - samples)[2000:-2000].abs().max() < 0.02
+
+
+def test_a_wav_of_a_codec_that_cannot_seek_is_read_whole(tmp_path):
+    samples = 0.5 * np.sin(2 * np.pi * 300 * np.arange(3200) / 8000)
+    soundfile.write(tmp_path / "a.wav", samples, 8000, subtype="GSM610")
+    sound = read_sound(tmp_path / "a.wav")
+    assert (sound.subtype, len(sound.samples)) == ("GSM610", 3200)
+    assert np.abs(sound.samples[400:, 0].numpy() - samples[400:]).max() < 0.1
+    write_sound(tmp_path / "b.wav", sound.samples, sound.rate, sound.subtype)
+    assert len(read_sound(tmp_path / "b.wav").samples) == 3200
+    (tmp_path / "a.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:300])
+    assert "truncated" in refusal(tmp_path / "a.wav")
+
+
+def test_any_error_of_the_decoder_is_one_line(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError("frames must be specified")
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", fail)
+    (tmp_path / "a.wav").write_bytes(wav(bytes(100), 16))
+    assert "frames must be specified" in refusal(tmp_path / "a.wav")
+
+
 def test_amplitudes_beyond_the_range_are_clipped_in_integers_and_kept_in_floats(tmp_path):
     samples = torch.tensor([[1.5], [-2.0], [0.25]])
     for subtype, expected in (("PCM_16", [32767 / 32768, -1, 0.25]), ("FLOAT", [1.5, -2, 0.25])):
@@ -85,6 +118,10 @@ def test_a_sound_is_known_by_its_content_or_else_by_its_extension(tmp_path):
         ("b.FLAC", b"", True),
         ("a.webp", b"RIFF\0\0\0\0WEBPVP8 ", False),
         ("a.jpg", b"", False),
+        ("photo.jpg", b"\xff\xd8\xff\xe0", False),
+        ("utf16.txt", b"\xff\xfea\0", False),
+        ("a.dat", b"ID3\x04", True),
+        ("b.dat", b"\xff\xfb\x90\xc4", True),
     ):
         (tmp_path / name).write_bytes(content)
         assert is_sound(tmp_path / name) is expected, name
@@ -105,7 +142,7 @@ def test_what_is_no_whole_sound_is_refused(tmp_path):
     infinite = wav(struct.pack("<2f", 0.5, float("inf")), 32, code=3)
     for content, part in (
         (b"", "an empty file"),
-        (b"no sound at all" * 9, "no sound"),
+        (b"no sound at all" * 9, "not a sound"),
         (whole[:500], "truncated"),
         (whole[:30], "damaged"),
         (wav(b"", 16), "without samples"),
@@ -116,7 +153,7 @@ def test_what_is_no_whole_sound_is_refused(tmp_path):
     assert "no such file" in refusal(tmp_path / "missing.wav") and "a folder" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize(("extension", "subtype"), [("flac", "PCM_16"), ("ogg", "VORBIS")])
+@pytest.mark.parametrize(("extension", "subtype"), [("flac", "PCM_16"), ("ogg", "VORBIS"), ("mp3", "MPEG_LAYER_III")])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_half_a_compressed_sound_is_refused(extension, subtype, share, tmp_path):
     path = tmp_path / f"a.{extension}"

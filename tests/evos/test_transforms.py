@@ -65,7 +65,7 @@ def test_min_max_fills_minus_one_to_one_with_a_straight_line() -> None:
     signal = torch.tensor([[0.2], [0.3], [0.6]])
     transform = fit_transform(MinMaxConfig(), signal)
     torch.testing.assert_close(transform.forward(signal), torch.tensor([[-1.0], [-0.5], [1.0]]))
-    assert transform.slope == pytest.approx(5.0)
+    assert transform.derivative == pytest.approx(5.0)
 
 
 def test_z_score_has_mean_zero_and_deviation_one() -> None:
@@ -74,7 +74,7 @@ def test_z_score_has_mean_zero_and_deviation_one() -> None:
     target = transform.forward(signal)
     assert target.mean().item() == pytest.approx(0, abs=1e-12)
     assert target.std(correction=0).item() == pytest.approx(1, abs=1e-12)
-    assert transform.slope == pytest.approx(1 / signal.std(correction=0).item())
+    assert transform.derivative == pytest.approx(1 / signal.std(correction=0).item())
 
 
 @pytest.mark.parametrize("name", ["min_max", "z_score"])
@@ -82,7 +82,7 @@ def test_the_slope_is_the_derivative(name: str) -> None:
     signal = signals()["random"].requires_grad_()
     transform = fit_transform(TRANSFORMS[name](), signal)
     (gradient,) = torch.autograd.grad(transform.forward(signal).sum(), signal)
-    torch.testing.assert_close(gradient, torch.full_like(signal, transform.slope or math.nan))
+    torch.testing.assert_close(gradient, torch.full_like(signal, transform.derivative or math.nan))
 
 
 @every_transform
@@ -96,7 +96,7 @@ def test_gamma_is_a_power_of_the_normalised_signal() -> None:
     signal = torch.tensor([[0.5], [0.75], [1.0]])
     transform = fit_transform(GammaConfig(exponent=2.0), signal)
     torch.testing.assert_close(transform.forward(signal), torch.tensor([[-1.0], [-0.5], [1.0]]))
-    assert transform.slope is None
+    assert transform.derivative is None
 
 
 def test_sym_power_leaves_a_symmetric_signal_symmetric() -> None:

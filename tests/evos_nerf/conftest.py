@@ -60,6 +60,8 @@ def method(blender_scene: Path, depth_scene: Path, tmp_path: Path, no_lpips_weig
     from nerfstudio.configs.method_configs import all_methods
     from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 
+    from evos.selection import TilesConfig
+
     def make(name: str, **options: Any) -> Any:
         config = copy.deepcopy(all_methods[name])
         data = config.pipeline.datamanager
@@ -68,7 +70,7 @@ def method(blender_scene: Path, depth_scene: Path, tmp_path: Path, no_lpips_weig
         else:
             data.data, data.dataparser = blender_scene, BlenderDataParserConfig()
         data.train_num_rays_per_batch = data.eval_num_rays_per_batch = 32
-        for key, value in {"warmup_steps": 2, "tile_side": 4, **options}.items():
+        for key, value in {"tiles": TilesConfig(warmup_steps=2), "tile_side": 4, **options}.items():
             setattr(data.pixel_sampler, key, value)
         for key, value in SMALL.items():
             if hasattr(config.pipeline.model, key):

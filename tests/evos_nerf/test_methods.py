@@ -73,7 +73,7 @@ def test_options_are_on_the_command_line():
     assert config.dataparser.scale_factor == 2.0
 
 
-@pytest.mark.parametrize("wrong", ["--pixel-sampler.selector=full", "--pixel-sampler.evos.keep-ratio=2"])
+@pytest.mark.parametrize("wrong", ["--pixel-sampler.selector=full", "--pixel-sampler.tiles.keep-ratio=2"])
 def test_a_wrong_option_ends_in_a_message(wrong, capsys):
     import tyro
 

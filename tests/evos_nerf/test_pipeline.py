@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,12 +21,11 @@ pytest.importorskip("nerfstudio")
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCallbackLocation
 
 from evos.errors import InputError
-from evos.selection import EvosConfig
-from evos_nerf.pixel_sampler import evos_for_rays
+from evos.selection import SoftConfig, TilesConfig
 
 pytestmark = [pytest.mark.nerf, pytest.mark.filterwarnings("ignore")]
 
-STREAMING = {"evaluation": "streaming", "key_schedule": "fixed", "key_interval": 2.0, "key_interval_end": 2.0}
+EAGER = TilesConfig(rank_interval=2, warmup_steps=2)
 
 
 @pytest.fixture
@@ -57,13 +55,14 @@ def observed(pipeline, monkeypatch):
     [("evos-nerfacto", "rgb_loss"), ("evos-depth-nerfacto", "rgb_loss"), ("evos-vanilla-nerf", "rgb_loss_fine")],
 )
 def test_the_sampler_learns_the_errors_that_the_loss_saw(name, loss, pipeline, monkeypatch):
-    one = pipeline(name, evos=EvosConfig(**STREAMING))
+    one = pipeline(name, tiles=TilesConfig(keep_ratio=1.0, mutation_ratio=0.5, rank_interval=2, warmup_steps=2))
     found = observed(one, monkeypatch)
     for step in range(4):
         _, losses, metrics = one.get_train_loss_dict(step)
         assert losses[loss].item() == pytest.approx(found[-1].square().mean().item(), rel=1e-5)
         assert not found[-1].requires_grad and math.isfinite(metrics["sampler_ms"])
-    assert metrics["survivor_share"] == 0.5  # after two steps of warm-up
+    assert 0 <= metrics["survivor_ratio"] == 1 - metrics["mutant_ratio"] <= 1
+    assert int(one.sampler.selector.cache.seen.sum()) > 8, "of the first two steps, ranked in the third"
 
 
 def test_with_a_fixed_background_the_error_is_that_of_the_picture(pipeline, monkeypatch):
@@ -91,7 +90,7 @@ def test_a_model_with_a_loss_of_its_own_gets_the_plain_error(pipeline, monkeypat
 
 @pytest.mark.parametrize("kind", [nn.MSELoss, nn.L1Loss])
 def test_weights_enter_the_loss_and_not_the_error(kind, pipeline, monkeypatch):
-    one = pipeline(warmup_steps=0, evos=EvosConfig(keep_ratio=0.25, importance_cap=4.0, **STREAMING))
+    one = pipeline(selector="soft", soft=SoftConfig(correction_warmup=0.001))
     power = 2 if kind is nn.MSELoss else 1
     one.model.rgb_loss = kind()
     one.model.rgb_loss.register_forward_pre_hook(one._meet_loss)
@@ -104,7 +103,7 @@ def test_weights_enter_the_loss_and_not_the_error(kind, pipeline, monkeypatch):
 
 
 def test_weights_leave_the_gradient_that_of_a_weighted_loss(pipeline):
-    one = pipeline(warmup_steps=0)
+    one = pipeline(tiles=TilesConfig(warmup_steps=0))
     weight = torch.tensor([0.25, 1.0, 4.0])
     one.get_train_loss_dict(0)
     one.sampler.weigh = lambda residual: weight
@@ -123,7 +122,7 @@ def test_every_strategy_trains(selector, pipeline):
 def test_evaluation_teaches_the_sampler_nothing(pipeline):
     one = pipeline()
     one.get_train_loss_dict(0)
-    one.sampler.tell()
+    one.sampler.pass_on()
     before = one.sampler.last_selection, one.sampler.selector.cache.sums.clone()
     one.get_eval_loss_dict(0)
     metrics, images = one.get_eval_image_metrics_and_images(0)
@@ -138,7 +137,7 @@ def test_the_maps_are_in_tensorboard(method, train):
     config.steps_per_eval_image = 2
     events = EventAccumulator(str(train(config, 3).base_dir)).Reload().Tags()
     assert {"Eval Images/evos_drawn", "Eval Images/evos_error"} <= set(events["images"])
-    kinds = ("sampler_ms", "survivor_share", "mutant_share")
+    kinds = ("sampler_ms", "survivor_ratio", "mutant_ratio")
     assert {f"Train Metrics Dict/{name}" for name in kinds} <= set(events["scalars"])
 
 
@@ -209,11 +208,11 @@ def same(one, other):
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
-@pytest.mark.parametrize("selector", ["evos", "soft"])
+@pytest.mark.parametrize("selector", ["tiles", "soft"])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(selector, method, train):
     # More than the 10 steps after which the proposal networks learn in some steps only.
     def config(name):
-        made = method("evos-nerfacto", selector=selector, evos=replace(evos_for_rays(), **STREAMING), tile_side=2)
+        made = method("evos-nerfacto", selector=selector, tiles=EAGER, tile_side=2)
         made.timestamp, made.steps_per_save, made.save_only_latest_checkpoint = name, 1, False
         made.steps_per_eval_batch = made.steps_per_eval_image = 3
         return made

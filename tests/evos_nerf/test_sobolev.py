@@ -1,6 +1,6 @@
 """Sobolev supervision: its targets, its differences to the next pixel, its place in the pipeline's loss."""
 
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ pytest.importorskip("nerfstudio")
 
 from evos.derivatives import SMOOTHING, spatial_gradient
 from evos.errors import InputError
-from evos_nerf.datamanager import EvosDataManagerConfig, every
-from evos_nerf.pixel_sampler import EvosPixelSamplerConfig
+from evos_nerf.datamanager import EvosDataManager, EvosDataManagerConfig, every
+from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig
 from evos_nerf.sobolev import DerivativeTerm, SobolevConfig, picture_derivative
 from evos_nerf.tiles import build_grid
 
@@ -52,11 +52,11 @@ class Painter(torch.nn.Module):
 def test_differences_are_those_of_the_picture_whatever_the_jitter(pictures):
     points = torch.tensor([[0, 2, 3], [0, 4, 6], [1, 5, 0], [1, 0, 3]])
     model, grid = Painter(pictures).train(), build_grid(SIZES, 2, "cpu")
-    data = SimpleNamespace(train_ray_generator=lambda points: points, last_batch={"indices": points})
+    data = Mock(EvosDataManager, train_ray_generator=lambda points: points, last_batch={"indices": points})
     term = DerivativeTerm(SobolevConfig(lambda_der=0.5), model, data)
     pixels = torch.cat([p.flatten(0, 1) for p in pictures])
     weight = torch.tensor([[1.0, 2.0, 0.5, 0.5]])
-    sampler = SimpleNamespace(grid=grid, pixels={"image": pixels}, last_selection=SimpleNamespace(weight=weight))
+    sampler = Mock(EvosPixelSampler, grid=grid, pixels={"image": pixels}, last_selection=Mock(weight=weight))
     outputs, after = model(points), torch.get_rng_state()
     losses = term.add_to({"rgb_loss": torch.ones(())}, outputs, model, sampler)
     assert torch.equal(torch.get_rng_state(), after)
@@ -93,7 +93,7 @@ def test_nerfacto_learns_derivatives_too(method):
 
 
 def test_cameras_whose_rays_are_not_ours_are_refused(pictures):
-    term = DerivativeTerm(SobolevConfig(lambda_der=1.0), Painter(pictures), SimpleNamespace())
+    term = DerivativeTerm(SobolevConfig(lambda_der=1.0), Painter(pictures), Mock(EvosDataManager))
     with pytest.raises(InputError, match="equirectangular"):
         term.add_to({}, {}, Painter(pictures), None)
 

@@ -16,6 +16,7 @@ from nerfstudio.cameras.rays import RayBundle
 
 from evos.derivatives import spatial_gradient
 from evos.errors import InputError
+from evos.selection import TilesConfig
 from evos_nerf.llff import LlffDataParserConfig
 from evos_nerf.rendering import Carried, pinhole_tangents
 from evos_nerf.sobolev import SobolevConfig
@@ -161,14 +162,14 @@ def test_supervision_may_be_of_one_kind_only(supervision, pipeline):
 
 def test_a_held_out_view_is_learnt_with_evos_rays(config, train):
     made = config()
-    made.pipeline.datamanager.pixel_sampler.selector = "evos"
-    made.pipeline.datamanager.pixel_sampler.warmup_steps = 2
+    made.pipeline.datamanager.pixel_sampler.selector = "tiles"
+    made.pipeline.datamanager.pixel_sampler.tiles = TilesConfig(warmup_steps=2)
     made.optimizers["fields"]["optimizer"].lr = 1e-2
     made.optimizers["fields"]["scheduler"] = None
     before = train(made, 1).pipeline.get_average_eval_image_metrics()
     pipeline = train(made, 100).pipeline
     assert pipeline.get_average_eval_image_metrics()["psnr"] > before["psnr"] + 2
-    assert "survivor_share" in pipeline.sampler.metrics()
+    assert "survivor_ratio" in pipeline.sampler.metrics()
 
 
 def test_the_method_trains_saves_resumes_bit_for_bit_evaluates_and_renders(config, train, tmp_path):

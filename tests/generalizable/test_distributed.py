@@ -14,15 +14,21 @@ from evos.distributed import (
     PeerLost,
     World,
     any_process,
+    from_main,
     gather,
     is_main,
     process_group,
     read_world,
     reduce_mean,
+    reduce_min,
     reduce_sum,
     watching_peers,
 )
 from evos.errors import InputError
+from evos.runs import Stopper, Trainable, TrainingDiverged, TrainingLoop, load_checkpoint, open_run
+from generalizable.data import find_sources
+from generalizable.options import parse
+from generalizable.run import MetaTraining
 
 CPU = torch.device("cpu")
 
@@ -78,6 +84,105 @@ def test_means_are_exact_over_uneven_batches(together):
 
     processes = together(work)
     assert processes.wait() == [0, 0], processes.stderr(0) + processes.stderr(1)
+
+
+@pytest.mark.dist
+def test_process_zero_decides_and_its_refusal_ends_all(together):
+    def work():
+        world = read_world()
+        with process_group(world, CPU):
+            assert from_main(lambda: {"rank": world.rank}) == {"rank": 0}
+            assert reduce_min(5.0 - world.rank) == 4.0
+
+            def refuse():
+                assert world.is_main  # it is called nowhere else
+                raise InputError("out", "x", "another")
+
+            try:
+                from_main(refuse)
+            except InputError:
+                raise SystemExit(7) from None
+
+    processes = together(work)
+    assert processes.wait() == [7, 2], processes.stderr(0) + processes.stderr(1)
+
+
+class Drift(Trainable):
+    """A weight that each process moves by its own rank; process 1's loss breaks at step 3."""
+
+    def __init__(self, world, breaks):
+        self.world, self.breaks, self.weight = world, breaks, torch.zeros(1)
+
+    def step(self, step):
+        self.weight = self.weight + 1
+        return torch.tensor(
+            float("nan") if self.breaks and self.world.rank == 1 and step == 3 else 1.0 + self.world.rank
+        )
+
+    def evaluate(self, step, events, *, final):
+        assert (events is not None) == self.world.is_main
+        return {"psnr": float(step)}
+
+    def parameters(self):
+        return [self.weight]
+
+    def state_dict(self):
+        return {"weight": self.weight}
+
+    def load_state_dict(self, state):
+        self.weight = state["weight"]
+
+    def process_state(self):
+        return {"rank": self.world.rank}
+
+
+def train_together(folder, breaks):
+    world = read_world()
+    with process_group(world, CPU):
+        trainable = Drift(world, breaks)
+        run = from_main(lambda: open_run(folder, {}, resume=False, overwrite=False))
+        loop = TrainingLoop(
+            trainable, run, steps=6, label="drift", device=CPU, world=world, eval_every=100, save_every=2, quiet=True
+        )
+        try:
+            loop.train(Stopper())
+        except TrainingDiverged as error:
+            assert "at step 3;" in str(error)
+            raise SystemExit(5) from None
+        assert loop.loss_curve == [(6, 1.5)] and [entry["step"] for entry in loop.curve] == [6]
+
+
+@pytest.mark.dist
+def test_processes_average_their_losses_and_process_zero_keeps_the_state_of_each(together, tmp_path):
+    processes = together(lambda: train_together(tmp_path / "run", breaks=False))
+    assert processes.wait() == [0, 0], processes.stderr(0) + processes.stderr(1)
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert [own["rank"] for own in state["processes"]] == [0, 1] and state["step"] == 6
+
+
+@pytest.mark.dist
+def test_a_loss_that_breaks_in_one_process_stops_all_at_its_step(together, tmp_path):
+    processes = together(lambda: train_together(tmp_path / "run", breaks=True))
+    assert processes.wait() == [5, 5], processes.stderr(0) + processes.stderr(1)
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 2
+
+
+@pytest.mark.dist
+def test_process_one_of_seed_zero_does_not_draw_the_noise_of_process_zero_of_seed_one(
+    together, tiny, pictures, tmp_path
+):
+    def work():
+        world = read_world()
+        with process_group(world, CPU):
+            for seed in (0, 1):
+                options = parse([*tiny, f"data.root={pictures}", f"out={tmp_path}", f"seed={seed}"])
+                sources = find_sources(options.sources, options.data, seed=seed, world=world)
+                MetaTraining(options, sources, world, CPU)
+                (tmp_path / f"seed_{seed}_rank_{world.rank}").write_text(str(float(torch.rand(1))))
+
+    processes = together(work)
+    assert processes.wait() == [0, 0], processes.stderr(0) + processes.stderr(1)
+    assert len({path.read_text() for path in tmp_path.glob("seed_*")}) == 4
 
 
 @pytest.mark.dist

@@ -111,27 +111,28 @@ def test_a_step_is_adam_on_the_mean_squared_error_of_the_selected_points(tiny, p
         assert torch.allclose(mine, theirs, atol=1e-6)
 
 
-def test_evos_remembers_errors_by_instance_and_trains_on_the_largest(tiny, pictures):
-    words = [*tiny, "selector=evos", "selector.keep_ratio=0.5", "selector.mutation_share=0", "train.lr=1e-9"]
-    trainer, instances = build([*words, "selector.crossover=none"], pictures)
+def test_errors_are_remembered_by_instance_and_set_the_odds(tiny, pictures):
+    words = [*tiny, "selector=error", "selector.keep_ratio=0.5", "selector.uniform_ratio=0", "train.lr=1e-9"]
+    trainer, instances = build(words, pictures)
     for step, indices in enumerate(((0, 1, 2, 3), (4, 5, 6, 7), (3, 2, 1, 0)), start=1):
         trainer.step(step, batch_of(instances, *indices))
-    assert bool(trainer.selector.cache.seen[:4].all()) and not bool(trainer.selector.cache.seen[8:].any())
+    assert bool(trainer.selector.cache.seen[:4].any(1).all()) and not bool(trainer.selector.cache.seen[8:].any())
     batch = batch_of(instances, 2, 9, 0, 4)
     with trainer.evaluating() as model:  # the weights have not moved: the residual is what it was
         truth = cells(batch.instance.signal, "image")
         error = (predict(model, model.encode(batch.instance.signal), grid((8, 8))[None]) - truth).square().mean(-1)
     rows = trainer.assign(batch.keys)
     assert rows.tolist() == [2, 8, 0, 4]
-    chosen = trainer.selector.select(4, rows).index
-    for i in (0, 2):
-        assert set(chosen[i].tolist()) == set(error[i].topk(32).indices.tolist())
-    # Half of instance 4 has been seen: the other half comes first.
-    assert not bool(trainer.selector.cache.seen[4, chosen[3]].any())
+    odds, seen = trainer.selector.odds(rows), trainer.selector.cache.seen[rows]
+    assert odds[1].tolist() == [1.0] * 64  # an instance of which nothing is known
+    for i in (0, 2, 3):
+        expected = error[i].sqrt() / error[i].sqrt()[seen[i]].mean()
+        assert torch.allclose(odds[i][seen[i]], expected[seen[i]], rtol=1e-3)
+        assert (odds[i][~seen[i]] == 1).all()
 
 
 def test_a_row_that_changes_hands_forgets(tiny, pictures):
-    trainer, instances = build([*tiny, "selector=evos", "train.cache_rows=4"], pictures)
+    trainer, instances = build([*tiny, "selector=error", "selector.keep_ratio=0.5", "train.cache_rows=4"], pictures)
     trainer.step(1, batch_of(instances, 0, 1, 2, 3))
     assert trainer.rows.capacity == 4 and bool(trainer.selector.cache.seen.any(1).all())
     assert trainer.assign(batch_of(instances, 3, 8, 1, 9).keys).tolist() == [3, 0, 1, 2]
@@ -235,7 +236,7 @@ def test_several_sources_are_reported_one_by_one_and_held_out_ones_are_not_train
 
 def test_sounds_are_written_to_listen_to(tiny, sounds, tmp_path):
     words = [*tiny, "data.task=sound", "data.seconds=0.1", "data.rate=4000", f"data.root={sounds}"]
-    main([*words, f"out={tmp_path / 'run'}", "selector=evos"])
+    main([*words, f"out={tmp_path / 'run'}", "selector=error"])
     wave, rate = soundfile.read(tmp_path / "run" / "images" / f"{sounds.name}_0_3x.wav")
     assert (len(wave), rate) == (1200, 12000)
     truth, rate = soundfile.read(tmp_path / "run" / "images" / f"{sounds.name}_0_truth.wav")
@@ -244,7 +245,7 @@ def test_sounds_are_written_to_listen_to(tiny, sounds, tmp_path):
 
 def test_views_are_reported_by_support_views_and_by_inner_step(tiny, scenes, tmp_path):
     words = [*without_hypernetwork(tiny), *META, "data.task=views", "data.views=6", "train.inner_rays=16"]
-    words += ["model.samples=4", "selector=evos", "selector.budget=16", f"data.root={scenes}"]
+    words += ["model.samples=4", "selector=error", "selector.keep_ratio=0.05", f"data.root={scenes}"]
     main([*words, "data.eval_support_views=2", f"out={tmp_path / 'run'}"])
     entry = metrics_of(tmp_path / "run")["sources"][scenes.name]
     assert sorted(entry["psnr_by_support_views"]) == ["1", "2"]
@@ -283,7 +284,7 @@ def test_mistakes_end_in_one_line(tiny, pictures, tmp_path, refused):
 
 
 def test_a_diverging_loss_ends_the_run_and_keeps_the_checkpoint(tiny, pictures, tmp_path, refused):
-    run = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "train.lr=1e30", "train.save_every=1"]
+    run = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "train.lr=1e30", "save_every=1"]
     assert refused(*run).startswith("loss: got nan at step")
     assert not (tmp_path / "run" / "metrics.json").exists()
 
@@ -307,7 +308,7 @@ def stop_after(monkeypatch, steps):
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     tiny, pictures, tmp_path, monkeypatch, capsys, model, optimizer
 ):
-    words = [*tiny, f"data.root={pictures}", "selector=evos", "train.coord_noise=1", "train.ema=0.9"]
+    words = [*tiny, f"data.root={pictures}", "selector=error", "train.coord_noise=1", "train.ema=0.9"]
     words += [f"train.optimizer={optimizer}"]
     words = words if model == "hyper" else [*without_hypernetwork(words), *META]
     main([*words, f"out={tmp_path / 'whole'}"])
@@ -353,7 +354,7 @@ def test_resuming_a_finished_run_only_reports_it(tiny, pictures, tmp_path, capsy
 @pytest.mark.dist
 @pytest.mark.parametrize("model", ["hyper", "meta"])
 def test_two_processes_train_as_one_with_twice_the_batch(tiny, pictures, tmp_path, together, model):
-    words = [*tiny, *EXACT, f"data.root={pictures}", "data.test_share=0.25", "train.lr=0.01", "train.batch=2"]
+    words = [*tiny, *EXACT, f"data.root={pictures}", "data.test_ratio=0.25", "train.lr=0.01", "train.batch=2"]
     words = words if model == "hyper" else [*without_hypernetwork(words), *META]
     processes = together(lambda: main([*words, f"out={tmp_path / 'two'}"]))
     assert processes.wait() == [0, 0], processes.stderr(0) + processes.stderr(1)
@@ -391,7 +392,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(tiny, pictures, 
         return original(self, number, batch)
 
     monkeypatch.setattr(Trainer, "step", step)
-    processes = together(lambda: main([*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "selector=evos"]))
+    processes = together(lambda: main([*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "selector=error"]))
     assert processes.wait() == [143, 143]
     state = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     assert state["step"] == 3 and len(state["processes"]) == 2
@@ -410,7 +411,7 @@ def test_a_dead_process_ends_the_run_with_one_line_and_a_usable_checkpoint(
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, number, batch)
 
-    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "selector=evos", "train.save_every=2"]
+    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "selector=error", "save_every=2"]
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "step", step)
         processes = together(lambda: main(words))

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 import os
+import shutil
 import signal
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,8 +14,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from image_regression.compare import CompareConfig, listed_steps, main, make_jobs, reach_full, seconds_to
+from evos.runs import read_json
+from image_regression.compare import main
+from image_regression.jobs import CompareConfig, listed_steps, make_jobs
 from image_regression.options import parse
+from image_regression.tables import reach_full, seconds_to
 
 STEPS = ["--steps", "12", "--at_steps", "4,8,100"]
 
@@ -186,6 +191,58 @@ def test_several_devices_share_the_runs_stop_together_and_go_on(tmp_path, tiny, 
         runs = metrics_of(out, "-".join(key) + "-*")
         assert len(runs) == 4 and float(row["psnr@300"]) == pytest.approx(mean(run["psnr"] for run in runs))
     assert "Traceback" not in program.stderr and os.listdir(out / "a_png")
+
+
+@pytest.fixture
+def perfect(monkeypatch) -> None:
+    """Every fit is a perfect one."""
+    monkeypatch.setattr(
+        "image_regression.pictures.image_metrics", lambda *args, **kwargs: {"psnr": math.inf, "ssim": 1.0}
+    )
+
+
+@pytest.mark.usefixtures("no_report", "perfect")
+@pytest.mark.parametrize("seeds", ["0", "0,1"])
+def test_a_comparison_of_perfect_fits_goes_on(tmp_path, tiny, pictures, seeds):
+    out = tmp_path / "out"
+    argv = [*tiny, *STEPS, "--input", str(pictures), "--out", str(out), "--devices", "cpu", "--seeds", seeds]
+    argv += ["--strategies", "full,uniform"]
+    main(argv)
+    first = table(out)
+    assert {row["psnr@12"] for row in first.values()} == {"inf"} and first["full", "constant"]["psnr_spread"] == ""
+    main(argv)
+    assert table(out) == first
+    assert {read_json(path)["psnr"] for path in out.glob("*/*/metrics.json")} == {math.inf}
+
+
+def test_a_perfect_fit_takes_the_seconds_of_the_evaluation_that_shows_it():
+    curve = [{"seconds": 1.0, "psnr": 20.0}, {"seconds": 3.0, "psnr": math.inf}]
+    assert seconds_to(math.inf, curve) == 3 and seconds_to(25, curve) == 3 and seconds_to(15, curve) == 1
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("devices", ["cpu", pytest.param("cpu,cpu", marks=[pytest.mark.dist, pytest.mark.slow])])
+def test_a_damaged_picture_costs_no_comparison(tmp_path, tiny, pictures, capsys, devices):
+    folder = tmp_path / "pictures"
+    shutil.copytree(pictures, folder)
+    (folder / "aa.png").write_bytes((pictures / "a.png").read_bytes()[:60])
+    argv = [*tiny, *STEPS, "--input", str(folder), "--devices", devices, "--strategies", "full,uniform"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*argv, "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr()
+    assert [line for line in printed.err.splitlines() if "error" in line] == [
+        line for line in printed.err.splitlines() if line.startswith(f"error: {folder / 'aa.png'}: got a truncated")
+    ]
+    assert printed.err.count("error: ") == 1
+    for key, row in table(tmp_path / "out").items():
+        runs = metrics_of(tmp_path / "out", "-".join(key) + "-0")
+        assert len(runs) == 2 and float(row["psnr@12"]) == pytest.approx(mean(run["psnr"] for run in runs))
+
+
+def test_a_comparison_of_damaged_pictures_alone_is_one_line(tmp_path, refused, tiny):
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    argv = [*tiny, *STEPS, "--input", str(tmp_path / "a.png"), "--devices", "cpu", "--out", str(tmp_path / "out")]
+    assert "not an image" in refused(*argv, program=main)
 
 
 def test_options_of_one_selector_are_refused_in_a_comparison(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 from pathlib import Path
 from statistics import mean
@@ -122,3 +123,20 @@ def test_pixels_become_a_signal_in_reading_order(tmp_path):
     write_image(tmp_path / "a.png", pixels)
     signal = from_pixels("a", pixels)
     assert torch.equal(signal.values[2 * 5 + 3], pixels[2, 3]) and torch.equal(signal.picture(signal.values), pixels)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_mean_of_a_folder_with_a_perfect_fit_stays_infinite(tmp_path, tiny, picture, monkeypatch):
+    picture("photos/a.png", size=(12, 10))
+    picture("photos/b.png", size=(16, 10))
+
+    def measure(prediction, truth, with_lpips):
+        return {"psnr": math.inf if len(truth) == 12 else 30.86, "ssim": 1.0}
+
+    monkeypatch.setattr("image_regression.pictures.image_metrics", measure)
+    argv = [*tiny, "--steps", "2", "--input", str(tmp_path / "photos"), "--out", str(tmp_path / "out")]
+    main(argv)
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert [line.split(" | ")[1] for line in summary.splitlines()[2:]] == ["inf", "30.86", "inf"]
+    main([*argv, "--resume"])
+    assert (tmp_path / "out" / "summary.md").read_text() == summary

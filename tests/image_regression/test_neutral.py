@@ -171,9 +171,9 @@ def test_options_of_a_variant_go_to_the_run_or_to_its_selector():
 
 def test_a_config_file_is_a_recipe_without_its_selection(tmp_path):
     path = tmp_path / "mine.txt"
-    path.write_text("selector = uniform\nselector.keep_ratio = 0.1\nsteps = 7\nlr = 0.002\nlr_decay = 0.1\n")
+    path.write_text("selector = uniform\nselector.keep_ratio = 0.1\nsteps = 7\nlr = 0.002\ndecay = 0.1\n")
     recipe, names = suites.recipe_of(str(path))
-    assert recipe == suites.Recipe({"lr_decay": "0.1"}, {"siren": 0.002}) and names == {"transform": "min_max"}
+    assert recipe == suites.Recipe({"decay": "0.1"}, {"siren": 0.002}) and names == {"transform": "min_max"}
 
 
 def test_every_selector_there_is_has_a_row_by_its_name():
@@ -366,7 +366,7 @@ def test_the_same_command_makes_no_run_again_and_a_seed_more_only_its_own(bench)
 
 
 def test_a_diverged_run_counts_as_0_db_and_ends_no_benchmark(bench, tmp_path):
-    (tmp_path / "wild.txt").write_text("lr = 1e35\nlr_decay = 0.01\n")
+    (tmp_path / "wild.txt").write_text("lr = 1e35\ndecay = 0.01\n")
     recipe = str(tmp_path / "wild.txt")
     results, _ = bench("--recipes", recipe, "--strategies", "full", "--lr_start", "0", "--inputs", "1")
     (row,) = results["contests"][0]["rows"]

@@ -6,11 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from evos.config import options
+from evos.derivatives import SMOOTHING
+from evos.fields import FIELDS
+from evos.optimizers import OPTIMIZERS
 from evos.runs import load_checkpoint, read_json
-from evos.schedules import default_key_intervals
-from image_regression.compare import CompareConfig
+from evos.schedules import LR_SCHEDULES, default_key_intervals
+from evos.transforms import TRANSFORMS
+from image_regression.jobs import CompareConfig
 from image_regression.main import main
-from image_regression.options import PARTS, RegressionConfig, as_config_file, from_values, parse
+from image_regression.options import PARTS, RECIPES, RegressionConfig, as_config_file, from_values, parse
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "image_regression"
 FILES = sorted([*CONFIGS.glob("*.txt"), *CONFIGS.with_name("audio_regression").glob("*.txt")])
@@ -40,20 +45,18 @@ def test_every_config_file_holds_only_what_differs_from_the_defaults():
 def test_the_config_of_the_method_holds_the_numbers_of_the_paper():
     options = parse(["--config", str(CONFIGS / "evos.txt")])
     run, selector, field = options.run, options.selector, options.field
-    assert (run.steps, options.lr, run.lr_decay, run.transform) == (5000, 1e-4, 1.0, "min_max")
+    assert (run.steps, options.lr, run.last_lr_ratio, run.transform) == (5000, 1e-4, 1.0, "min_max")
     assert (run.field, field.hidden_layers, field.hidden_features) == ("siren", 3, 256)
     assert (field.omega, field.first_omega) == (30, 30)
-    assert (options.cfs_weight, run.cfs_share) == (0.65, 0.3)
+    assert (options.cfs_weight, run.cfs_ratio) == (0.65, 0.3)
     assert (selector.keep_ratio, selector.keep_schedule) == (0.5, "constant")
-    assert (selector.mutation_share, selector.mutation_schedule) == (0.5, "constant")
-    assert (selector.crossover, selector.laplacian_weight, selector.evaluation) == ("select", 0.65, "dense")
+    assert (selector.mutation_ratio, selector.mutation_schedule) == (0.5, "constant")
+    assert (selector.crossover, selector.laplacian_weight) == ("select", 0.65)
     assert selector.key_interval is None and default_key_intervals(run.steps) == (100, 50)
 
 
 def test_the_command_line_beats_the_config_file(tmp_path):
-    (tmp_path / "a.txt").write_text(
-        "# why\nsteps = 7\nselector = uniform\nselector.keep_ratio = 0.2  # a fifth\nlpips = false\n"
-    )
+    (tmp_path / "a.txt").write_text("# why\nsteps = 7\nselector = uniform\nselector.keep_ratio = 0.2\nlpips = false\n")
     options = parse(["--config", str(tmp_path / "a.txt"), "--steps", "8"])
     assert (options.run.steps, options.run.selector, options.selector.keep_ratio) == (8, "uniform", 0.2)
     assert options.run.lpips is False
@@ -114,3 +117,10 @@ def test_texts_and_typed_values_give_the_same_options():
     typed = from_values({"steps": 9, "lr": 0.5, "quiet": True, "selector.key_interval": None}, names)
     texts = from_values({"steps": "9", "lr": "0.5", "quiet": "yes", "selector.key_interval": "none"}, names)
     assert typed == texts == parse(["--steps", "9", "--lr", "0.5", "--quiet"])
+
+
+def test_the_choices_of_the_parts_and_of_the_optimizer_are_those_of_their_tables():
+    choices = {option.name: set(option.choices) for option in options(RegressionConfig)}
+    assert choices["field"] == set(FIELDS) and choices["transform"] == set(TRANSFORMS)
+    assert choices["optimizer"] == set(OPTIMIZERS) and choices["schedule"] == set(LR_SCHEDULES)
+    assert choices["recipe"] == set(RECIPES) and choices["der_operator"] == set(SMOOTHING)

@@ -7,7 +7,7 @@ import torch
 
 from evos.runs import load_checkpoint, read_json
 from evos.selection import EvosConfig
-from image_regression import compare, demo
+from image_regression import demo, jobs
 from image_regression.main import main
 from image_regression.options import RECIPES, from_values, given_values, parse
 
@@ -56,23 +56,23 @@ def test_a_run_by_a_recipe_is_repeated_by_its_config_file_without_the_recipe(tmp
 
 def test_strategies_can_be_compared_under_a_recipe(tmp_path):
     argv = ["--recipe", "fast", "--strategies", "full,evos", "--out", str(tmp_path / "out")]
-    given, names = given_values(argv, compare.CompareConfig)
-    options = from_values(given, names, compare.CompareConfig)
-    jobs = compare.make_jobs(compare.without_recipe(options.run, given), options)
-    assert [job.options.run.selector for job in jobs] == ["full", "evos"]
-    assert {(job.options.lr, job.options.field.init_scale) for job in jobs} == {
+    given, names = given_values(argv, jobs.CompareConfig)
+    options = from_values(given, names, jobs.CompareConfig)
+    made = jobs.make_jobs(jobs.without_recipe(options.run, given), options)
+    assert [job.options.run.selector for job in made] == ["full", "evos"]
+    assert {(job.options.lr, job.options.field.init_scale) for job in made} == {
         (RECIPES["fast"]["lr"], RECIPES["fast"]["field.init_scale"])
     }
-    assert jobs[1].options.selector == EvosConfig() and jobs[1].options.cfs_weight == 0.65
+    assert made[1].options.selector == EvosConfig() and made[1].options.cfs_weight == 0.65
     given["cfs_weight"] = "0.25"
-    options = from_values(given, names, compare.CompareConfig)
-    assert {job.options.cfs_weight for job in compare.make_jobs(options.run, options)} == {0.25}
+    options = from_values(given, names, jobs.CompareConfig)
+    assert {job.options.cfs_weight for job in jobs.make_jobs(options.run, options)} == {0.25}
 
 
 def test_config_files_that_are_compared_beat_a_recipe():
     argv = ["--recipe", "fast", "--configs", str(CONFIGS / "full.txt")]
-    given, names = given_values(argv, compare.CompareConfig)
-    (job,) = compare.make_config_jobs(from_values(given, names, compare.CompareConfig).run, given, names)
+    given, names = given_values(argv, jobs.CompareConfig)
+    (job,) = jobs.make_config_jobs(from_values(given, names, jobs.CompareConfig).run, given, names)
     assert (job.options.run.selector, job.options.lr) == ("full", RECIPES["fast"]["lr"])
 
 

@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERY_FIFTH = ["--selector.key_interval", "5", "--selector.key_interval_end", "4"]
 STRATEGIES = {
     "evos": ["--selector", "evos", *EVERY_FIFTH],
-    "streaming": ["--selector", "evos", "--selector.evaluation", "streaming", *EVERY_FIFTH],
+    "error": ["--selector", "error"],
+    "nint": ["--selector", "nint", "--selector.key_interval", "5"],
     "soft": ["--selector", "soft"],
     "int": ["--selector", "int"],
     "uniform": ["--selector", "uniform", "--cfs_weight", "0.65"],
@@ -29,7 +30,7 @@ STRATEGIES = {
     "egra": ["--selector", "egra"],
     "expansive": ["--selector", "expansive"],
 }
-KILLED = ("evos", "streaming", "soft", "int", "uniform")
+KILLED = ("evos", "error", "soft", "int", "uniform")
 RUN = ["--steps", "40", "--eval_every", "2", "--save_every", "5"]
 
 
@@ -179,7 +180,7 @@ def test_the_command_that_a_stopped_run_prints_works_in_a_shell(tmp_path, tiny, 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_half_a_fit_and_the_other_half_are_a_whole_fit(name, fit, tmp_path):
-    argv = [*STRATEGIES[name], "--steps", "24", "--lr", "1e-3", "--lr_decay", "0.5", "--cfs_share", "0.7"]
+    argv = [*STRATEGIES[name], "--steps", "24", "--lr", "1e-3", "--decay", "0.5", "--cfs_ratio", "0.7"]
     whole, first, second = fit(*argv), fit(*argv), fit(*argv)
     losses = [float(whole.step(step)) for step in range(1, 25)]
     twin_losses = [float(first.step(step)) for step in range(1, 13)]
@@ -205,7 +206,7 @@ def test_half_a_fit_and_the_other_half_are_a_whole_fit_however_weights_are_moved
         "polish of an average": ["--polish", "14", "--ema", "0.5"],
     }
     argv = options.get(name, ["--optimizer", name])
-    argv += ["--selector", "uniform", "--steps", "24", "--lr", "1e-3", "--warmup", "0.2", "--lr_schedule", "cosine"]
+    argv += ["--selector", "uniform", "--steps", "24", "--lr", "1e-3", "--warmup", "5", "--schedule", "cosine"]
     whole, first, second = fit(*argv), fit(*argv), fit(*argv)
     losses = [float(whole.step(step)) for step in range(1, 25)]
     twin_losses = [(float(first.step(step)), first.psnr())[0] for step in range(1, 13)]

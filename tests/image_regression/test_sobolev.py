@@ -12,17 +12,16 @@ from evos.coords import grid
 from evos.errors import InputError
 from evos.images import read_image
 from evos.runs import load_checkpoint, save_checkpoint
-from evos.selection import SELECTORS
 from image_regression.main import main
-from image_regression.options import parse
-from image_regression.signals import Signal, astronaut, cropped, every, from_pixels
+from image_regression.options import PARTS, parse
+from image_regression.signals import Signal, astronaut, cropped, from_pixels, subsample
 from image_regression.trainer import Fit
 
 FULL = ["--selector", "full"]
 VAL_DER = ["--supervision", "val_der"]
 FAST = ["--lr", "1e-3", "--steps", "20"]
 SHARES = [("val_der", 1.0, 0.3), ("der", 0.0, 0.3), ("val", 1.0, 0.0)]
-EVERY_FIFTH = ["--selector.key_schedule", "fixed", "--selector.key_interval", "5"]
+EVERY_FIFTH = ["--selector.key_interval", "5", "--selector.key_interval_end", "5"]
 
 
 def train(run: Fit, steps: int, first: int = 1) -> list[float]:
@@ -79,7 +78,7 @@ def test_on_a_key_step_the_three_losses_add_up(fit):
     """Value, derivative and cross-frequency, the last by the Laplacian of the training grid's residual alone."""
     run = fit(*VAL_DER, "--lambda_der", "0.7", "--factor", "2", "--steps", "20")
     values, slopes = (float(loss.detach()) for loss in literal(run, "sobel"))
-    residual = every(run.predict() - run.values, (16, 16), 2) @ torch.tensor([0.2989, 0.587, 0.114])
+    residual = subsample(run.predict() - run.values, (16, 16), 2) @ torch.tensor([0.2989, 0.587, 0.114])
     padded = torch.nn.functional.pad(residual.view(8, 8), (1, 1, 1, 1))
     middle = padded[1:-1, 1:-1]
     laplacian = padded[2:, 1:-1] + padded[:-2, 1:-1] + padded[1:-1, 2:] + padded[1:-1, :-2] - 4 * middle
@@ -91,7 +90,7 @@ def test_on_a_key_step_the_three_losses_add_up(fit):
 @pytest.mark.parametrize("argv", [["--cfs_weight", "0.65"], ["--selector", "soft"], FULL])
 @pytest.mark.parametrize("step", [4, 6])
 def test_training_in_pieces_has_the_gradient_of_one_pass(supervision, argv, step, fit):
-    options = [*argv, "--supervision", supervision, "--factor", "2", *FAST, "--cfs_share", "1"]
+    options = [*argv, "--supervision", supervision, "--factor", "2", *FAST, "--cfs_ratio", "1"]
     whole = fit(*options)
     train(whole, step - 1)
     pieces = fit(*options, "--chunk", "13")
@@ -115,10 +114,12 @@ def test_the_training_grid_is_every_factor_th_pixel_in_the_coordinates_of_the_wh
     assert torch.equal(run.coords, grid((16, 16))[cells]) and torch.equal(run.trained, photo.values[cells])
 
 
-@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("selector", PARTS["selector"])
 @pytest.mark.parametrize("supervision", ["val", "der", "val_der"])
 def test_every_strategy_learns_on_the_training_grid(selector, supervision, fit):
-    run = fit("--selector", selector, "--supervision", supervision, "--factor", "2", "--steps", "30", "--lr", "3e-3")
+    half = [] if selector == "full" else ["--selector.keep_ratio", "0.5"]
+    options = ["--supervision", supervision, "--factor", "2", "--steps", "30", "--lr", "3e-3"]
+    run = fit("--selector", selector, *half, *options)
     losses = train(run, 30)
     assert losses[-1] < 0.7 * losses[0] or selector == "soft"  # whose points gather where the error is
     assert run.bad_step(30) == 0 and len(run.visits) == 64
@@ -127,8 +128,8 @@ def test_every_strategy_learns_on_the_training_grid(selector, supervision, fit):
 
 def test_selectors_are_told_the_errors_of_the_training_grid(fit):
     run, seen = fit(*FULL, *VAL_DER, "--factor", "2"), []
-    run.selector.observe = lambda selection, residual, **kwargs: seen.append(residual)
-    expected = every(run.predict() - run.values, (16, 16), 2)
+    run.selector.observe = lambda selection, feedback: seen.append(feedback.residual)
+    expected = subsample(run.predict() - run.values, (16, 16), 2)
     torch.testing.assert_close(run.evaluate(run.selector.all_rows)[0], expected, atol=1e-5, rtol=1e-4)
     run.step(1)
     torch.testing.assert_close(seen[0][0], expected, atol=1e-5, rtol=1e-4)
@@ -151,8 +152,8 @@ def test_derivatives_alone_leave_a_constant_that_the_trained_pixels_give(fit, ph
     run = fit("--supervision", "der", *FULL, "--factor", "2", *FAST)
     before = run.predict()
     loss = float(run.loss(run.selector.select(1), *run.outputs(run.coords[None]))[1].detach())
-    mean = every(before, (16, 16), 2).mean(0)
-    torch.testing.assert_close(mean, every(photo.values, (16, 16), 2).mean(0), atol=1e-6, rtol=1e-5)
+    mean = subsample(before, (16, 16), 2).mean(0)
+    torch.testing.assert_close(mean, subsample(photo.values, (16, 16), 2).mean(0), atol=1e-6, rtol=1e-5)
     with torch.no_grad():
         run.field.layers[-1].bias.add_(torch.tensor([0.5, -2.0, 7.0]))
     torch.testing.assert_close(run.predict(), before, atol=1e-5, rtol=1e-4)
@@ -168,32 +169,10 @@ def test_a_ramp_is_learnt_from_its_derivatives(fit):
     assert run.psnr() > 35
 
 
-# ---- the selector looks at derivatives
-
-
-def test_derivatives_tell_the_high_frequencies_where_asked_for(fit):
-    run = fit(*VAL_DER, "--selector.frequency", "derivative", *EVERY_FIFTH, "--factor", "2", *FAST)
-    pixels = run.coords.clone().requires_grad_()
-    slopes = [torch.autograd.grad(run.field(pixels)[:, channel].sum(), pixels)[0] * 2 / 15 for channel in range(3)]
-    low, high = run.values.min(), run.values.max()
-    picture = run.signal.picture(run.values)
-    targets = kornia.filters.spatial_gradient(picture.permute(2, 0, 1)[None], "sobel", 1, True)[0].flip(1)
-    targets = targets[..., ::2, ::2].flatten(2)  # C D P
-    error = torch.stack(slopes).transpose(1, 2) * (high - low) / 2 - targets
-    run.step(1)
-    expected = 0.65 * error.square().mean(0).sum(0)
-    torch.testing.assert_close(run.selector.fitness(run.selector.all_rows)[1][0], expected, atol=1e-6, rtol=1e-4)
-
-
-def test_looking_at_derivatives_that_are_not_supervised_is_refused(fit):
-    with pytest.raises(InputError, match=r"--selector.frequency: got derivative; allowed: laplacian, or --supervision"):
-        parse(["--selector.frequency", "derivative"])
-
-
-@pytest.mark.parametrize("argv", [VAL_DER, ["--supervision", "der"], [*VAL_DER, "--selector.frequency", "derivative"]])
-@pytest.mark.parametrize("evaluation", ["dense", "streaming"])
-def test_half_a_fit_and_the_other_half_are_a_whole_fit(argv, evaluation, fit, tmp_path):
-    options = [*argv, "--selector.evaluation", evaluation, *EVERY_FIFTH, "--factor", "2", *FAST]
+@pytest.mark.parametrize("argv", [VAL_DER, ["--supervision", "der"]])
+@pytest.mark.parametrize("selector", [["--selector", "evos", *EVERY_FIFTH], ["--selector", "error"]])
+def test_half_a_fit_and_the_other_half_are_a_whole_fit(argv, selector, fit, tmp_path):
+    options = [*argv, *selector, "--factor", "2", *FAST]
     whole, first, second = fit(*options), fit(*options), fit(*options)
     losses = train(whole, 16)
     twin = train(first, 8)

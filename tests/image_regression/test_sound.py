@@ -15,11 +15,10 @@ from torch import Tensor
 from evos.coords import spacing
 from evos.images import read_image
 from evos.runs import load_checkpoint, save_checkpoint
-from evos.selection import SELECTORS
 from evos.sounds import Sound, read_sound, write_sound
 from image_regression.compare import main as compare
 from image_regression.main import main
-from image_regression.options import parse
+from image_regression.options import PARTS, parse
 from image_regression.recordings import decibels, measure
 from image_regression.signals import Signal, find_inputs, from_sound, load
 from image_regression.trainer import Fit
@@ -156,19 +155,21 @@ def test_the_derivative_loss_is_per_sample_and_of_central_differences(sound_fit,
     assert float(run.step(1)) == pytest.approx(sum(losses) / 80, rel=1e-4)
 
 
-@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("selector", PARTS["selector"])
 @pytest.mark.parametrize("supervision", ["val", "val_der"])
 def test_every_strategy_works_on_sound(selector, supervision, sound_fit):
-    argv = ["--selector", selector, "--supervision", supervision, "--factor", "2", "--steps", "40", "--lr", "5e-3"]
-    run = sound_fit(*argv)
+    half = [] if selector == "full" else ["--selector.keep_ratio", "0.5"]
+    argv = ["--selector", selector, *half, "--supervision", supervision, "--factor", "2", "--lr", "5e-3"]
+    run = sound_fit(*argv, "--steps", "40")
     before = run.psnr()
     for step in range(1, 41):
         run.step(step)
-    assert run.bad_step(40) == 0 and run.psnr() > before + 3 and len(run.visits) == 200
+    gain = 1 if selector == "soft" else 3  # soft's points begin anywhere, and walk towards what is hardest
+    assert run.bad_step(40) == 0 and run.psnr() > before + gain and len(run.visits) == 200
 
 
 def test_half_a_fit_and_the_other_half_are_a_whole_fit(sound_fit, tmp_path):
-    argv = ["--supervision", "val_der", "--factor", "5", "--steps", "20", "--selector.frequency", "derivative"]
+    argv = ["--supervision", "val_der", "--factor", "5", "--steps", "20"]
     whole, first, second = (sound_fit(*argv, "--selector.key_interval", "4") for _ in range(3))
     losses = [float(whole.step(step)) for step in range(1, 21)]
     twin = [float(first.step(step)) for step in range(1, 11)]
@@ -244,7 +245,7 @@ def test_silence_is_fitted_and_has_no_snr(tmp_path, sound, capsys):
 
 
 @pytest.mark.parametrize("length", [2, 3, 7])
-@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("selector", PARTS["selector"])
 @pytest.mark.usefixtures("no_report")
 def test_a_sound_may_be_a_few_samples(length, selector, tmp_path, sound, no_pictures):
     path = sound("a.wav", tones(length) + 0.1)
@@ -263,8 +264,8 @@ def test_what_is_no_sound_to_fit_is_refused(tmp_path, refused, sound, picture):
     picture("photo.png").rename(tmp_path / "photo.wav")
     for name, part in {
         "none.wav": "a",
-        "text.wav": "no sound",
-        "photo.wav": "no sound",
+        "text.wav": "not a sound",
+        "photo.wav": "not a sound",
         "empty.ogg": "an empty file",
         "film.mp4": "a video; allowed: a picture",
         "film.wav": "a video; allowed: a picture",
@@ -280,6 +281,19 @@ def test_what_is_no_sound_to_fit_is_refused(tmp_path, refused, sound, picture):
     assert "--factor: got 401; allowed: at most 400" in refused(*TINY, "--factor", "401", "--input", path)
     assert "--factor: got 0; allowed: at least 1" in refused(*TINY, "--factor", "0", "--input", path)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sound_of_an_unknown_format_is_refused_by_the_formats_of_sounds(tmp_path, refused):
+    (tmp_path / "a.m4b").write_bytes(b"sound")
+    message = refused(*TINY, "--input", str(tmp_path / "a.m4b"), "--out", str(tmp_path / "out"))
+    assert "a sound (wav, flac, ogg, mp3)" in message and "a picture (png" in message
+
+
+@pytest.mark.usefixtures("no_report")
+def test_an_mp3_is_fitted_and_comes_back_as_one(tmp_path):
+    write_sound(tmp_path / "a.mp3", 0.5 * tones(3000), 8000, "MPEG_LAYER_III")
+    main([*TINY, "--steps", "2", "--input", str(tmp_path / "a.mp3"), "--out", str(tmp_path / "run")])
+    assert len(read_sound(tmp_path / "run" / "images" / "reconstruction.mp3").samples) == 3000
 
 
 def test_a_checkpoint_of_another_sound_is_refused(sound_fit):

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from evos.fields import FIELDS
 from evos.runs import save_checkpoint
-from evos.selection import SELECTORS, Selection
+from evos.selection import Selection
 from evos.transforms import TRANSFORMS
 from image_regression.main import main
-from image_regression.options import parse
+from image_regression.options import PARTS, parse
 from image_regression.trainer import Fit
 
 ROOT = Path(__file__).resolve().parents[2]
-EVERY_FIFTH = ["--selector.key_schedule", "fixed", "--selector.key_interval", "5"]
+EVERY_FIFTH = ["--selector.key_interval", "5", "--selector.key_interval_end", "5"]
 FAST = ["--lr", "1e-3", "--steps", "20"]
 
 
@@ -77,7 +77,7 @@ def test_between_key_steps_the_selected_points_are_live_and_the_others_cached(fi
 
 
 def test_cross_frequency_supervision_is_for_evos_unless_asked_for():
-    for name in SELECTORS:
+    for name in PARTS["selector"]:
         assert parse(["--selector", name]).cfs_weight == (0.65 if name == "evos" else 0)
         assert parse(["--selector", name, "--cfs_weight", "0.2"]).cfs_weight == 0.2
     assert parse(["--cfs_weight", "0"]).cfs_weight == 0
@@ -87,10 +87,10 @@ def test_cross_frequency_supervision_is_for_evos_unless_asked_for():
     ("argv", "expected"),
     [
         (EVERY_FIFTH, {1, 2, 3, 4, 5, 6, 11, 16}),  # the first 30 %, and key steps to the end
-        ([*EVERY_FIFTH, "--cfs_share", "0"], {1, 6, 11, 16}),
-        ([*EVERY_FIFTH, "--selector.evaluation", "streaming"], {1, 2, 3, 4, 5, 6}),
+        ([*EVERY_FIFTH, "--cfs_ratio", "0"], {1, 6, 11, 16}),
+        (["--selector", "error", "--cfs_weight", "0.65"], {1, 2, 3, 4, 5, 6}),
         ([*EVERY_FIFTH, "--cfs_weight", "0"], set()),
-        (["--selector", "int", "--cfs_weight", "1", "--cfs_share", "0.1"], {1, 2}),
+        (["--selector", "int", "--cfs_weight", "1", "--cfs_ratio", "0.1"], {1, 2}),
         (["--selector", "full"], set()),
     ],
 )
@@ -109,7 +109,7 @@ def test_residuals_are_in_the_units_of_the_picture(transform, fit, photo):
     run = fit("--transform", transform, "--selector", "full", "--steps", "4")
     expected = run.predict() - photo.values
     seen = []
-    run.selector.observe = lambda selection, residual, **kwargs: seen.append(residual)
+    run.selector.observe = lambda selection, feedback: seen.append(feedback.residual)
     run.step(1)
     torch.testing.assert_close(seen[0][0], expected, atol=1e-5, rtol=1e-4)
     assert torch.allclose(run.transform.inverse(run.target), photo.values, atol=1e-5)
@@ -122,14 +122,14 @@ def test_residuals_are_in_the_units_of_the_picture(transform, fit, photo):
 @pytest.mark.parametrize("step", [4, 6])
 def test_training_in_pieces_has_the_gradient_of_one_pass(argv, step, fit):
     """Step 6 is a key step of EVOS, step 4 is none."""
-    whole = fit(*EVERY_FIFTH if "soft" not in argv else [], *argv, *FAST, "--cfs_share", "1")
+    whole = fit(*EVERY_FIFTH if "soft" not in argv else [], *argv, *FAST, "--cfs_ratio", "1")
     train(whole, step - 1)
-    pieces = fit(*EVERY_FIFTH if "soft" not in argv else [], *argv, *FAST, "--cfs_share", "1", "--chunk", "50")
+    pieces = fit(*EVERY_FIFTH if "soft" not in argv else [], *argv, *FAST, "--cfs_ratio", "1", "--chunk", "50")
     pieces.load_state_dict(whole.state_dict())
     seen = []
     for run in (whole, pieces):
         run.optimizer.step = lambda: None
-        run.selector.observe = lambda selection, residual, **kwargs: seen.append((residual, kwargs["coord_grad"]))
+        run.selector.observe = lambda selection, told: seen.append((told.residual, told.coord_grad))
         seen.append(run.step(step))
         seen.append(torch.cat([parameter.grad.flatten() for parameter in run.field.parameters()]))
     (residual, coord_grad), loss, gradient, (residual_, coord_grad_), loss_, gradient_ = seen
@@ -142,7 +142,7 @@ def test_training_in_pieces_has_the_gradient_of_one_pass(argv, step, fit):
         assert (coord_grad_ - coord_grad).abs().max() <= 1e-6 * coord_grad.abs().max()
 
 
-@pytest.mark.parametrize("selector", SELECTORS)
+@pytest.mark.parametrize("selector", PARTS["selector"])
 def test_every_strategy_trains_in_pieces(selector, fit):
     whole = train(fit("--selector", selector, *FAST), 10)
     pieces = train(fit("--selector", selector, *FAST, "--chunk", "37"), 10)
@@ -171,7 +171,7 @@ def test_a_large_picture_in_pieces_takes_less_memory(tmp_path, tiny, start):
         (["--selector", "soft"], 20 * 128, 20 * 128),
         # Key steps at 1, 6, 11, 16 train on everything.
         (EVERY_FIFTH, 4 * 256 + 16 * 128, 4 * 256 + 16 * 128),
-        ([*EVERY_FIFTH, "--selector.evaluation", "streaming"], 20 * 128, 20 * 128),
+        (["--selector", "error", "--selector.keep_ratio", "0.5"], 20 * 128, 20 * 128),
         # A look at everything costs, and trains on the chosen half.
         (["--selector", "int", "--selector.variant", "dense"], 20 * (256 + 128), 20 * 128),
         (["--selector", "int", "--selector.variant", "dense2"], 10 * 256 + 20 * 128, 20 * 128),
@@ -205,7 +205,7 @@ def test_evaluations_of_the_curve_are_not_counted(tmp_path, tiny):
 
 
 def test_the_learning_rate_falls_geometrically(fit):
-    run, rates = fit("--lr", "1e-2", "--lr_decay", "0.01", "--steps", "5"), []
+    run, rates = fit("--lr", "1e-2", "--decay", "0.01", "--steps", "5"), []
     for step in range(1, 6):
         run.step(step)
         rates.append(run.optimizer.param_groups[0]["lr"])
@@ -213,7 +213,7 @@ def test_the_learning_rate_falls_geometrically(fit):
 
 
 def test_the_learning_rate_of_all_weights_warms_up_and_falls_to_zero(fit):
-    argv = ["--lr_schedule", "linear", "--lr_decay", "0", "--warmup", "0.4", "--optimizer", "muon"]
+    argv = ["--schedule", "linear", "--decay", "0", "--warmup", "2", "--optimizer", "muon"]
     run, rates = fit("--lr", "1e-2", *argv, "--steps", "5"), []
     for step in range(1, 6):
         run.step(step)
@@ -246,7 +246,7 @@ def test_the_last_steps_polish_on_every_point_from_the_weights_measured(argv, fi
     for step in range(1, 21):
         run.step(step)
     measured, work = run.psnr(), run.work.evaluated
-    error = run.transform.slope**2 * (run.predict() - run.values).square().mean()
+    error = run.transform.derivative**2 * (run.predict() - run.values).square().mean()
     losses = [float(run.step(step)) for step in range(21, 27)]
     if "val_der" not in argv:
         assert losses[0] == pytest.approx(error.item(), rel=1e-4)

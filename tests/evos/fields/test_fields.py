@@ -133,11 +133,11 @@ def test_finers_gradient_takes_its_scale_for_a_constant():
 def test_slope_and_curvature_are_the_activations_derivatives(name):
     field = build_field(small_config(name), 2, 3, seed=0)
     z = torch.linspace(-2, 2, 12).view(3, 4).requires_grad_()
-    value, slope = field.activation_with_slope(z, 0)
+    value, slope = field.activation_and_derivative(z, 0)
     torch.testing.assert_close(value, field.activation(z, 0))
     torch.testing.assert_close(slope, torch.autograd.grad(value.sum(), z, create_graph=True)[0])
     curvature = torch.autograd.grad(slope.sum(), z)[0] if slope.requires_grad else torch.zeros_like(z)
-    torch.testing.assert_close(field.activation_curvature(z, value, slope, 0), curvature)
+    torch.testing.assert_close(field.activation_second_derivative(z, value, slope, 0), curvature)
 
 
 @pytest.mark.usefixtures("double")
@@ -147,7 +147,7 @@ def test_a_hash_grids_tangents_are_its_slopes_within_the_cells(axes):
     field, h = build_field(config, axes, 1, seed=0), 1e-5
     nn.init.uniform_(field.encoding.table)
     x = points(axes=axes, seed=4)
-    values, tangents = field.encoding.with_tangents(x, torch.eye(axes)[:, None].expand(-1, 7, -1))
+    values, tangents = field.encoding.forward_with_tangents(x, torch.eye(axes)[:, None].expand(-1, 7, -1))
     torch.testing.assert_close(values, field.encoding(x))
     for axis, found in enumerate(tangents):
         step = h * torch.eye(axes)[axis]

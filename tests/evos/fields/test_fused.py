@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from evos.fields import FIELDS, build_field, field_config, fused
-from evos.fields.fused import Fused, compiled, points_at_a_time, product
+from evos.fields.fused import Fused, compiled, matmul, points_at_a_time
 
 SMALL = {
     "gauss": {"scale": 2},
@@ -82,10 +82,10 @@ def test_large_products_agree_with_float64(shape):
     a, b, bias = torch.randn(*points, inputs), torch.randn(inputs, outputs), torch.randn(outputs)
     assert a.numel() * outputs >= fused.ONEDNN_WORK
     exact = a.double() @ b.double()
-    torch.testing.assert_close(product(a, b).double(), exact, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(matmul(a, b).double(), exact, rtol=1e-5, atol=1e-4)
     if len(points) == 1:
-        torch.testing.assert_close(product(a, b, bias).double(), exact + bias, rtol=1e-5, atol=1e-4)
-        torch.testing.assert_close(product(a.T, a).double(), a.double().T @ a.double(), rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(matmul(a, b, bias).double(), exact + bias, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(matmul(a.T, a).double(), a.double().T @ a.double(), rtol=1e-5, atol=1e-3)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def compiler(monkeypatch):
 
 def test_large_products_can_be_compiled(compiler):
     a, b, bias = torch.randn(700, 64), torch.randn(64, 96), torch.randn(96)
-    torch.testing.assert_close(compiled(product)(a, b, bias), torch.addmm(bias, a, b), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(compiled(matmul)(a, b, bias), torch.addmm(bias, a, b), rtol=1e-5, atol=1e-4)
 
 
 # The compiler itself does what this warns of.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from evos.derivatives import change_along
+from evos.derivatives import parameter_jvp
 from evos.errors import InputError
 from evos.fields import SirenConfig, build_field
 from evos.selection import Feedback, NintConfig, Pool, build_selector
@@ -16,7 +16,7 @@ def observed(config, residual, update, shape):
     return selector
 
 
-def test_the_change_along_the_gradient_is_the_tangent_kernel_times_the_gradient_by_the_values():
+def test_the_parameter_jvp_the_gradient_is_the_tangent_kernel_times_the_gradient_by_the_values():
     """J, row by row in reverse mode, and K = J Jᵀ in full, in float64."""
     field = build_field(SirenConfig(hidden_features=5, hidden_layers=1), 2, 3, seed=1).double()
     coords = torch.rand(7, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 2 - 1
@@ -31,7 +31,7 @@ def test_the_change_along_the_gradient_is_the_tangent_kernel_times_the_gradient_
 
     gradient = dict(zip(weights, torch.autograd.grad(loss, weights.values()), strict=True))
     detached = {name: weight.detach() for name, weight in weights.items()}
-    torch.testing.assert_close(change_along(field, coords, detached, gradient), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(parameter_jvp(field, coords, detached, gradient), expected, rtol=1e-10, atol=1e-12)
 
 
 def test_nint_trains_on_the_cells_that_change_most_and_on_others_at_random(p_value):

@@ -1,0 +1,51 @@
+"""The console script: `evos NAME ...` is the program of that name.
+
+The applications are found by the names of their modules as they are called for: evos itself imports none of them.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from evos.errors import InputError, exit_on_input_error, unknown_name
+
+PROGRAMS = {
+    "fit": ("image_regression.main", "regress", "fit images and sounds"),
+    "compare": ("image_regression.compare", "regress", "compare strategies on images and sounds"),
+    "meta": ("generalizable.main", "meta", "learn to represent whole data sets"),
+    "encode": ("generalizable.encode", "meta", "turn signals into patterns with a trained model"),
+    "render": ("generalizable.encode", "meta", "decode patterns into signals: encode with patterns=FILE"),
+}
+"""Module, extra and summary of each program by name."""
+
+
+def help_text() -> str:
+    """What there is."""
+    lines = [f"  {name:8}  {summary}" for name, (_, _, summary) in PROGRAMS.items()]
+    return "\n".join(["usage: evos PROGRAM [options]; evos PROGRAM --help lists the options", "", *lines])
+
+
+@exit_on_input_error
+def main(argv: Sequence[str] | None = None) -> None:
+    """The program.
+
+    Raises:
+        InputError: there is no such program, or its extra is not installed.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(help_text())
+        return
+    name, *rest = words
+    if name not in PROGRAMS:
+        raise unknown_name("program", name, PROGRAMS)
+    module, extra, _ = PROGRAMS[name]
+    try:
+        program = import_module(module)
+    except ModuleNotFoundError as error:
+        allowed = f'pip install -c constraints.txt -e ".[{extra}]"'
+        raise InputError(f"evos {name}", f"no module {error.name}", allowed) from None
+    given = {word.removeprefix("--").split("=")[0] for word in rest}
+    if name == "render" and not given & {"patterns", "help", "-h"}:
+        raise InputError("patterns", None, "patterns=FILE to decode")
+    program.main(rest)

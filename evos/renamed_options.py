@@ -1,0 +1,49 @@
+"""Options that had another name, or are gone: what the error for an old one says."""
+
+from collections.abc import Iterable
+
+from evos.errors import InputError, unknown_name
+
+RENAMED = {
+    "cfs_share": "cfs_ratio",
+    "lr_schedule": "schedule",
+    "lr_decay": "decay",
+    "data.test_share": "data.test_ratio",
+    "train.eval_every": "eval_every",
+    "train.save_every": "save_every",
+    "selector.mutation_share": "selector.mutation_ratio",
+    "selector.mutation_share_end": "selector.mutation_ratio_end",
+    "selector.uniform_share": "selector.uniform_ratio",
+    "selector.restart_share": "selector.restart_ratio",
+    "selector.anchor_share": "selector.anchor_ratio",
+}
+"""New names by old ones."""
+
+REMOVED = {
+    "selector.key_schedule": "key_interval_end equal to key_interval for what was fixed",
+    "selector.budget": "selector.keep_ratio, or selector=tiles for rays",
+    "selector.evaluation": "selector=error for one signal or selector=tiles for rays for what was streaming",
+    "selector.draw": "selector=error for what was proportional",
+    "selector.adapt": "selector=tiles, which adapts",
+    "selector.importance_cap": "nothing in its place: weighting by inverse odds did not pay",
+    "selector.fitness": "selector=nint for what was update",
+    "selector.direction": "nothing in its place",
+    "selector.frequency": "nothing in its place",
+}
+"""What to use instead of options that are gone, by name."""
+
+
+def unknown_option(name: str, known: Iterable[str], shown: str = "option", dashes: str = "") -> InputError:
+    """The error for an option that there is not: what an old one is called now, else the nearest right name.
+
+    Args:
+        name: as it was given, without dashes.
+        known: all names there are.
+        shown: what the error says is at fault.
+        dashes: ``"--"`` where the error is to show names with them.
+    """
+    if name in RENAMED:
+        return InputError(shown, dashes + name, f"{dashes}{RENAMED[name]}, its name now")
+    if name in REMOVED:
+        return InputError(shown, dashes + name, f"it is gone; {REMOVED[name]}")
+    return unknown_name(shown, dashes + name, [dashes + each for each in known])

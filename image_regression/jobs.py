@@ -1,0 +1,265 @@
+"""The runs of a comparison: which there are, and running them, one process a device."""
+
+import multiprocessing
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from math import gcd
+from pathlib import Path
+from typing import Any
+
+from evos.config import check_choice
+from evos.errors import InputError
+from evos.runs import Stopped, Stopper
+from image_regression.options import PARTS, Options, RegressionConfig, from_values, given_values
+from image_regression.run import fit_signal
+from image_regression.signals import find_inputs, folder_name, load
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "full": {"selector": "full"},
+    "full_cfs": {"selector": "full", "cfs_weight": 0.65},
+    "uniform": {"selector": "uniform"},
+    "uniform_cfs": {"selector": "uniform", "cfs_weight": 0.65},
+    "egra": {"selector": "egra"},
+    "expansive": {"selector": "expansive"},
+    "soft": {"selector": "soft"},
+    "int": {"selector": "int"},
+    "int_reverse": {"selector": "int", "selector.variant": "reverse-incremental"},
+    "int_dense": {"selector": "int", "selector.variant": "dense"},
+    "int_dense2": {"selector": "int", "selector.variant": "dense2"},
+    "evos": {"selector": "evos"},
+    "evos_no_cfs": {"selector": "evos", "cfs_weight": 0.0},
+}
+"""Rows of the table: options that make a strategy."""
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant": {"selector.keep_ratio": 0.5},
+    "step": {"selector.keep_ratio": 0.2, "selector.keep_schedule": "step"},
+}
+"""Columns of the paper's table: how many points are kept."""
+
+CONSTANT_ONLY = ("full", "full_cfs", "soft")
+"""Strategies without a keep-ratio schedule."""
+
+
+@dataclass(frozen=True)
+class CompareConfig(RegressionConfig):
+    """Options of a comparison, besides those of every run in it."""
+
+    out: str = "runs/compare"
+    """Folder the comparison is written to."""
+
+    inputs: str | None = None
+    """Pictures, sounds and folders of them, separated by commas, in place of --input."""
+
+    configs: str | None = None
+    """Config files to compare, separated by commas, in place of strategies and schedules."""
+
+    strategies: str = "full,uniform,evos_no_cfs,evos"
+    """Strategies to compare, separated by commas (see STRATEGIES in image_regression/jobs.py)."""
+
+    schedules: str = "constant"
+    """Keep-ratio schedules, separated by commas: constant (0.5) and step (0.2 to 0.92)."""
+
+    seeds: str = "0"
+    """Seeds, separated by commas; with several, the table gives standard deviations."""
+
+    at_steps: str = "1000,2000,5000"
+    """Steps at which quality is listed, separated by commas; those beyond the run are left out."""
+
+    devices: str = "auto"
+    """Devices separated by commas, one process each; auto: every GPU, or the CPU."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.input is not None and self.inputs is not None:
+            raise InputError("inputs", self.inputs, "either --input or --inputs")
+        for name in words(self.strategies):
+            check_choice("strategies", name, STRATEGIES)
+        for name in words(self.schedules):
+            check_choice("schedules", name, SCHEDULES)
+        numbers("seeds", self.seeds)
+        numbers("at_steps", self.at_steps)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the comparison."""
+
+    strategy: str
+    schedule: str
+    seed: int
+    column: str
+    picture: str | None
+    folder: str
+    options: Options
+
+
+def words(text: str) -> list[str]:
+    """The parts of a list separated by commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(name: str, text: str) -> list[int]:
+    """A list of whole numbers separated by commas."""
+    try:
+        return [int(word) for word in words(text)]
+    except ValueError:
+        raise InputError(name, text, "whole numbers separated by commas") from None
+
+
+def listed_steps(config: CompareConfig) -> list[int]:
+    """The steps at which quality is listed, the last step among them."""
+    return sorted({step for step in numbers("at_steps", config.at_steps) if step < config.steps} | {config.steps})
+
+
+def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
+    """Every run of the strategies; seeds vary slowest, so that a stopped comparison is complete for the first."""
+    own = {option.name for option in RegressionConfig.__dataclass_fields__.values()}
+    shared = {name: value for name, value in asdict(config).items() if name in own}
+    steps = listed_steps(config)
+    shared["eval_every"] = config.eval_every or gcd(*steps, max(1, config.steps // 20))
+    shared |= {
+        f"{part}.{name}": value
+        for part in ("field", "transform")
+        for name, value in asdict(getattr(options, part)).items()
+    }
+    jobs = []
+    for seed, path in product(numbers("seeds", config.seeds), all_inputs(config)):
+        for schedule, strategy in product(words(config.schedules), words(config.strategies)):
+            if schedule != "constant" and strategy in CONSTANT_ONLY:
+                continue
+            values = shared | SCHEDULES[schedule] | STRATEGIES[strategy]
+            names = {"selector": values["selector"], "field": config.field, "transform": config.transform}
+            jobs.append(make_job(config, strategy, schedule, seed, path, values, names))
+    if not jobs:
+        names = f"{config.strategies} with {config.schedules}, seeds {config.seeds}"
+        raise InputError("--strategies", names, "at least one run; full and soft have no schedule but constant")
+    return jobs
+
+
+def without_recipe(config: CompareConfig, given: Mapping[str, str]) -> CompareConfig:
+    """The config with a recipe's options as if they were given, except its selector, which the strategies vary."""
+    return replace(config, recipe="none", cfs_weight=config.cfs_weight if "cfs_weight" in given else None)
+
+
+def make_config_jobs(config: CompareConfig, given: Mapping[str, str], parts: Mapping[str, str]) -> list[Job]:
+    """Every run of the config files; options ``given`` to the comparison override theirs; seeds vary slowest."""
+    own = {option.name for option in RegressionConfig.__dataclass_fields__.values()}
+    beats = {name: value for name, value in given.items() if "." in name or name in own}
+    files = {}
+    for path in words(config.configs or ""):
+        if Path(path).stem in files:
+            raise InputError("--configs", path, "files of different names")
+        values, names = given_values(["--config", path])
+        files[Path(path).stem] = (values | beats, names | {part: parts[part] for part in PARTS if part in given})
+    jobs = [
+        make_job(config, stem, "", seed, path, values, names)
+        for seed, path in product(numbers("seeds", config.seeds), all_inputs(config))
+        for stem, (values, names) in files.items()
+    ]
+    if not jobs:
+        raise InputError("--configs", f"{config.configs} with seeds {config.seeds}", "at least one run")
+    return jobs
+
+
+def make_job(
+    config: CompareConfig,
+    strategy: str,
+    schedule: str,
+    seed: int,
+    path: Path | None,
+    values: Mapping[str, Any],
+    names: Mapping[str, str],
+) -> Job:
+    """One run in a folder of its own; it resumes what is there."""
+    column = "astronaut" if path is None else folder_name(path)
+    folder = str(Path(config.out, column, "-".join(filter(None, (strategy, schedule, str(seed))))))
+    picture = None if path is None else str(path)
+    own = {"seed": seed, "out": folder, "input": picture, "resume": not config.overwrite, "overwrite": config.overwrite}
+    return Job(strategy, schedule, seed, column, picture, folder, from_values({**values, **own}, names))
+
+
+def all_inputs(config: CompareConfig) -> list[Path | None]:
+    """The inputs compared; those of several folders must differ in their names."""
+    found = [each for name in words(config.inputs or "") for each in find_inputs(name)] or find_inputs(config.input)
+    names = [folder_name(path) for path in found if path is not None]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError("--inputs", ", ".join(sorted(twice)), "inputs of different names")
+    return found
+
+
+# ---- running them
+
+
+Outcome = dict[str, Any] | InputError
+"""The metrics of a run, or why there are none."""
+
+
+def run_job(job: Job, device: str, stopper: Stopper, lpips_steps: tuple[int, ...]) -> Outcome:
+    """The outcome of one run, from its folder if it is complete; raises Stopped if a signal came.
+
+    An InputError is returned: a damaged picture must not cost the runs on the others.
+    """
+    if stopper.requested:
+        raise Stopped(stopper.exit_code)
+    options = replace(job.options, run=replace(job.options.run, device=device))
+    try:
+        signal = load(None if job.picture is None else Path(job.picture), options.run.size, options.run.factor)
+        return fit_signal(signal, options, Path(job.folder), stopper, lpips_steps=lpips_steps)
+    except InputError as error:
+        return error
+
+
+class Worker:
+    """A process of its own for one device; a signal stops its present job and all that would follow."""
+
+    device: str
+    stopper: Stopper
+
+    @classmethod
+    def start(cls, queue: Any) -> None:
+        """Claim a device, once in a process."""
+        cls.stopper = Stopper().__enter__()
+        cls.device = queue.get()
+
+    @classmethod
+    def run(cls, job: Job, lpips_steps: tuple[int, ...]) -> Outcome:
+        """One job on that device."""
+        return run_job(job, cls.device, cls.stopper, lpips_steps)
+
+
+def run_jobs(jobs: list[Job], devices: list[str], stopper: Stopper, lpips_steps: tuple[int, ...]) -> list[Outcome]:
+    """The outcomes of all jobs, in order, one process a device; raises Stopped if a signal came."""
+    if len(devices) == 1:
+        return [run_job(job, devices[0], stopper, lpips_steps) for job in jobs]
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    for device in devices:
+        queue.put(device)
+    with ProcessPoolExecutor(len(devices), context, Worker.start, (queue,)) as pool:
+        futures = [pool.submit(Worker.run, job, lpips_steps) for job in jobs]
+        try:
+            waiting = set(futures)
+            while waiting and not stopper.requested:
+                done, waiting = wait(waiting, timeout=0.5)
+                for future in done:
+                    future.result()  # an error ends the comparison now, not when the last job is done
+            if waiting:
+                stop_workers()
+            return [future.result() for future in futures]
+        except BrokenProcessPool:  # a worker that was still starting
+            if stopper.requested:
+                raise Stopped(stopper.exit_code) from None
+            raise
+        finally:
+            stop_workers()
+            pool.shutdown(cancel_futures=True)
+
+
+def stop_workers() -> None:
+    """Have the workers end their job after its present step: a SIGTERM to this process alone does not reach them."""
+    for process in multiprocessing.active_children():
+        process.terminate()
