@@ -20,7 +20,7 @@ from nerfstudio.utils import colormaps
 from torch import Tensor, nn
 
 from evos.config import check_choice, check_range
-from evos.derivatives import encode, value_and_tangents
+from evos.derivatives import encode_with_tangents, value_and_tangents
 from evos.errors import InputError
 from evos.fields.mlp import PemlpConfig, PositionalEncoding, ReluConfig
 from evos.fields.siren import SirenConfig
@@ -80,7 +80,7 @@ class TinyNerf(nn.Module):
         """Raw colours and densities "N S 4" at points "N S 3" in NDC, seen in unit directions "N 3"."""
         samples = points.value.shape[1]
         found = through(self.trunk, points.map(lambda x: rearrange(x, "... n s d -> ... (n s) d")))
-        encoded = Carried(*encode(self.view_encoding, *views))
+        encoded = Carried(*encode_with_tangents(self.view_encoding, *views))
         pairs = zip(found, encoded, strict=True)
         seen = Carried(*(torch.cat([a[..., 1:], repeat(b, "... n e -> ... (n s) e", s=samples)], -1) for a, b in pairs))
         pairs = zip(through(self.head, seen), found, strict=True)

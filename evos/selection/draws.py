@@ -11,15 +11,13 @@ Count = int | Int[Tensor, "B 1"]
 """A number of cells: the same for all rows, or one a row, on the device."""
 
 
-def weighted_draw(log_odds: Float[Tensor, "B P"], count: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
-    """``count`` distinct cells of each row with odds exp(log_odds), by the Gumbel top-k trick; -inf comes last.
+def weighted_draw(odds: Float[Tensor, "B P"], count: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
+    """``count`` distinct cells of each row with the given odds, which are finite; those of 0 and less come last.
 
-    Equal in distribution to drawing one after the other without replacement (Efraimidis and Spirakis 2006), and
-    without ``torch.multinomial``'s limit of 2^24 categories.
+    Equal in distribution to drawing one after the other without replacement: the largest odds / exponential numbers are
+    taken (Efraimidis and Spirakis 2006). Without ``torch.multinomial``'s limit of 2^24 categories.
     """
-    uniform = torch.rand(log_odds.shape, generator=generator, device=log_odds.device)
-    gumbel = -torch.log(-torch.log(uniform.clamp(1e-12, 1 - 1e-7)))
-    return (log_odds + gumbel).topk(count, dim=1, sorted=False).indices
+    return (odds / torch.empty_like(odds).exponential_(generator=generator)).topk(count, dim=1, sorted=False).indices
 
 
 def uniform_draw(

@@ -63,10 +63,10 @@ class EgraSelector(Selector[EgraConfig]):
         near = torch.zeros_like(edges).scatter_reduce(1, moved, edges, "amax")
         odds = config.edge_odds * near + (1 - config.edge_odds) * config.base_odds
         # Cells without any odds (edge_odds 1) fill up what the edges leave open, ahead of masked ones.
-        log_odds = odds.clamp(min=torch.finfo(odds.dtype).tiny).log()
+        odds = odds.clamp(min=torch.finfo(odds.dtype).tiny)
         if self.valid is not None:
-            log_odds = log_odds.masked_fill(~self.valid[rows], -torch.inf)
-        return self.selection(rows, weighted_draw(log_odds, self.keep_count(step), self.generator), step)
+            odds = odds * self.valid[rows]
+        return self.selection(rows, weighted_draw(odds, self.keep_count(step), self.generator), step)
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class ExpansiveSelector(Selector[ExpansiveConfig]):
         rows = self.all_rows if rows is None else rows
         keep, anchors = self.keep_count(step), self.anchors[rows]
         anchors = anchors[:, :keep]
-        log_odds = torch.zeros(len(rows), self.pool.cells, device=self.device)
+        odds = torch.ones(len(rows), self.pool.cells, device=self.device)
         if self.valid is not None:
-            log_odds = log_odds.masked_fill(~self.valid[rows], -1e30)  # masked cells fill up short rows, anchors never
-        others = weighted_draw(log_odds.scatter(1, anchors, -torch.inf), keep - anchors.shape[1], self.generator)
+            odds = odds * self.valid[rows]  # masked cells fill up rows of few cells, anchors never
+        others = weighted_draw(odds.scatter(1, anchors, -1.0), keep - anchors.shape[1], self.generator)
         return self.selection(rows, torch.cat((anchors, others), dim=1), step)

@@ -46,17 +46,17 @@ class ErrorSelector(CachingSelector[ErrorConfig]):
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """``keep_ratio`` of the cells, drawn anew in every step."""
         rows = self.all_rows if rows is None else rows
-        log_odds = self.odds(rows).log()
+        odds = self.odds(rows)
         if self.valid is not None:
-            log_odds = log_odds.masked_fill(~self.valid[rows], -torch.inf)
-        return self.selection(rows, weighted_draw(log_odds, self.keep_count(step), self.generator), step)
+            odds = odds * self.valid[rows]
+        return self.selection(rows, weighted_draw(odds, self.keep_count(step), self.generator), step)
 
     def odds(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
         """Odds of every cell, 1 for one of mean error; a cell not seen yet is taken for one."""
         error, seen = mean_square(self.cache.read(rows)).sqrt(), self.cache.seen[rows]
         uniform = self.config.uniform_ratio
         relative = error / masked_mean(error, seen).clamp(min=TINY)
-        return torch.where(seen, uniform + (1 - uniform) * relative, 1.0).clamp(min=TINY)
+        return torch.where(seen, uniform + (1 - uniform) * relative, 1.0)
 
     def observe(self, selection: Selection, feedback: Feedback) -> None:
         """Renew the errors of the points just trained on."""

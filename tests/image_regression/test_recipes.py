@@ -32,7 +32,7 @@ def test_no_recipe_is_the_default_and_paper_is_the_full_batch_of_table_1():
 def test_the_config_file_beats_a_recipe_and_the_command_line_both(tmp_path):
     (tmp_path / "a.txt").write_text("recipe = fast\nlr = 0.25\nselector.keep_ratio = 0.75\n")
     options = parse(["--config", str(tmp_path / "a.txt"), "--lr", "0.5"])
-    assert (options.run.selector, options.lr, options.selector.keep_ratio) == ("evos", 0.5, 0.75)
+    assert (options.run.selector, options.lr, options.selector.keep_ratio) == ("error", 0.5, 0.75)
     assert parse(["--config", str(tmp_path / "a.txt"), "--recipe", "none"]).lr == 0.25
 
 

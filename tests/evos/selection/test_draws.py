@@ -25,7 +25,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_weighted_draws_are_those_made_one_after_the_other():
     odds = torch.tensor([1.0, 2.0, 5.0])
-    drawn = weighted_draw(odds.log().expand(20_000, 3), 2, generator())
+    drawn = weighted_draw(odds.expand(20_000, 3), 2, generator())
     for first, second in itertools.combinations(range(3), 2):
         a, b, total = odds[first], odds[second], odds.sum()
         expected = float(a / total * b / (total - a) + b / total * a / (total - b))
@@ -34,8 +34,9 @@ def test_weighted_draws_are_those_made_one_after_the_other():
 
 
 def test_weighted_draws_take_cells_without_odds_last():
-    log_odds = torch.tensor([[0.0, -torch.inf, 1.0, -torch.inf]]).expand(50, 4)
-    assert all(set(row[:2]) <= {0, 2} for row in weighted_draw(log_odds, 2, generator()).tolist())
+    odds = torch.tensor([[1.0, 0.0, 3.0, -1.0]]).expand(50, 4)
+    assert all(set(row) == {0, 2} for row in weighted_draw(odds, 2, generator()).tolist())
+    assert all(set(row) == {0, 1, 2} for row in weighted_draw(odds, 3, generator()).tolist())
 
 
 @settings(max_examples=60)
