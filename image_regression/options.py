@@ -153,8 +153,9 @@ def program(base: type = RegressionConfig) -> Program:
     """What the command line of a program with these options consists of."""
 
     def choose(texts: Mapping[str, str]) -> Mapping[str, str]:
-        defaults = {entry.name: entry.default for entry in fields(base)} | recipe_values(texts.get("recipe", "none"))
-        return {part: defaults[part] for part in PARTS}
+        defaults = {option.name: option.default for option in options(base)}
+        defaults |= recipe_values(texts.get("recipe", "none"))
+        return {part: str(defaults[part]) for part in PARTS}
 
     return Program(
         "python image_regression/main.py",
