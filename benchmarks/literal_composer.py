@@ -146,10 +146,10 @@ def learned_init(model: Any, inner: tuple[Tensor, Tensor], coords: Tensor) -> Te
     for _ in range(model.inner_steps):
         error = field(model, points, dict(enumerate(weights)), dict(enumerate(biases))) - target
         loss = error.square().flatten(1).mean(1).sum()
-        slopes = torch.autograd.grad(loss, weights + biases, create_graph=not model.config.first_order)
+        gradients = torch.autograd.grad(loss, weights + biases, create_graph=not model.config.first_order)
         weights = [
             w - rate * w.square().sum((1, 2), keepdim=True) * s
-            for w, s in zip(weights, slopes[: len(weights)], strict=True)
+            for w, s in zip(weights, gradients[: len(weights)], strict=True)
         ]
-        biases = [b - rate * s for b, s in zip(biases, slopes[len(weights) :], strict=True)]
+        biases = [b - rate * s for b, s in zip(biases, gradients[len(weights) :], strict=True)]
     return field(model, coords, dict(enumerate(weights)), dict(enumerate(biases)))
