@@ -96,7 +96,7 @@ def train(signal: Signal, options: Options, device: torch.device, at: list[int])
             fit.step(step)
         clock.pause()
         cpu_seconds += process_time() - start
-        if fit.bad_step(evaluated):
+        if fit.non_finite_step(evaluated):
             note(evaluated, 0.0)
             break
         note(evaluated, psnr())

@@ -26,7 +26,7 @@ from evos.fields.mlp import PemlpConfig, PositionalEncoding, ReluConfig
 from evos.fields.siren import SirenConfig
 from evos.metrics import image_metrics
 from evos_nerf.llff import LlffDataParserConfig
-from evos_nerf.rendering import WithTangents, Rays, render, to_ndc
+from evos_nerf.rendering import Rays, WithTangents, render, to_ndc
 
 POINT_FREQUENCIES, VIEW_FREQUENCIES = 10, 4
 
@@ -151,7 +151,7 @@ class TinyNerfModel(Model):
     def distance(
         self, origins: Float[Tensor, "N 3"], rays: Rays, disparity: Float[Tensor, "N 1"]
     ) -> Float[Tensor, "N 1"]:
-        """Distance along the ray, in the world's unit, at the mean disparity 1 - depth, where y = near / (1 - depth)."""
+        """Distance along the ray, in the world's unit, at the mean disparity 1 - depth; y = near / (1 - depth)."""
         return (self.ndc[2] / disparity - origins[:, 1:2]) / rays.views.value[:, 1:2]
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:

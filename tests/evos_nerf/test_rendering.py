@@ -10,7 +10,7 @@ pytest.importorskip("nerfstudio.configs.method_configs", reason="needs the nerf 
 
 from evos.losses import derivative_loss
 from evos_nerf.llff import NERF_AXES
-from evos_nerf.rendering import WithTangents, Rays, composite, pinhole_tangents, points_along, render, to_ndc
+from evos_nerf.rendering import Rays, WithTangents, composite, pinhole_tangents, points_along, render, to_ndc
 from evos_nerf.tiny_nerf import TinyNerf
 
 pytestmark = pytest.mark.nerf
