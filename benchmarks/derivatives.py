@@ -47,7 +47,7 @@ def double_backward(field: Field, x: Tensor, target: Tensor, derivatives: Tensor
 
 
 def unfused(field: Any, x: Tensor, target: Tensor, derivatives: Tensor) -> Tensor:
-    """Ours without fusion: tangents carried in plain operations, all points at once."""
+    """Ours without fusion: tangents propagated by plain operations, all points at once."""
     values, tangents = x, torch.eye(2)[:, None].expand(-1, *x.shape)
     for index, layer in enumerate(scaled_weights(field)):
         if index:
@@ -111,7 +111,7 @@ def disagreement(family: str, dtype: torch.dtype, points: int) -> dict[str, floa
 
 def print_peak_memory(side: str, points: int) -> None:
     """In a process of its own: print how far three steps raise the resident set, in MiB."""
-    stepper(SIDES[side], 8)()  # what the first step of any kind loads
+    stepper(SIDES[side], 8)()  # loads what any first step loads
     step = stepper(SIDES[side], points)
     print(peak_mib(lambda: [step() for _ in range(3)]))
 

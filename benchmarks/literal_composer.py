@@ -1,7 +1,7 @@
 """The models' formulas written out, for tests and benchmarks to compare with: nothing here is clever.
 
 Weights of every layer exist once for each instance, shared or not, with the bias as one more row; layers are batched
-products; attention is softmax(QKᵀ/√d)V; the inner loop is a loop of ``torch.autograd.grad``. Parameters are those of a
+matmuls; attention is softmax(QKᵀ/√d)V; the inner loop is a loop of ``torch.autograd.grad``. Parameters are those of a
 model of ``generalizable.models``, by name, so that values and gradients can be compared; none of its code is run.
 """
 
@@ -51,7 +51,7 @@ def layer_norm(x: Tensor, layer: nn.LayerNorm) -> Tensor:
 
 
 def attention(x: Tensor, block: Any) -> Tensor:
-    """Self-attention, all heads in one batched product."""
+    """Self-attention, all heads in one batched matmul."""
     count, length, width = x.shape
     q, k, v = (
         part.reshape(count, length, block.heads, -1).transpose(1, 2).reshape(count * block.heads, length, -1)

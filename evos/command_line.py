@@ -1,6 +1,6 @@
 """The command line and config files of every program: ConfigArgParse over the option dataclasses.
 
-``--train.steps 1000``, ``--train.steps=1000`` and ``train.steps=1000`` are the same; a switch alone is true. Values stay
+``--train.steps 1000``, ``--train.steps=1000`` and ``train.steps=1000`` are the same; a switch alone is true. Values are
 texts until the dataclass gives them a type: a ``#`` within a value begins no comment, and no text is converted early.
 Config files (``--config FILE``, repeatable; later ones override earlier ones, and the command line overrides all) are
 YAML, nested or dotted, if their name ends in .yaml or .yml, else lines ``name = value``.

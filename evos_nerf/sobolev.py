@@ -89,7 +89,7 @@ class DerivativeTerm:
     def add_to(
         self, losses: dict[str, Tensor], outputs: dict[str, Any], model: nn.Module, sampler: EvosPixelSampler | None
     ) -> dict[str, Tensor]:
-        """The losses of the rays last drawn plus the derivative loss; with supervision ``der``, without the colour loss.
+        """Add the derivative loss of the rays last drawn; with supervision ``der`` it replaces the colour loss.
 
         Raises:
             InputError: equirectangular or fisheye cameras, whose rays nerfstudio's own sampler draws.

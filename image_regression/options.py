@@ -1,7 +1,7 @@
 """Options of image and sound regression, and how evos/command_line.py reads them.
 
-Options of the three exchangeable parts are prefixed with the part's name: ``--selector evos --selector.keep_ratio 0.25``,
-``--field siren --field.omega 30``, ``--transform gamma --transform.gamma 2.2``. The command line overrides the config file.
+Options of the three exchangeable parts have the part's name as a prefix: ``--selector evos --selector.keep_ratio 0.25``,
+``--field siren --field.omega 30``, ``--transform gamma --transform.gamma 2.2``. The command line overrides config files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -93,13 +93,15 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     """Weight of cross-frequency supervision, at least 0; none: 0.65 with the evos selector, 0 with any other."""
 
     cfs_ratio: float = 0.3
-    """Fraction of the steps, from the first, with cross-frequency supervision, in [0, 1]; dense key steps always have it."""
+    """Fraction of the steps, from the first, with cross-frequency supervision, in [0, 1]; dense key steps always have
+    it."""
 
     compile: bool = False
     """Compile the field with torch.compile: slower start, faster steps."""
 
     chunk: int = 262144
-    """Maximum number of points per pass through the network, at least 1; larger batches are split, with the same gradient."""
+    """Maximum number of points per pass through the network, at least 1; larger batches are split, with the same
+    gradient."""
 
     lpips: bool = True
     """Measure LPIPS at the end (null where its weights can't be had)."""

@@ -84,7 +84,7 @@ class Fit:
             target=self.trained[None],
         )
         self.cfs_steps = math.floor(run.cfs_ratio * run.steps)
-        # Cross-frequency supervision needs the residuals of cells not selected: where the selector has no cache, this has one.
+        # Cross-frequency supervision needs residuals of cells not selected: without a selector's cache, keep our own.
         self.owns_cache = self.selector.cache is None
         self.cache = self.selector.cache or ResidualCache(self.pool, device)
         self.work = Work()
@@ -100,7 +100,7 @@ class Fit:
     # ---- one step --------------------------------------------------------------------------------------------
 
     def step(self, step: int) -> Tensor:
-        """Select points, update the weights, report to the selector; returns the loss without waiting for the device."""
+        """Select points, update the weights, report to the selector; returns the loss, still on the device."""
         if step > self.options.run.steps - self.options.run.polish:
             return self.polish(step)
         self.set_learning_rate(step)
@@ -135,7 +135,7 @@ class Fit:
         return loss
 
     def polish(self, step: int) -> Tensor:
-        """Ten iterations of L-BFGS on all points; returns the loss before them. The line search waits for the device."""
+        """Ten iterations of L-BFGS on all points; returns the loss before them. Waits for the device."""
         if not self.polishing:
             with evaluation_weights(self.field, self.optimizer, self.average):
                 measured = [weight.detach().clone() for weight in self.field.parameters()]
@@ -217,7 +217,7 @@ class Fit:
     def loss(
         self, selection: Selection, prediction: Float[Tensor, "B K C"], jacobian: Float[Tensor, "B K C D"] | None = None
     ) -> tuple[Selection, Float[Tensor, ""], Float[Tensor, "B K C"]]:
-        """Value and derivative loss on the transformed target, plus cross-frequency supervision in the steps that have it.
+        """Value and derivative loss on the transformed target, plus cross-frequency supervision if due.
 
         The residual, in the signal's [0, 1] units, is without gradient.
         """
@@ -278,7 +278,7 @@ class Fit:
     # ---- evaluation ------------------------------------------------------------------------------------------
 
     def predict(self) -> Float[Tensor, "P C"]:
-        """The whole signal predicted with the evaluation weights (averaged ones, if any), in [0, 1] units, unclamped."""
+        """The whole signal predicted with the evaluation weights (averaged, if any), in [0, 1] units, unclamped."""
         with evaluation_weights(self.field, self.optimizer, self.average):
             output = self.evaluate_at(self.grid)
         return self.transform.inverse(self.aligned(output, self.on_training_grid(output), self.target))
