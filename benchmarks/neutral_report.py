@@ -1,7 +1,7 @@
 """The report of neutral.py: pure functions from curves to measures, tests, tables, and a plot.
 
-A contest is a recipe, a fraction of points kept and a size; its entrants are the strategies, of each field. An entrant has
-a run of each length for each pair of input and seed: at equal cost, and in time to a PSNR, the best of them counts.
+A contest is a recipe, a fraction of points kept and a size; its entrants are the strategies, of each field. An entrant
+has a run of each length for each pair of input and seed: at equal cost, and in time to a PSNR, the best of them counts.
 """
 
 import math
@@ -36,7 +36,7 @@ RANKED_BY = "psnr@1 seconds"
 LEGEND = """
 PSNR in dB, mean over inputs and seeds ± standard deviation over seeds. *0.5 seconds*: in half of the seconds that the
 longest uniform run takes on the same input and seed, of the runs of all lengths the best; points alike. *- full*: dB
-above full at *1 seconds*; */ full*: time as a fraction of full's, geometric mean over the pairs in which both get there.
+above full at *1 seconds*; */ full*: time over full's, geometric mean over the pairs in which both reach the PSNR.
 p: Wilcoxon's signed-rank test over pairs of input and seed, two-sided, not corrected for the number of tests. *3 of
 12*: runs that reach the PSNR, where not all do. lr: by length of run, * at an end of its search.
 """
@@ -298,7 +298,7 @@ def gain(row: Mapping[str, Any], reference: str) -> str:
 
 
 def relative_times(row: Mapping[str, Any], name: str, references: Iterable[str]) -> list[str]:
-    """Time as a fraction of each reference's, with p; a dash for the reference itself, or where there is no such pair."""
+    """Time over each reference's, with p; a dash for the reference itself, or where there is no such pair."""
     tests = [row["against"].get(reference, {}).get(name) for reference in references]
     return [
         "-" if test is None or test["ratio"] is None else f"{test['ratio']:.2f} (p {test['p']:.2g})" for test in tests

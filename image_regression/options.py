@@ -1,7 +1,7 @@
 """Options of image and sound regression, and how evos/command_line.py reads them.
 
-Options of the three exchangeable parts have the part's name as a prefix: ``--selector evos --selector.keep_ratio 0.25``,
-``--field siren --field.omega 30``, ``--transform gamma --transform.gamma 2.2``. The command line overrides config files.
+Options of the three exchangeable parts are prefixed with its name: ``--selector evos --selector.keep_ratio 0.25``,
+``--field siren --field.omega 30``, ``--transform gamma --transform.gamma 2.2``. The command line overrides files.
 """
 
 from collections.abc import Mapping, Sequence

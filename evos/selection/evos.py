@@ -50,7 +50,7 @@ class EvosConfig(SelectorConfig):
     is the paper's 1e-5 on 0-255)."""
 
     mutation_ratio: float = 0.5
-    """Random cells (mutants) as a fraction of the initial number of kept cells, in [0, 1]; where scheduled, its start."""
+    """Random cells (mutants) per initially kept cell, in [0, 1]; where a schedule changes it, its start."""
 
     mutation_schedule: Literal["constant", "linear", "exp"] = "constant"
     """How mutation_ratio changes over training."""
