@@ -31,11 +31,11 @@ def stepper(args: argparse.Namespace, side: str) -> Callable[[], object]:
     model = build_model(MODELS[args.model][0](), Task("image", shape))
     images = torch.rand(args.batch, 3, *shape)
     target = images.flatten(2).mT.contiguous()
-    points = coords.grid(shape)[None]
+    points = coords.grid(shape, centres="cell")[None]
     if side != "ours_same_points":
         points = points.repeat(args.batch, 1, 1)
         if not model.inner_steps:
-            points = points + (torch.rand_like(points) - 0.5) * torch.tensor(coords.spacing(shape))
+            points = points + (torch.rand_like(points) - 0.5) * torch.tensor(coords.spacing(shape, centres="cell"))
 
     def loss() -> torch.Tensor:
         if side != "literal":

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from evos.images import write_image
 from evos.metrics import psnr
-from generalizable.encode import decode, encode, open_trainer, read_signals
+from evos.runs.outputs import check_absent
+from generalizable.codec import Codec
+from generalizable.encode import decode, encode, read_signals
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,16 +25,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", type=int, default=1, help="decode on a grid this many times as fine")
     args = parser.parse_args(argv)
 
-    trainer = open_trainer(args.run, "auto")
-    patterns = encode(trainer, args.input)  # name -> part -> tensor: all that is needed to decode
-    for name, instance in read_signals(trainer, args.input):
+    codec = Codec.load(args.run)
+    patterns = encode(codec, args.input)  # name -> part -> tensor: all that is needed to decode
+    check_absent([args.out / f"{name}.png" for name in patterns], overwrite=False, argument="--out")
+    for name, instance in read_signals(codec, args.input):
         numbers = sum(part.numel() for part in patterns[name].values())
         truth = instance.signal[0].permute(1, 2, 0).cpu()  # "C H W" -> "H W C"
-        quality = psnr(decode(trainer, patterns[name], None, scale=1).clamp(0, 1), truth)
+        quality = psnr(decode(codec, patterns[name], None, scale=1).clamp(0, 1), truth)
         print(f"{name}: {numbers} numbers, {quality:.2f} dB")
         path = args.out / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(path, decode(trainer, patterns[name], None, scale=args.scale).clamp(0, 1))
+        write_image(path, decode(codec, patterns[name], None, scale=args.scale).clamp(0, 1))
 
 
 if __name__ == "__main__":

@@ -48,12 +48,18 @@ class Kind:
     """Side of a token's patch in cells."""
     output_bias: float
     """Where the field's values start."""
+    shape_axes: int
+    """Axes of ``Task.shape``."""
+    weight_tokens: int
+    """TransINR's weight tokens a layer."""
+    is_rendered: bool = False
+    """Whether a value is that of a ray, rendered from the field's colours and densities."""
 
 
 KINDS = {
-    "image": Kind(2, 3, 2, 3, 5, 128, math.pi, 128.0, 9, 0.5),
-    "sound": Kind(1, 1, 1, 1, 5, 2048, math.pi, 1024.0, 200, 0.0),
-    "views": Kind(3, 4, 2, 9, 6, 60, 1.0, 256.0, 8, 0.0),
+    "image": Kind(2, 3, 2, 3, 5, 128, math.pi, 128.0, 9, 0.5, 2, 64),
+    "sound": Kind(1, 1, 1, 1, 5, 2048, math.pi, 1024.0, 200, 0.0, 1, 64),
+    "views": Kind(3, 4, 2, 9, 6, 60, 1.0, 256.0, 8, 0.0, 3, 32, is_rendered=True),
 }
 
 
@@ -72,7 +78,7 @@ class Task:
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, KINDS)
-        if len(self.shape) != {"image": 2, "sound": 1, "views": 3}[self.kind] or min(self.shape) < 1:
+        if len(self.shape) != KINDS[self.kind].shape_axes or min(self.shape) < 1:
             raise InputError("shape", self.shape, "(H, W) for images, (T,) for sounds, (V, H, W) for views")
         check_range("near", self.near, 0)
         check_range("far", self.far, self.near, open_low=True)
@@ -88,6 +94,11 @@ class Task:
         return KINDS[self.kind].out_features
 
     @property
+    def is_rendered(self) -> bool:
+        """Whether values are those of rays."""
+        return KINDS[self.kind].is_rendered
+
+    @property
     def grid(self) -> tuple[int, ...]:
         """The axes of the support signal that are cut into patches: (H, W) or (T,)."""
         return self.shape[-KINDS[self.kind].grid_axes :]
@@ -98,6 +109,8 @@ class ModelConfig:
     """Options of the field; none stands for the paper's setting, which depends on the kind of signal."""
 
     name: ClassVar[str] = ""
+    adapts_in_inner_loop: ClassVar[bool] = False
+    """Whether patterns come from gradient steps on an instance's points, not from a hypernetwork."""
 
     hidden_features: int = 256
     """Width of the field's layers; at least 1."""

@@ -18,9 +18,11 @@ from webdataset.compat import WebDataset
 
 from evos.distributed import World
 from evos.errors import InputError
-from generalizable.instances import Instance, count_pieces, load, stack
-from generalizable.layouts import SUFFIXES, find
+from evos.runs.outputs import check_name
+from generalizable.instances import Instance, stack
+from generalizable.layouts import find
 from generalizable.options import DataConfig, SourceConfig
+from generalizable.tasks import SignalTask, build_task
 
 GOLDEN = (5**0.5 - 1) / 2
 
@@ -51,7 +53,7 @@ class Draws(Sampler[list[tuple[int, int, int]]]):
         if batch % world.size:
             raise InputError("train.batch", batch, f"a multiple of the {world.size} processes")
         self.sizes, self.batch, self.seed, self.start = sizes, batch, seed, start
-        self.shares = np.cumsum(weights) / np.sum(weights)
+        self.cumulative_weights = np.cumsum(weights) / np.sum(weights)
         own = batch // world.size
         self.places = range(world.rank * own, (world.rank + 1) * own)
         self._orders: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
@@ -77,7 +79,9 @@ class Draws(Sampler[list[tuple[int, int, int]]]):
     def sources(self, step: int) -> np.ndarray:
         """The source of every place of a batch."""
         position = np.arange(step * self.batch, (step + 1) * self.batch)
-        return np.searchsorted(self.shares, (position * GOLDEN) % 1, side="right").clip(max=len(self.shares) - 1)
+        return np.searchsorted(self.cumulative_weights, (position * GOLDEN) % 1, side="right").clip(
+            max=len(self.cumulative_weights) - 1
+        )
 
     def turns(self, step: int) -> np.ndarray:
         """How often every place has drawn from every source in the steps before."""
@@ -108,16 +112,14 @@ class Source:
 
     def __init__(self, name: str, paths: list[Path], config: DataConfig, *, in_memory: bool = False) -> None:
         self.name, self.config = name, config
-        pieces = [1] * len(paths)
-        if config.task == "sound" and config.pieces == "all":
-            pieces = [count_pieces(path, config.samples, config.rate) for path in paths]
-        self.entries = [(path, i) for path, count in zip(paths, pieces, strict=True) for i in range(count)]
+        self.task = build_task(config)
+        self.entries = [(path, i) for path in paths for i in range(self.task.count_instances(path))]
         self._kept: dict[int, Instance] | None = {} if in_memory else None
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def draw(self, index: int, chance: np.random.Generator | None, skipped: list[str]) -> tuple[int, Instance]:
+    def draw(self, index: int, generator: np.random.Generator | None, skipped: list[str]) -> tuple[int, Instance]:
         """Instance ``index`` and its number, or the next one that can be read.
 
         Raises:
@@ -125,7 +127,7 @@ class Source:
         """
         for at in (*range(index, len(self)), *range(index)):
             try:
-                return at, self.get(at) if chance is None else load(*self.entries[at], self.config, chance)
+                return at, self.get(at) if generator is None else self.task.load(*self.entries[at], generator)
             except InputError as error:
                 skipped.append(str(error))
         raise InputError("data.root", f"{self.name}, where nothing can be read ({skipped[-1]})", "readable data")
@@ -141,9 +143,9 @@ class Source:
     def get(self, index: int) -> Instance:
         """Instance ``index``, from memory where it is kept."""
         if self._kept is None:
-            return load(*self.entries[index], self.config)
+            return self.task.load(*self.entries[index])
         if index not in self._kept:
-            self._kept[index] = load(*self.entries[index], self.config)
+            self._kept[index] = self.task.load(*self.entries[index])
         return self._kept[index]
 
     def label(self, index: int) -> str:
@@ -159,7 +161,7 @@ class Shards:
     """
 
     def __init__(self, name: str, paths: Sequence[Path | str], config: DataConfig, *, seed: int, world: World) -> None:
-        self.name, self.urls, self.config = name, [str(path) for path in paths], config
+        self.name, self.urls, self.task = name, [str(path) for path in paths], build_task(config)
         self.seed, self.world = seed, world
         self._stream: Iterator[dict[str, Any]] | None = None
         self._broken: list[str] = []
@@ -167,7 +169,7 @@ class Shards:
     def __len__(self) -> int:
         return len(self.urls)
 
-    def draw(self, index: int, chance: np.random.Generator | None, skipped: list[str]) -> tuple[int, Instance]:
+    def draw(self, index: int, generator: np.random.Generator | None, skipped: list[str]) -> tuple[int, Instance]:
         """The next sample that can be read, and its key; ``index`` plays no part.
 
         Raises:
@@ -179,7 +181,7 @@ class Shards:
             skipped.extend(self._broken)
             self._broken.clear()
             try:
-                return zlib.crc32(sample["__key__"].encode()), decode(sample, self.config, chance)
+                return zlib.crc32(sample["__key__"].encode()), decode(sample, self.task, generator)
             except InputError as error:
                 skipped.append(str(error))
         raise InputError("data.root", f"{self.name}, where nothing can be read ({skipped[-1]})", "readable data")
@@ -188,7 +190,7 @@ class Shards:
         """Every ``world.size``-th of the first ``limit`` samples, but for those that can't be read."""
         for sample in islice(self.stream(repeat=False), world.rank, limit, world.size):
             try:
-                yield decode(sample, self.config)
+                yield decode(sample, self.task)
             except InputError as error:
                 skipped.append(str(error))
 
@@ -224,21 +226,21 @@ class Shards:
         return True
 
 
-def decode(sample: dict[str, Any], config: DataConfig, chance: np.random.Generator | None = None) -> Instance:
+def decode(sample: dict[str, Any], task: SignalTask, generator: np.random.Generator | None = None) -> Instance:
     """The picture or sound of a sample of a shard."""
-    for suffix in SUFFIXES[config.task]:
+    for suffix in task.suffixes:
         if (content := sample.get(suffix)) is not None:
             # The readers take files, and tell formats that Pillow cuts short apart.
             with NamedTemporaryFile(suffix=f".{suffix}") as file:
                 file.write(content)
                 file.flush()
                 try:
-                    return load(Path(file.name), 0, config, chance)
+                    return task.load(Path(file.name), 0, generator)
                 except InputError as error:
                     raise InputError(
                         f"{sample['__url__']}: {sample['__key__']}.{suffix}", error.got, error.allowed
                     ) from None
-    raise InputError(f"{sample['__url__']}: {sample['__key__']}", "no data", ", ".join(SUFFIXES[config.task]))
+    raise InputError(f"{sample['__url__']}: {sample['__key__']}", "no data", ", ".join(task.suffixes))
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,8 @@ def find_sources(configs: Sequence[SourceConfig], data: DataConfig, *, seed: int
     train: list[Source | Shards] = []
     test: dict[str, Source | Shards] = {}
     for i, config in enumerate(configs):
+        if config.name is not None:  # pictures are written by this name
+            check_name(config.name, f"data.sources[{i}].name", nested=False)
         try:
             split = find(config.root, config.layout, data.task, data.test_ratio)
         except InputError as error:
@@ -295,8 +299,8 @@ class Instances(Dataset[tuple[int, Instance, list[str]]]):
     def __getitem__(self, draw: tuple[int, int, int]) -> tuple[int, Instance, list[str]]:
         source, index, number = draw
         skipped: list[str] = []
-        chance = None if self.seed is None else np.random.default_rng((self.seed, number))
-        key, instance = self.sources[source].draw(index, chance, skipped)
+        generator = None if self.seed is None else np.random.default_rng((self.seed, number))
+        key, instance = self.sources[source].draw(index, generator, skipped)
         # A shard's keys are hashes below 2^32, of which every source has a range of its own.
         key += (source + 1) << 32 if isinstance(self.sources[source], Shards) else self.offsets[source]
         return key, instance, skipped
@@ -328,7 +332,7 @@ def training_batches(
 def evaluation_batches(
     source: Source | Shards, batch: int, *, world: World, limit: int | None, skipped: list[str]
 ) -> Iterator[Instance]:
-    """This process's share of a test part, each instance once, ``batch`` at a time; the last batch may be smaller."""
+    """This process's part of a test set, each instance once, ``batch`` at a time; the last batch may be smaller."""
     waiting: list[Instance] = []
     for instance in source.once(world, limit, skipped):
         waiting.append(instance)

@@ -23,7 +23,8 @@ from evos.config import check_range
 from evos.errors import InputError, exit_on_input_error
 from evos.images import read_image, write_image
 from evos.runs import read_json
-from generalizable.encode import decode, encode, interpolate, open_trainer
+from generalizable.codec import Codec
+from generalizable.encode import decode, encode, interpolate
 from generalizable.instances import picture
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +66,9 @@ def cut(pictures: Sequence[Float[Tensor, "_ _ 3"]], count: int, seed: int) -> li
         pixels = pictures[i % len(pictures)]
         size, *place = torch.rand(3, generator=generator).tolist()
         side = min(64 + round(80 * size), *pixels.shape[:2])
-        top, left = (int(share * (length - side + 1)) for share, length in zip(place, pixels.shape[:2], strict=True))
+        top, left = (
+            int(fraction * (length - side + 1)) for fraction, length in zip(place, pixels.shape[:2], strict=True)
+        )
         pieces.append(pixels[top : top + side, left : left + side])
     return pieces
 
@@ -98,13 +101,13 @@ def train(config: DemoConfig, photos: Path, run: Path) -> None:
 
 def report(run: Path, photos: Path) -> Float[Tensor, "H W 3"]:
     """The picture."""
-    trainer = open_trainer(str(run), "cpu")
-    patterns = encode(trainer, str(photos / "test"))
+    codec = Codec.load(run, "cpu")
+    patterns = encode(codec, str(photos / "test"))
     names = list(patterns)[:SHOWN]
     first, last = patterns[names[0]], patterns[names[-1]]
-    truth = [picture(photos / "test" / f"{name}.png", trainer.options.data.size) for name in names]
-    same, fine = ([decode(trainer, patterns[name], None, scale) for name in names] for scale in (1, 3))
-    way = [decode(trainer, interpolate(first, last, i / (len(names) - 1)), None, 3) for i in range(len(names))]
+    truth = [picture(photos / "test" / f"{name}.png", codec.options.data.size) for name in names]
+    same, fine = ([decode(codec, patterns[name], None, scale) for name in names] for scale in (1, 3))
+    way = [decode(codec, interpolate(first, last, i / (len(names) - 1)), None, 3) for i in range(len(names))]
     small = torch.stack([rearrange(torch.stack(truth), "b c h w -> b h w c"), torch.stack(same)])
     large = torch.stack([torch.stack(fine), torch.stack(way)])
     rows = torch.cat([repeat(small, "r b h w c -> r b (h 3) (w 3) c"), large])
@@ -117,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_options(DemoConfig, argv, "make demo-meta", __doc__ or "")
     out = Path(config.out)
     run, photos = out / "run", out / "photos"
-    if run.exists() and not config.overwrite:
+    if (run.exists() or photos.exists() or (out / "report.png").exists()) and not config.overwrite:
         raise InputError("out", config.out, "a new folder, or --overwrite")
     write_photos(photos, config.photos)
     train(config, photos, run)

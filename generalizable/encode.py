@@ -12,11 +12,10 @@ views, and decoded from the cameras of ``input``.
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -24,16 +23,12 @@ from torch import Tensor
 
 from evos.command_line import parse_options
 from evos.config import check_range
-from evos.distributed import World
 from evos.errors import InputError, exit_on_input_error
-from evos.images import write_image
-from evos.runs import load_checkpoint, read_json, resolve_device
 from evos.runs.files import replace_file
-from evos.sounds import write_sound
-from generalizable.instances import Instance, load, stack
-from generalizable.layouts import files, scenes
-from generalizable.options import from_values
-from generalizable.trainer import Trainer
+from evos.runs.outputs import check_absent, check_name, make_folder, path_in
+from generalizable.codec import Codec
+from generalizable.instances import Instance, stack
+from generalizable.tasks import SignalTask
 
 FORMAT = "evos patterns 1"
 
@@ -53,6 +48,9 @@ class EncodeConfig:
 
     out: str = ""
     """File of patterns (.safetensors) to write, or folder of decoded signals."""
+
+    overwrite: bool = False
+    """Replace files that exist."""
 
     scale: int = 1
     """Decode on a grid this many times as fine, at least 1."""
@@ -76,51 +74,38 @@ class EncodeConfig:
             raise InputError("input", None, "input=FOLDER to encode, or patterns=FILE to decode")
 
 
-def open_trainer(run: str, device: str) -> Trainer:
-    """The trained model of a run folder."""
-    folder = Path(run)
-    try:
-        options = from_values(read_json(folder / "config.json")["options"])
-    except (KeyError, TypeError):
-        raise InputError("run", run, "the folder of a run of generalizable/main.py") from None
-    # One row: nothing is trained here, so nothing need be remembered of any instance.
-    train = replace(options.train, batch=1, cache_rows=1)
-    trainer = Trainer(replace(options, train=train), World(), resolve_device(device), 1)
-    trainer.load_shared_state(load_checkpoint(folder / "checkpoint.pt", device=trainer.device))
-    return trainer
-
-
-def find_signals(folder: str, kind: str) -> dict[str, Path]:
+def find_named_signals(task: SignalTask, folder: str) -> dict[str, Path]:
     """The signals in a folder by name: the path within it, without the extension where that is not needed."""
     root = Path(folder)
     if not root.is_dir():
         raise InputError("input", folder, "a folder of pictures, sounds or scenes")
-    paths = scenes(root) if kind == "views" else files([root], kind)
+    paths = task.find_signals(root)
     if not paths:
-        raise InputError("input", f"{folder}, which holds none", f"a folder of {kind} files")
-    short = [str(path.relative_to(root).with_suffix("")) for path in paths]
+        raise InputError("input", f"{folder}, which holds none", f"a folder of {task.name} files")
+    whole = [path.relative_to(root) if path != root else Path(root.resolve().name or "scene") for path in paths]
+    short = [path.with_suffix("").as_posix() for path in whole]
     return {
-        name if short.count(name) == 1 else str(path.relative_to(root)): path
-        for name, path in zip(short, paths, strict=True)
+        name if short.count(name) == 1 else longer.as_posix(): path
+        for name, longer, path in zip(short, whole, paths, strict=True)
     }
 
 
-def read_signals(trainer: Trainer, folder: str) -> Iterator[tuple[str, Instance]]:
-    """Each signal as a batch of one; what can't be read is named on stderr and left out."""
-    for name, path in find_signals(folder, trainer.kind).items():
+def read_signals(codec: Codec, folder: str) -> Iterator[tuple[str, Instance]]:
+    """Each signal as a batch of one; what can't be read or named is reported on stderr and left out."""
+    for name, path in find_named_signals(codec.task, folder).items():
         try:
-            yield name, stack([load(path, 0, trainer.options.data)]).to(trainer.device)
+            check_name(name, str(path))  # the name under which decoding will write it
+            yield name, stack([codec.task.load(path)]).to(codec.device)
         except InputError as error:
             print(f"skipped: {error}", file=sys.stderr)
 
 
-def encode(trainer: Trainer, folder: str) -> dict[str, dict[str, Tensor]]:
+def encode(codec: Codec, folder: str) -> dict[str, dict[str, Tensor]]:
     """Patterns of all signals in a folder, by name."""
     found = {}
-    with trainer.evaluating() as model:
-        for name, instance in read_signals(trainer, folder):
-            patterns = trainer.encode(model, instance, trainer.variants[-1])
-            found[name] = {part: pattern[0].float().cpu() for part, pattern in patterns.items()}
+    with codec.evaluating():
+        for name, instance in read_signals(codec, folder):
+            found[name] = {part: pattern[0].float().cpu() for part, pattern in codec.encode(instance).items()}
     if not found:
         raise InputError("input", folder, "a folder with at least one signal that can be read")
     return found
@@ -153,70 +138,84 @@ def read_patterns(path: Path, model: str) -> dict[str, dict[str, Tensor]]:
     return patterns
 
 
-def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Patterns on the straight line from ``a`` (share 0) to ``b`` (share 1)."""
-    return {part: torch.lerp(a[part], b[part], share) for part in a}
+def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
+    """Patterns on the straight line from ``a`` (fraction 0) to ``b`` (fraction 1)."""
+    return {part: torch.lerp(a[part], b[part], fraction) for part in a}
 
 
-def decode(
-    trainer: Trainer, parts: Mapping[str, Tensor], cameras: Instance | None, scale: int
-) -> Float[Tensor, "*S C"]:
+def decode(codec: Codec, parts: Mapping[str, Tensor], cameras: Instance | None, scale: int) -> Float[Tensor, "*S C"]:
     """One signal: a picture "H W C", a sound "T 1", or all views of ``cameras`` side by side "H (V W) C"."""
-    batched = {part: pattern[None].to(trainer.device) for part, pattern in parts.items()}
-    views = list(range(trainer.options.data.views)) if trainer.kind == "views" else []
-    with trainer.evaluating() as model:
+    batched = {part: pattern[None].to(codec.device) for part, pattern in parts.items()}
+    with codec.evaluating():
         try:
-            values = trainer.decode(model, batched, cameras, views=views, scale=scale)[0].cpu()
+            values = codec.decode(batched, cameras, views=codec.task.all_views, scale=scale)[0].cpu()
         except (KeyError, RuntimeError) as error:
-            raise InputError("patterns", f"parts that don't fit ({error})", "patterns of this run's model") from None
-    side = trainer.options.data.size * scale
-    if trainer.kind == "sound":
-        return values
-    return rearrange(values, "(v h w) c -> h (v w) c", h=side, w=side)
+            raise InputError("patterns", f"parts of another shape ({error})", "patterns of this run's model") from None
+    return codec.task.arrange(values, scale)
 
 
-def write_signal(trainer: Trainer, path: Path, values: Float[Tensor, "*S C"], scale: int) -> None:
-    """A PNG or WAV file; ``path`` is its name without the extension."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if trainer.kind == "sound":
-        write_sound(f"{path}.wav", values, trainer.options.data.rate * scale, "PCM_16")
-    else:
-        write_image(Path(f"{path}.png"), values)
+def write_signals(
+    codec: Codec, signals: Mapping[str, tuple[Mapping[str, Tensor], Instance | None]], config: EncodeConfig
+) -> None:
+    """Decode patterns by name, each with the cameras to decode it to, into files below ``config.out``.
+
+    Raises:
+        InputError: a name leads out of the folder, a file exists and ``config.overwrite`` is false, or patterns that
+            don't fit; where names and files are refused, nothing is written.
+    """
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise InputError("out", f"{out}, a file", "a folder")
+    stems = {name: path_in(out, name, "patterns") for name in signals}
+    paths = {name: stem.with_name(f"{stem.name}.{codec.task.extension}") for name, stem in stems.items()}
+    check_absent(paths.values(), config.overwrite)
+    for name, (parts, cameras) in signals.items():
+        values = decode(codec, parts, cameras, config.scale)
+        make_folder(paths[name].parent)
+        codec.task.write(paths[name], values, config.scale)
 
 
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
-    config = parse_options(EncodeConfig, argv, "python generalizable/encode.py", __doc__ or "")
-    trainer, out = open_trainer(config.run, config.device), Path(config.out)
-    name = trainer.options.model.name
+    run(parse_options(EncodeConfig, argv, "python generalizable/encode.py", __doc__ or ""))
+
+
+def run(config: EncodeConfig) -> None:
+    """Encode or decode."""
+    out = Path(config.out)
+    if config.patterns is None:
+        check_absent([out], config.overwrite)
+    codec = Codec.load(config.run, config.device)
+    name = codec.options.model.name
     if config.patterns is None:
         assert config.input is not None
-        found = encode(trainer, config.input)
+        found = encode(codec, config.input)
         write_patterns(out, found, name)
         numbers = sum(part.numel() for part in next(iter(found.values())).values())
         print(f"{len(found)} patterns of {numbers} numbers -> {out}")
         return
     patterns = read_patterns(Path(config.patterns), name)
     cameras = {}
-    if trainer.kind == "views":
+    if codec.task.all_views:
         if config.input is None:
             raise InputError("input", None, "the folder of scenes whose cameras are decoded to")
-        cameras = dict(read_signals(trainer, config.input))
-    if config.between is not None:
-        ends = config.between.split(",")
-        if len(ends) != 2 or not set(ends) <= set(patterns):
-            raise InputError("between", config.between, f"two of {', '.join(sorted(patterns)[:12])}, joined by a comma")
-        camera = cameras.get(ends[0]) or next(iter(cameras.values()), None)
-        for frame in range(config.frames):
-            parts = interpolate(patterns[ends[0]], patterns[ends[1]], frame / (config.frames - 1))
-            write_signal(trainer, out / f"frame_{frame:03}", decode(trainer, parts, camera, config.scale), config.scale)
-        print(f"{config.frames} signals from {ends[0]} to {ends[1]} -> {out}")
+        cameras = dict(read_signals(codec, config.input))
+        if not cameras:
+            raise InputError("input", config.input, "a folder with at least one scene that can be read")
+    other = next(iter(cameras.values()), None)
+    if config.between is None:
+        write_signals(codec, {title: (parts, cameras.get(title, other)) for title, parts in patterns.items()}, config)
+        print(f"{len(patterns)} signals at {config.scale}x -> {out}")
         return
-    for title, parts in patterns.items():
-        camera = cameras.get(title) or next(iter(cameras.values()), None)
-        write_signal(trainer, out / title, decode(trainer, parts, camera, config.scale), config.scale)
-    print(f"{len(patterns)} signals at {config.scale}x -> {out}")
+    ends = config.between.split(",")
+    if len(ends) != 2 or not set(ends) <= set(patterns):
+        raise InputError("between", config.between, f"two of {', '.join(sorted(patterns)[:12])}, joined by a comma")
+    first, last = (patterns[end] for end in ends)
+    fractions = {f"frame_{i:03}": i / (config.frames - 1) for i in range(config.frames)}
+    camera = cameras.get(ends[0], other)
+    write_signals(codec, {frame: (interpolate(first, last, f), camera) for frame, f in fractions.items()}, config)
+    print(f"{config.frames} signals from {ends[0]} to {ends[1]} -> {out}")
 
 
 if __name__ == "__main__":

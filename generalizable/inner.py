@@ -1,4 +1,4 @@
-"""Meta-learning's two steps as pure functions: the inner one fits patterns, the outer one the loss of what came of it.
+"""Meta-learning's two loops as pure functions: the inner one adapts patterns, the outer one is judged by the result.
 
 Source: algorithm 1 of Kim et al., "Generalizable Implicit Neural Representations via Instance Pattern Composers" (CVPR
 2023), MAML on patterns. The inner gradients come from ``torch.func``, so the same code serves first order, second order
@@ -18,7 +18,7 @@ from generalizable.rendering import render
 def predictor(model: Model, coords: Float[Tensor, "_ K D"]) -> Decoder:
     """From patterns to the signal's values at ``coords``; see ``predict``."""
     task = model.task
-    if task.kind != "views":
+    if not task.is_rendered:
         return model.decoder(coords)
     return lambda patterns: render(
         lambda points: model.decode(patterns, points),
@@ -58,13 +58,13 @@ def inner_step(
     with the inverse of the length): it is the paper's code's.
     """
     with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
-        slopes = torch.func.grad(lambda at: loss(at).sum())(patterns)
+        gradients = torch.func.grad(lambda at: loss(at).sum())(patterns)
     stepped = {}
     for name, pattern in patterns.items():
         step = rate.reshape(-1, *[1] * (pattern.ndim - 1)) if isinstance(rate, Tensor) else rate
         if pattern.ndim == 3:
             step = step * pattern.square().sum((1, 2), keepdim=True)
-        stepped[name] = pattern - step * slopes[name]
+        stepped[name] = pattern - step * gradients[name]
     return stepped
 
 

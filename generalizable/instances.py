@@ -17,7 +17,6 @@ from torch import Tensor
 
 from evos.errors import InputError
 from evos.images import read_image
-from generalizable.options import DataConfig
 
 
 @dataclass(frozen=True)
@@ -43,31 +42,18 @@ def stack(instances: list[Instance]) -> Instance:
     return Instance(**{name: torch.stack([getattr(instance, name) for instance in instances]) for name in names})
 
 
-def load(path: Path, piece: int, config: DataConfig, chance: np.random.Generator | None = None) -> Instance:
-    """The instance in a file, or the ``piece``-th of a recording; with ``chance``, augmented by its draws.
-
-    Raises:
-        InputError: the file is missing, damaged, or holds no such instance.
-    """
-    if config.task == "image":
-        return Instance(picture(path, config.size, chance))
-    if config.task == "sound":
-        return Instance(sound(path, piece, config.samples, config.rate, chance))
-    return scene(path, config.views, config.size)
-
-
-def picture(path: Path, size: int, chance: np.random.Generator | None = None) -> Float[Tensor, "3 H W"]:
+def picture(path: Path, size: int, generator: np.random.Generator | None = None) -> Float[Tensor, "3 H W"]:
     """The middle square of a picture at size², antialiased; grey becomes colour, transparency white.
 
-    With ``chance`` a window of size² anywhere in the picture (of its shorter side where that is smaller), mirrored in
-    half of the cases: what the composer paper trains on ImageNette with.
+    With a ``generator`` a window of size² anywhere in the picture (of its shorter side where that is smaller),
+    mirrored in half of the cases: the augmentation of Kim et al. (CVPR 2023) on ImageNette.
     """
     pixels = on_white(read_image(path).pixels)
-    if chance is not None:
+    if generator is not None:
         side = min(size, *pixels.shape[:2])
-        top, left = (int(chance.integers(length - side + 1)) for length in pixels.shape[:2])
+        top, left = (int(generator.integers(length - side + 1)) for length in pixels.shape[:2])
         pixels = pixels[top : top + side, left : left + side]
-        pixels = pixels.flip(1) if chance.random() < 0.5 else pixels
+        pixels = pixels.flip(1) if generator.random() < 0.5 else pixels
     return square(pixels, size)
 
 
@@ -90,9 +76,9 @@ def square(pixels: Float[Tensor, "H W C"], size: int) -> Float[Tensor, "C size s
 
 
 def sound(
-    path: Path, piece: int, samples: int, rate: int, chance: np.random.Generator | None = None
+    path: Path, piece: int, samples: int, rate: int, generator: np.random.Generator | None = None
 ) -> Float[Tensor, "1 T"]:
-    """The ``piece``-th stretch (with ``chance``, any) of ``samples`` samples at ``rate``, channels averaged.
+    """The ``piece``-th stretch (with a ``generator``, any) of ``samples`` samples at ``rate``, channels averaged.
 
     A stretch that reaches beyond the end goes on in silence. Only the stretch is decoded; it is resampled by itself
     (polyphase, antialiased).
@@ -102,7 +88,7 @@ def sound(
             length = -(-samples * file.samplerate // rate)
             if piece and piece * length >= file.frames:
                 raise InputError(str(path), f"{file.frames} samples", f"more than {piece * length}")
-            start = piece * length if chance is None else int(chance.integers(max(1, file.frames - length + 1)))
+            start = piece * length if generator is None else int(generator.integers(max(1, file.frames - length + 1)))
             file.seek(start)
             values, own_rate = file.read(length, dtype="float32", always_2d=True).mean(1), file.samplerate
     except (OSError, RuntimeError) as error:

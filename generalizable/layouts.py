@@ -15,6 +15,7 @@ from evos import images, sounds
 from evos.errors import InputError
 
 SUFFIXES = {"image": images.EXTENSIONS, "sound": sounds.EXTENSIONS}
+"""Extensions of the files of the kinds of signal that have one file an instance; a scene is a folder."""
 REMOTE = re.compile(r"pipe:|\w+:/")
 SCENES = ("learnit", "blender")
 TEST_FOLDERS = ("test", "val", "valid", "validation")
@@ -36,7 +37,7 @@ def find(root: str, layout: str, kind: str, test_ratio: float) -> Split:
     Args:
         layout: one of ``LAYOUTS``; auto looks at what the folder holds.
         kind: image, sound or views.
-        test_ratio: share of the instances that is held out where the data set has no test part.
+        test_ratio: fraction of the instances that is held out where the data set has no test part.
 
     Raises:
         InputError: no such folder, a layout for another kind of data, or nothing found in it.
@@ -44,7 +45,7 @@ def find(root: str, layout: str, kind: str, test_ratio: float) -> Split:
     path = Path(root)
     if layout == "auto":
         layout = detect(path, kind)
-    if (layout in SCENES and kind != "views") or (layout not in SCENES and kind == "views"):
+    if (layout in SCENES) == (kind in SUFFIXES):
         raise InputError("layout", layout, f"a layout of {kind} data")
     if layout != "shards" and not path.is_dir():
         raise InputError("root", root, "a folder that exists")
@@ -62,15 +63,32 @@ def detect(root: Path, kind: str) -> str:
     """The layout of a folder."""
     if REMOTE.match(str(root)) or "{" in root.name or root.suffix == ".tar" or any(root.glob("*.tar")):
         return "shards"
-    if kind == "views":
-        return "learnit" if splits_file(root) else "blender"
+    return DETECTORS[kind](root)
+
+
+def detect_pictures(root: Path) -> str:
+    """The layout of a folder of pictures."""
     if partition_file(root):
         return "celeba"
-    if kind == "image" and any((root / name).is_dir() for name in ("images1024x1024", "thumbnails128x128")):
-        return "ffhq"
-    if kind == "sound" and any(root.glob("train-*")):
-        return "librispeech"
-    return "folder"
+    return "ffhq" if any((root / name).is_dir() for name in ("images1024x1024", "thumbnails128x128")) else "folder"
+
+
+def detect_sounds(root: Path) -> str:
+    """The layout of a folder of recordings."""
+    return "librispeech" if any(root.glob("train-*")) else "folder"
+
+
+def detect_scenes(root: Path) -> str:
+    """The layout of a folder of scenes."""
+    return "learnit" if splits_file(root) else "blender"
+
+
+DETECTORS: dict[str, Callable[[Path], str]] = {
+    "image": detect_pictures,
+    "sound": detect_sounds,
+    "views": detect_scenes,
+}
+"""How the layout of a folder is found out, by the kind of signal."""
 
 
 def hold_out(split: Split, test_ratio: float) -> Split:
@@ -87,6 +105,11 @@ def files(folders: Iterable[Path], kind: str) -> list[Path]:
     """The pictures or sounds under some folders, at any depth."""
     found = [path for folder in folders for path in folder.rglob("*") if not path.name.startswith(".")]
     return sorted(path for path in found if path.suffix[1:].lower() in SUFFIXES[kind])
+
+
+def find_signals(root: Path, kind: str) -> list[Path]:
+    """The files (scenes: folders) under a folder, at any depth."""
+    return files([root], kind) if kind in SUFFIXES else scenes(root)
 
 
 def folder(root: Path, kind: str) -> Split:

@@ -117,6 +117,10 @@ class DataConfig:
     far: float = 6.0
     """Distance from the camera where a scene ends, above ``near``."""
 
+    centres: Literal["cell", "corner"] = "cell"
+    """Where coordinates of images and sounds lie: cell (the middle of each cell: the same place at any resolution), or
+    corner (the outermost at -1 and 1; decoding at another resolution shifts)."""
+
     test_ratio: float = 0.1
     """Ratio of the instances held out where a data set has no test part of its own, in (0, 0.5]."""
 

@@ -119,7 +119,8 @@ class MetaTraining(Trainable):
         self.measured = self.trainer.evaluate(self.sources, limit, self.skipped)
         if events:
             for source in self.sources.test.values():
-                show_source(self.trainer, source, events=events, step=step)
+                count = self.options.train.pictures
+                show_source(self.trainer.codec, source, count, events=events, step=step)
         if final:
             self.skipped = self.all_skipped() or self.skipped
         return {"psnr": self.psnr, **{f"psnr/{name}": entry["psnr"] for name, entry in self.measured.items()}}
@@ -164,7 +165,7 @@ class MetaTraining(Trainable):
         """Pictures or sounds of some test instances."""
         run.images.mkdir(exist_ok=True)
         for source in self.sources.test.values():
-            show_source(self.trainer, source, folder=run.images)
+            show_source(self.trainer.codec, source, self.options.train.pictures, folder=run.images)
 
     def metrics(self) -> dict[str, Any]:
         """What metrics.json holds besides the loop's own numbers."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from evos.command_line import Given, Program, read_command_line, write_config
-from evos.config import build_config, check_choice, check_range
+from evos.config import build_config, check_choice, check_range, options
 from evos.errors import InputError
 from evos.fields import FIELDS, FieldConfig
 from evos.selection import SELECTORS, SelectorConfig

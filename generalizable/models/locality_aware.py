@@ -119,13 +119,13 @@ class LocalityAware(Model):
         super().__init__(config, task)
         kind = config.settings(task)
 
-        def encoding(share: float) -> LogFourierFeatures:
-            highest = kind.lowest * max(1.0, kind.frequency * share)
+        def encoding(fraction: float) -> LogFourierFeatures:
+            highest = kind.lowest * max(1.0, kind.frequency * fraction)
             return LogFourierFeatures(kind.axes, kind.features, kind.lowest, highest)
 
-        asked = config.query_frequency
+        query = config.query_frequency
         self.field = LocalField(
-            encoding(1 / 8 if asked is None else asked / kind.frequency),
+            encoding(1 / 8 if query is None else query / kind.frequency),
             [encoding(0.25**band) for band in reversed(range(config.bands))],
             config.hidden_features,
             kind.out_features,

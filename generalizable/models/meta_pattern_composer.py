@@ -1,4 +1,4 @@
-"""Instance pattern composers by optimisation (Kim et al., CVPR 2023, algorithm 1): the inner loop fits V alone."""
+"""Instance pattern composers by optimisation (Kim et al., CVPR 2023, algorithm 1): the inner loop adapts V alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from generalizable.models.composer import Composer, ComposerConfig
 @dataclass(frozen=True)
 class InnerConfig(MLPConfig):
     """Options of a model whose patterns come from gradient steps."""
+
+    adapts_in_inner_loop: ClassVar[bool] = True
 
     inner_steps: int = 2
     """Gradient steps on an instance's patterns; at least 0."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from evos.config import check_range
 from evos.errors import InputError
-from generalizable.base import Data, Decoder, MLPConfig, MLPModel, Patterns, Task
+from generalizable.base import KINDS, Data, Decoder, MLPConfig, MLPModel, Patterns, Task
 from generalizable.models.hypernetwork import Hypernetwork, HypernetworkConfig, head
 
 
@@ -37,7 +37,7 @@ class TransINR(MLPModel):
 
     def __init__(self, config: TransINRConfig, task: Task) -> None:
         super().__init__(config, task)
-        groups = config.groups or (32 if task.kind == "views" else 64)
+        groups = config.groups or KINDS[task.kind].weight_tokens
         self.groups = [min(groups, outputs) for outputs in self.field.widths[1:]]
         if config.hidden_features % self.groups[0]:
             raise InputError("groups", groups, f"a divisor of hidden_features, {config.hidden_features}")

@@ -14,10 +14,11 @@ import torch
 from evos.distributed import World
 from evos.errors import InputError
 from generalizable.data import Draws, Instances, Shards, Source, evaluation_batches, find_sources, training_batches
-from generalizable.instances import count_pieces, load, on_white, picture, pixel_rays, scene, sound, square
+from generalizable.instances import count_pieces, on_white, picture, pixel_rays, scene, sound, square
 from generalizable.layouts import find
 from generalizable.options import DataConfig, SourceConfig
 from generalizable.rows import Rows
+from generalizable.tasks import build_task
 
 ALONE = World()
 
@@ -254,7 +255,7 @@ def test_damaged_files_are_skipped_by_name_and_the_next_is_taken(tmp_path, write
     config = DataConfig(size=8)
     source = Source("x", sorted(tmp_path.glob("*.png")), config)
     key, found, skipped = Instances([source], None)[0, 1, 0]
-    assert key == 3 and torch.equal(found.signal, load(tmp_path / "3.png", 0, config).signal)
+    assert key == 3 and torch.equal(found.signal, build_task(config).load(tmp_path / "3.png").signal)
     assert len(skipped) == 2 and "1.png" in skipped[0] and "2.png" in skipped[1]
     lines: list[str] = []
     batches = list(evaluation_batches(source, 4, world=ALONE, limit=None, skipped=lines))
@@ -328,7 +329,7 @@ def test_shards_are_streamed_again_and_again(pictures, tmp_path):
             assert torch.equal(seen.setdefault(key, instance.signal), instance.signal)
         assert len(seen) == 8 and all("train-0_bad0.png" in line for line in skipped) and skipped
         (batch,) = evaluation_batches(sources.test["s"], 4, world=ALONE, limit=None, skipped=[])
-        truth = torch.stack([load(path, 0, config).signal for path in files[8:]])
+        truth = torch.stack([build_task(config).load(path).signal for path in files[8:]])
         assert torch.equal(batch.signal, truth)
 
 

@@ -1,5 +1,7 @@
 """Encoding: patterns in a file, decoding at any resolution, ways between two."""
 
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
@@ -8,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from evos.coords import grid
 from evos.images import read_image
-from generalizable.encode import interpolate, main, open_trainer, read_patterns
-from generalizable.instances import load
+from generalizable.codec import Codec
+from generalizable.encode import interpolate, main, read_patterns
 from generalizable.main import main as train
 
 
@@ -39,24 +41,24 @@ def patterns(image_run, pictures, tmp_path):
 
 
 def test_a_file_holds_the_pattern_of_every_picture(image_run, pictures, patterns):
-    trainer = open_trainer(str(image_run), "cpu")
+    codec = Codec.load(image_run, "cpu")
     tensors = load_file(patterns)
     assert set(tensors) == {f"{i:02}:pattern" for i in range(12)}
-    trainer.model.eval()
+    codec.model.eval()
     for i in (0, 7):
-        signal = load(pictures / f"{i:02}.png", 0, trainer.options.data).signal[None]
+        signal = codec.task.load(pictures / f"{i:02}.png").signal[None]
         with torch.no_grad():
-            assert torch.allclose(tensors[f"{i:02}:pattern"], trainer.model.encode(signal)["pattern"][0], atol=1e-6)
+            assert torch.allclose(tensors[f"{i:02}:pattern"], codec.model.encode(signal)["pattern"][0], atol=1e-6)
 
 
 def test_patterns_are_decoded_at_any_resolution(image_run, patterns, tmp_path):
-    trainer = open_trainer(str(image_run), "cpu")
+    codec = Codec.load(image_run, "cpu")
     main([f"run={image_run}", f"patterns={patterns}", f"out={tmp_path / 'out'}", "scale=3"])
     assert len(list((tmp_path / "out").glob("*.png"))) == 12
     pattern = {"pattern": load_file(patterns)["07:pattern"][None]}
-    trainer.model.eval()
+    codec.model.eval()
     with torch.no_grad():
-        truth = trainer.model.decode(pattern, grid((24, 24))[None])[0].reshape(24, 24, 3).clamp(0, 1)
+        truth = codec.model.decode(pattern, grid((24, 24), centres="cell")[None])[0].reshape(24, 24, 3).clamp(0, 1)
     assert (read_image(tmp_path / "out" / "07.png").pixels - truth).abs().max() <= 0.51 / 255
 
 
@@ -102,7 +104,7 @@ def test_mistakes_end_in_one_line(image_run, patterns, pictures, tmp_path, refus
         ([run, out, f"patterns={tmp_path / 'other.safetensors'}"], "patterns of this run's pattern_composer"),
         ([run, out, f"patterns={tmp_path / 'broken.safetensors'}"], "patterns: got"),
         ([run, out, f"patterns={patterns}", "between=03,99"], "two of 00, 01"),
-        ([run, out, f"patterns={patterns}", "scales=2"], "did you mean scale"),
+        ([run, out, f"patterns={patterns}", "scales=2"], "did you mean --scale"),
     ):
         assert text in refused(*words, program=main)
     assert not (tmp_path / "x").exists()
@@ -116,3 +118,67 @@ def test_a_damaged_picture_is_left_out_and_named(image_run, tmp_path, capsys, wr
     (tmp_path / "in" / "0.png").write_bytes(b"x")
     main([f"run={image_run}", f"input={tmp_path / 'in'}", f"out={tmp_path / 'p.safetensors'}"])
     assert set(load_file(tmp_path / "p.safetensors")) == {"1:pattern"} and "0.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../outside", "sub/../../outside", "..\\outside", "C:outside", "ABSOLUTE", ""])
+def test_a_name_in_a_file_of_patterns_never_leads_out_of_the_folder(image_run, patterns, tmp_path, refused, name):
+    name = str(tmp_path / "outside") if name == "ABSOLUTE" else name
+    tensors = load_file(patterns)
+    evil = {"01:pattern": tensors["01:pattern"], f"{name}:pattern": tensors["02:pattern"]}
+    model = {"format": "evos patterns 1", "model": "pattern_composer"}
+    save_file(evil, tmp_path / "evil.safetensors", model)
+    before = sorted(tmp_path.rglob("*"))
+    words = [f"run={image_run}", f"patterns={tmp_path / 'evil.safetensors'}", f"out={tmp_path / 'out'}"]
+    for more in ([], ["overwrite=true"]):
+        assert "a name that stays in the folder" in refused(*words, *more, program=main)
+    assert sorted(tmp_path.rglob("*")) == before  # the good one has not been written either
+
+
+def test_a_link_in_the_folder_leads_no_pattern_out_of_it(image_run, patterns, tmp_path, refused):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").symlink_to(tmp_path / "elsewhere")
+    model = {"format": "evos patterns 1", "model": "pattern_composer"}
+    save_file({"sub/x:pattern": load_file(patterns)["02:pattern"]}, tmp_path / "evil.safetensors", model)
+    words = [f"run={image_run}", f"patterns={tmp_path / 'evil.safetensors'}", f"out={tmp_path / 'out'}"]
+    assert "no link" in refused(*words, program=main) and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_decoding_into_the_folder_of_the_originals_leaves_them(image_run, patterns, pictures, tmp_path, refused):
+    shutil.copytree(pictures, tmp_path / "photos")
+    originals = {path.name: path.read_bytes() for path in pictures.iterdir()}
+    words = [f"run={image_run}", f"patterns={patterns}", f"out={tmp_path / 'photos'}"]
+    for more in ([], ["between=03,08"]):
+        if more:
+            (tmp_path / "photos" / "frame_004.png").write_bytes(b"mine")
+        assert "which exists; allowed: a new path, or overwrite=true" in refused(*words, *more, program=main)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "photos").iterdir()} == originals | {
+        "frame_004.png": b"mine"
+    }
+    main([*words, "overwrite=true"])
+    assert read_image(tmp_path / "photos" / "03.png").pixels.shape == (8, 8, 3)
+
+
+def test_no_other_file_is_replaced_by_patterns_or_taken_for_a_folder(image_run, patterns, pictures, tmp_path, refused):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
+    assert "overwrite=true" in refused(f"run={image_run}", f"input={pictures}", f"out={notes}", program=main)
+    assert "a folder" in refused(f"run={image_run}", f"patterns={patterns}", f"out={notes}", program=main)
+    assert notes.read_text() == "mine"
+    main([f"run={image_run}", f"input={pictures}", f"out={notes}", "overwrite=true"])
+    assert len(read_patterns(notes, "pattern_composer")) == 12
+
+
+def test_a_folder_that_is_itself_a_scene_is_encoded_by_its_name(trained, tiny, scenes, tmp_path):
+    words = [*tiny, "data.task=views", "data.views=6", "model.samples=4", "selector=uniform", "selector.keep_ratio=0.1"]
+    run = trained(words, "views", scenes)
+    main([f"run={run}", f"input={scenes / 'scene_3'}", f"out={tmp_path / 'p.safetensors'}"])
+    assert set(read_patterns(tmp_path / "p.safetensors", "pattern_composer")) == {"scene_3"}
+
+
+def test_a_file_whose_name_could_not_be_decoded_is_left_out_and_named(image_run, tmp_path, capsys, write_picture):
+    for name in ("good", "back\\slash"):
+        write_picture(tmp_path / "in" / f"{name}.png", 1)
+    main([f"run={image_run}", f"input={tmp_path / 'in'}", f"out={tmp_path / 'p.safetensors'}"])
+    assert set(read_patterns(tmp_path / "p.safetensors", "pattern_composer")) == {"good"}
+    assert "slash.png: got" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def test_one_root_or_several_sources():
         (["modl=transinr"], "option", "model"),
         (["--resum"], "option", "--resume"),
         (["model=transiner"], "--model", "transinr"),
-        (["selector=evo"], "--selector", "evos"),
+        (["selector=evo"], "--selector", "did you mean error"),
         (["selector=soft"], "--selector", "full, uniform"),
         (["train.steps=0"], "train.steps", "at least 1"),
         (["train.steps=many"], "train.steps", "a whole number"),

@@ -16,7 +16,7 @@ def metrics_of(folder: Path) -> dict:
 def test_the_final_evaluation_over_all_instances_ends_the_curve(tiny, tmp_path, write_picture):
     for i in range(30):
         write_picture(tmp_path / "many" / f"{i:02}.png", i)
-    words = [*tiny, f"data.root={tmp_path / 'many'}", "train.eval_instances=1", "train.eval_every=4"]
+    words = [*tiny, f"data.root={tmp_path / 'many'}", "train.eval_instances=1", "eval_every=4"]
     main([*words, f"out={tmp_path / 'run'}"])
     metrics = metrics_of(tmp_path / "run")
     assert [entry["step"] for entry in metrics["curve"]] == [4, 6]
@@ -30,7 +30,7 @@ def test_the_curve_averages_the_sources_trained_on_as_the_metrics_do(tiny, pictu
     for i in range(3):
         write_picture(tmp_path / "other" / f"{i}.png", 90 + i)
     sources = f"data.sources=[{{root: {pictures}, name: a}}, {{root: {tmp_path / 'other'}, weight: 0}}]"
-    main([*tiny, sources, "train.eval_every=2", f"out={tmp_path / 'run'}"])
+    main([*tiny, sources, "eval_every=2", f"out={tmp_path / 'run'}"])
     metrics = metrics_of(tmp_path / "run")
     assert [entry["psnr"] for entry in metrics["curve"]] == [entry["psnr/a"] for entry in metrics["curve"]]
     assert metrics["curve"][-1]["psnr"] == metrics["psnr"] != pytest.approx(metrics["curve"][-1]["psnr/other"])

@@ -15,13 +15,13 @@ from evos.coords import grid
 from evos.distributed import World
 from evos.images import read_image
 from evos.runs import load_checkpoint
+from generalizable.codec import Variant
 from generalizable.data import Batch, Instances, collate, find_sources
 from generalizable.inner import predict
 from generalizable.main import main
-from generalizable.models.meta_pattern_composer import InnerConfig
-from generalizable.options import TrainConfig, parse
-from generalizable.pictures import waveform
-from generalizable.trainer import Trainer, Variant, cells, learning_rate, psnr, take
+from generalizable.options import DataConfig, TrainConfig, parse
+from generalizable.tasks import ImageTask, SoundTask, ViewTask, take, waveform
+from generalizable.trainer import Trainer, learning_rate
 
 CPU = torch.device("cpu")
 EXACT = ["train.coord_noise=0", "selector=full"]
@@ -57,20 +57,21 @@ def losses(folder):
 
 def test_cells_are_in_the_order_of_coordinates():
     image = torch.rand(2, 3, 4, 5)
-    values = cells(image, "image")
+    values = ImageTask(DataConfig()).cells(image)
     for i, (y, x) in enumerate((grid((4, 5)) + 1) / 2):
         assert torch.equal(values[:, i], image[:, :, round(float(y * 3)), round(float(x * 4))])
     views = torch.rand(2, 6, 3, 4, 4)
-    assert torch.equal(cells(views, "views")[:, 3 * 16 + 2 * 4 + 1], views[:, 3, :, 2, 1])
+    assert torch.equal(ViewTask(DataConfig(task="views")).cells(views)[:, 3 * 16 + 2 * 4 + 1], views[:, 3, :, 2, 1])
     index = torch.tensor([[3, 1], [7, 0]])
     assert torch.equal(take(values, index)[1, 0], values[1, 7]) and take(values, None) is values
 
 
 def test_psnr_is_that_of_each_instance():
     truth = torch.full((2, 10, 3), 0.5)
-    found = psnr(torch.stack([truth[0] + 0.1, truth[1] + 5]), truth, "image")
+    found = ImageTask(DataConfig()).psnr(torch.stack([truth[0] + 0.1, truth[1] + 5]), truth)
     assert found.tolist() == pytest.approx([20, -20 * math.log10(0.5)], abs=1e-4)
-    assert float(psnr(torch.zeros(1, 4, 1), torch.full((1, 4, 1), -0.1), "sound")) == pytest.approx(20, abs=1e-4)
+    sound = SoundTask(DataConfig(task="sound"))
+    assert float(sound.psnr(torch.zeros(1, 4, 1), torch.full((1, 4, 1), -0.1))) == pytest.approx(20, abs=1e-4)
 
 
 def test_the_learning_rate_warms_up_and_falls():
@@ -100,9 +101,11 @@ def test_a_step_is_adam_on_the_mean_squared_error_of_the_selected_points(tiny, p
     selection = twin.selector.select(1, torch.arange(4))
     assert selection.index.shape == (4, 16)
     signal = batch.instance.signal
-    data = {"coords": grid((8, 8))[None], "target": cells(signal, "image")} if model == "meta" else signal
-    prediction = predict(twin.model, twin.model.encode(data), grid((8, 8))[selection.index])
-    target = torch.stack([cells(signal, "image")[i, selection.index[i]] for i in range(4)])
+    data = (
+        {"coords": grid((8, 8), centres="cell")[None], "target": twin.task.cells(signal)} if model == "meta" else signal
+    )
+    prediction = predict(twin.model, twin.model.encode(data), grid((8, 8), centres="cell")[selection.index])
+    target = torch.stack([twin.task.cells(signal)[i, selection.index[i]] for i in range(4)])
     loss = (prediction - target).square().mean()
     loss.backward()
     torch.optim.Adam(twin.model.parameters(), lr=0.01).step()
@@ -118,9 +121,10 @@ def test_errors_are_remembered_by_instance_and_set_the_odds(tiny, pictures):
         trainer.step(step, batch_of(instances, *indices))
     assert bool(trainer.selector.cache.seen[:4].any(1).all()) and not bool(trainer.selector.cache.seen[8:].any())
     batch = batch_of(instances, 2, 9, 0, 4)
-    with trainer.evaluating() as model:  # the weights have not moved: the residual is what it was
-        truth = cells(batch.instance.signal, "image")
-        error = (predict(model, model.encode(batch.instance.signal), grid((8, 8))[None]) - truth).square().mean(-1)
+    with trainer.codec.evaluating() as model:  # the weights have not moved: the residual is what it was
+        truth = trainer.task.cells(batch.instance.signal)
+        values = predict(model, model.encode(batch.instance.signal), grid((8, 8), centres="cell")[None])
+        error = (values - truth).square().mean(-1)
     rows = trainer.assign(batch.keys)
     assert rows.tolist() == [2, 8, 0, 4]
     odds, seen = trainer.selector.odds(rows), trainer.selector.cache.seen[rows]
@@ -145,32 +149,32 @@ def test_the_inner_loop_may_see_the_selected_points_alone(tiny, pictures):
         trainer, instances = build([*words, f"train.inner_points={option}"], pictures)
         instance = batch_of(instances, 0, 1).instance
         chosen = (torch.rand(2, 16, 2), torch.rand(2, 16, 3))
-        data = trainer.support(instance, [], chosen)
+        data = trainer.support(instance, [], *chosen)
         assert data["coords"].shape[1] == data["target"].shape[1] == count
         assert option == "all" or data["target"] is chosen[1]
-        assert trainer.support(instance, [])["target"].shape[1] == 64  # evaluation
+        assert trainer.codec.support(instance, [])["target"].shape[1] == 64  # evaluation
 
 
 def test_noise_stays_in_its_cell(tiny, pictures):
     trainer, instances = build([*tiny, "train.coord_noise=1"], pictures)
-    offset = trainer.points(batch_of(instances, 0).instance, None) - grid((8, 8))
-    assert 0.8 / 7 < float(offset.abs().max()) <= 1 / 7 and abs(float(offset.mean())) < 0.02
+    offset = trainer.task.points(batch_of(instances, 0).instance, noise=1.0) - grid((8, 8), centres="cell")
+    assert 0.8 / 8 < float(offset.abs().max()) <= 1 / 8 and abs(float(offset.mean())) < 0.02
 
 
 def test_views_are_made_from_support_rays_and_judged_on_held_out_ones(tiny, scenes):
     words = [*tiny, "data.task=views", "data.views=6", "data.eval_support_views=3", "model.samples=4"]
     trainer, instances = build(words, scenes)
     instance = batch_of(instances, 0, 1).instance
-    data = trainer.support(instance, [2, 4])
+    data = trainer.codec.support(instance, [2, 4])
     assert torch.equal(data["images"], instance.signal[:, [2, 4]])
     assert torch.allclose(data["origins"][:, 1, :, 3, 5], instance.poses[:, 4, :, 3])
     assert data["directions"].norm(dim=2).sub(1).abs().max() < 1e-6
-    assert trainer.held_out == [3, 4, 5]
-    assert trainer.variants == [Variant(2), Variant(3), Variant(1)]
+    assert trainer.task.evaluation_views == [3, 4, 5]
+    assert trainer.codec.variants == [Variant(2), Variant(3), Variant(1)]
     meta, _ = build([*without_hypernetwork(words), *META, "train.inner_rays=10"], scenes)
-    support = meta.support(instance, [2])
-    assert support["coords"].shape == (2, 10, 6) and isinstance(meta.options.model, InnerConfig)
-    view = cells(instance.signal[:, [2]], "views")
+    support = meta.codec.support(instance, [2])
+    assert support["coords"].shape == (2, 10, 6) and meta.codec.adapts_in_inner_loop
+    view = meta.task.cells(instance.signal[:, [2]])
     assert all(any(torch.equal(ray, pixel) for pixel in view[0]) for ray in support["target"][0])
 
 
@@ -178,20 +182,20 @@ def test_chunks_do_not_change_an_evaluation(tiny, pictures):
     whole, instances = build(tiny, pictures)
     chunked, _ = build([*tiny, "train.chunk=10"], pictures)
     instance = batch_of(instances, 0, 1, 2).instance
-    with whole.evaluating() as a, chunked.evaluating() as b:
-        found = [t.measure(m, instance, Variant()) for t, m in ((whole, a), (chunked, b))]
-    assert torch.allclose(*found, atol=1e-5) and chunked.chunk(3) == 3
+    with whole.codec.evaluating(), chunked.codec.evaluating():
+        found = [trainer.codec.measure(instance, Variant()) for trainer in (whole, chunked)]
+    assert torch.allclose(*found, atol=1e-5) and chunked.codec.points_in_a_pass(3) == 3
 
 
 def test_an_evaluation_draws_nothing_from_the_trainings_generators(tiny, scenes):
     words = [*without_hypernetwork(tiny), *META, "data.task=views", "data.views=6", "train.inner_rays=10"]
     trainer, instances = build([*words, "model.samples=4"], scenes)
     before = torch.get_rng_state()
-    with trainer.evaluating() as model:
-        first = trainer.measure(model, batch_of(instances, 0).instance, Variant(1, 1))
+    with trainer.codec.evaluating():
+        first = trainer.codec.measure(batch_of(instances, 0).instance, Variant(1, 1))
     assert torch.equal(torch.get_rng_state(), before)
-    with trainer.evaluating() as model:
-        assert torch.equal(trainer.measure(model, batch_of(instances, 0).instance, Variant(1, 1)), first)
+    with trainer.codec.evaluating():
+        assert torch.equal(trainer.codec.measure(batch_of(instances, 0).instance, Variant(1, 1)), first)
 
 
 # ---- runs
@@ -275,7 +279,7 @@ def test_mistakes_end_in_one_line(tiny, pictures, tmp_path, refused):
     run = f"out={tmp_path / 'run'}"
     assert "data.root: got None" in refused(*tiny, run)
     assert "a folder that exists" in refused(*tiny, run, "data.root=none/here")
-    assert "did you mean train.batch" in refused(*tiny, run, "train.bach=3")
+    assert "did you mean --train.batch" in refused(*tiny, run, "train.bach=3")
     assert "a checkpoint, for --eval" in refused(*tiny, run, f"data.root={pictures}", "--eval")
     assert not (tmp_path / "run").exists()
     main([*tiny, run, f"data.root={pictures}"])
@@ -323,7 +327,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     for name, tensor in whole["model"].items():
         assert torch.equal(parts["model"][name], tensor)
-    for name in ("residual", "seen", "order", "generator"):
+    for name in ("residual", "seen", "generator"):
         own = [state["processes"][0]["selector"][name] for state in (whole, parts)]
         assert torch.equal(*own)
     assert metrics_of(tmp_path / "parts")["psnr"] == metrics_of(tmp_path / "whole")["psnr"]
@@ -439,3 +443,11 @@ def test_a_taken_folder_is_refused_by_all(tiny, pictures, tmp_path, together):
     processes = together(lambda: main([*tiny, f"data.root={pictures}", f"out={tmp_path / 'taken'}"]))
     assert processes.wait() == [2, 2]
     assert "a new folder" in processes.stderr(0) and not processes.stderr(1)
+
+
+def test_a_data_set_is_named_without_folders(tiny, pictures, tmp_path, refused):
+    """Its pictures are written by its name: one that leads elsewhere is refused before the training, not after."""
+    for name in ("../../up", "a/b", ".."):
+        sources = f"data.sources=[{{root: {pictures}, name: {name}}}]"
+        assert "data.sources[0].name: got" in refused(*tiny, sources, f"out={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()

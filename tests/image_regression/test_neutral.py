@@ -366,7 +366,7 @@ def test_the_same_command_makes_no_run_again_and_a_seed_more_only_its_own(bench)
 
 
 def test_a_diverged_run_counts_as_0_db_and_ends_no_benchmark(bench, tmp_path):
-    (tmp_path / "wild.txt").write_text("lr = 1e35\nlr_decay = 0.01\n")
+    (tmp_path / "wild.txt").write_text("lr = 1e35\ndecay = 0.01\n")
     recipe = str(tmp_path / "wild.txt")
     results, _ = bench("--recipes", recipe, "--strategies", "full", "--lr_start", "0", "--inputs", "1")
     (row,) = results["contests"][0]["rows"]

@@ -1,0 +1,65 @@
+"""Where a program may write: nowhere but in the folder it was given, and over nothing that it did not write.
+
+The rule of every program here: a file that exists is replaced only if the user says ``overwrite=true`` (a run's own
+folder has its own rule, ``open_run``), and a name that comes out of a file never leads out of the output folder.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from evos.errors import InputError
+
+DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def check_name(name: str, argument: str, *, nested: bool = True) -> None:
+    """Raise InputError unless ``name`` is a relative path that stays below the folder it is appended to.
+
+    Its parts are separated by ``/``. Refused, on every platform: absolute names, empty parts, ``.`` and ``..``,
+    backslashes, drive letters (``C:``) and null characters; without ``nested`` also parts: it is a plain name.
+    """
+    parts = name.split("/")
+    if not nested and len(parts) > 1:
+        raise InputError(argument, repr(name), "a name without /")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in name or "\0" in name or DRIVE.match(name):
+        raise InputError(argument, repr(name), "a name that stays in the folder: parts joined by /, none of them ..")
+
+
+def path_in(folder: Path, name: str, argument: str) -> Path:
+    """The path of ``name`` below ``folder``; nothing is made.
+
+    Raises:
+        InputError: ``check_name`` refuses the name, or a link in the folder leads it elsewhere.
+    """
+    check_name(name, argument)
+    path = folder / name
+    try:
+        stays = path.parent.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        stays = False
+    if not stays:
+        raise InputError(argument, repr(name), f"a name that no link leads out of {folder}")
+    return path
+
+
+def check_absent(paths: Iterable[Path], overwrite: bool, argument: str = "out") -> None:
+    """Raise InputError if one of the files to be written exists and ``overwrite`` is false, or if it is no file."""
+    for path in paths:
+        if path.is_dir():
+            raise InputError(argument, f"{path}, a folder", "the path of a file")
+        if not overwrite and os.path.lexists(path):
+            raise InputError(argument, f"{path}, which exists", "a new path, or overwrite=true")
+
+
+def make_folder(folder: Path, argument: str = "out") -> None:
+    """Make a folder and its parents where they are missing.
+
+    Raises:
+        InputError: a file is in the way, or the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(argument, f"{folder} ({error.strerror})", "a folder that can be written") from error

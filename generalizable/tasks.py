@@ -1,0 +1,414 @@
+"""What depends on the kind of signal: images, sounds, and views of scenes, each a class.
+
+A task knows how its files become instances, how an instance becomes cells with coordinates (or rays) and values, what
+patterns are made from, on what scale errors are measured, and how results are shown and written. No other module asks
+which kind of signal it deals with. Letters: B instances, P cells of an instance, K of them, D axes of a coordinate (6
+numbers of a ray), C channels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from evos import coords
+from evos.errors import InputError
+from evos.images import write_image
+from evos.runs import on_device
+from evos.sounds import write_sound
+from generalizable.base import Data, Task
+from generalizable.instances import Instance, count_pieces, picture, pixel_rays, scene, sound
+from generalizable.layouts import SUFFIXES, find_signals
+from generalizable.options import DataConfig
+
+
+def take(values: Float[Tensor, "B P C"], index: Int[Tensor, "B K"] | None) -> Float[Tensor, "B _ C"]:
+    """The values at the chosen cells of each instance; None: all."""
+    return values if index is None else values[torch.arange(len(values), device=values.device)[:, None], index]
+
+
+class SignalTask(ABC):
+    """One kind of signal with the options of its data."""
+
+    name: ClassVar[str]
+    """What ``data.task`` calls it."""
+    lowest: ClassVar[float] = 0.0
+    """Values lie in [lowest, 1]."""
+    extension: ClassVar[str] = "png"
+    """Of the files that decoded signals are written to."""
+    sample_rate: int | None = None
+    """Samples a second of what can be listened to."""
+    support_view_counts: tuple[int | None, ...] = (None,)
+    """From how many support views an evaluation makes patterns; the count that training uses comes last."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+
+    # ---- files -----------------------------------------------------------------------------------------------
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Extensions of files that hold one instance; none for scenes, which are folders."""
+        return tuple(SUFFIXES.get(self.name, ()))
+
+    @abstractmethod
+    def load(self, path: Path, piece: int = 0, generator: np.random.Generator | None = None) -> Instance:
+        """The instance in a file, or the ``piece``-th of a recording; with a ``generator``, augmented by its draws.
+
+        Raises:
+            InputError: the file is missing, damaged, or holds no such instance.
+        """
+
+    def count_instances(self, path: Path) -> int:
+        """How many instances a file holds."""
+        return 1
+
+    def find_signals(self, root: Path) -> list[Path]:
+        """The files (scenes: folders) of instances in a folder, at any depth."""
+        return find_signals(root, self.name)
+
+    # ---- cells -----------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The grid of an instance's cells: (H, W), (T,) or (V, H, W)."""
+        return self.config.shape
+
+    @property
+    def model_task(self) -> Task:
+        """What a model is built for."""
+        return Task(self.name, self.shape)
+
+    @abstractmethod
+    def cells(self, signal: Float[Tensor, "B *S"]) -> Float[Tensor, "B P C"]:
+        """The values of all cells, in C order over the grid."""
+
+    @abstractmethod
+    def points(
+        self, instance: Instance, index: Int[Tensor, "B K"] | None = None, noise: float = 0.0
+    ) -> Float[Tensor, "_ K D"]:
+        """Coordinates (views: rays) of the chosen cells, or with None of all; one row where all instances share them.
+
+        ``noise``: width, in cells, of uniform noise around the centres; rays have none.
+        """
+
+    @abstractmethod
+    def decoding_points(
+        self, instance: Instance | None, views: Sequence[int], scale: int, batch: int, count: int, device: torch.device
+    ) -> Iterator[Float[Tensor, "_ K D"]]:
+        """The points of every cell of a grid ``scale`` times as fine, at most ``count`` of an instance at a time.
+
+        Args:
+            instance: B posed scenes, for views; else ignored.
+            views: which of the scenes' views, for views; else ignored.
+        """
+
+    # ---- support ---------------------------------------------------------------------------------------------
+
+    def draw_support_views(self) -> list[int]:
+        """The support views of a training step, drawn from PyTorch's generator; none for images and sounds."""
+        return []
+
+    def support_views(self, count: int | None) -> list[int]:
+        """The support views of an evaluation: the first ``count``."""
+        return list(range(count or 0))
+
+    @abstractmethod
+    def support_signal(self, instance: Instance, views: Sequence[int]) -> Data:
+        """What a hypernetwork makes patterns from."""
+
+    @abstractmethod
+    def support_points(self, instance: Instance, views: Sequence[int], most: int, noise: float) -> dict[str, Tensor]:
+        """The points that an inner loop adapts patterns to: {"coords": "_ N D", "target": "B N C"}.
+
+        ``most``: the number of rays, for views.
+        """
+
+    # ---- error -----------------------------------------------------------------------------------------------
+
+    @property
+    def evaluation_views(self) -> list[int]:
+        """The views that an evaluation decodes: those no evaluation makes patterns from."""
+        return []
+
+    @property
+    def all_views(self) -> list[int]:
+        """All views of a scene that are used; none for images and sounds."""
+        return []
+
+    def evaluation_target(self, instance: Instance) -> Float[Tensor, "B P C"]:
+        """The values that an evaluation compares with."""
+        return self.cells(instance.signal)
+
+    def relative(self, residual: Float[Tensor, "B K C"]) -> Float[Tensor, "B K C"]:
+        """A residual in units of the values' range, as every selector takes it."""
+        return residual / (1 - self.lowest)
+
+    def psnr(self, prediction: Float[Tensor, "B P C"], target: Float[Tensor, "B P C"]) -> Float[Tensor, " B"]:
+        """PSNR of each instance in dB, of values clamped to their range, at most 120.
+
+        The peak is 1, of sounds too, as in Kim et al. (CVPR 2023).
+        """
+        error = (prediction.clamp(self.lowest, 1.0) - target).double().square().mean((1, 2))
+        return -10 * torch.log10(error.clamp(min=1e-12))
+
+    # ---- results ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def true_pictures(self, instance: Instance, scale: int) -> Float[Tensor, "B C H W"]:
+        """The truth to look at, in [0, 1]: (the first evaluated view of) each instance, enlarged bicubically."""
+
+    @abstractmethod
+    def pictures(self, values: Float[Tensor, "B P C"], scale: int) -> Float[Tensor, "B C H W"]:
+        """Decoded values (of one view) to look at, in [0, 1]."""
+
+    @abstractmethod
+    def arrange(self, values: Float[Tensor, "P C"], scale: int) -> Float[Tensor, "*S C"]:
+        """One decoded signal: a picture "H W C", a sound "T 1", or views side by side "H (V W) C"."""
+
+    def write(self, path: Path, values: Float[Tensor, "*S C"], scale: int) -> None:
+        """Write a signal that ``arrange`` returned to a file of this task's ``extension``."""
+        write_image(path, values)
+
+
+class GridTask(SignalTask):
+    """Signals on a grid whose cells have coordinates that all instances share."""
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
+        self.centres: coords.Centres = config.centres
+        self._grids: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def grid(self, device: torch.device) -> tuple[Float[Tensor, "P D"], Float[Tensor, " D"]]:
+        """Coordinates of all cells and the distances between neighbours; made once for a device."""
+        if device not in self._grids:
+            spacing = torch.tensor(coords.spacing(self.shape, centres=self.centres), device=device)
+            self._grids[device] = coords.grid(self.shape, device, centres=self.centres), spacing
+        return self._grids[device]
+
+    def points(
+        self, instance: Instance, index: Int[Tensor, "B K"] | None = None, noise: float = 0.0
+    ) -> Float[Tensor, "_ K D"]:
+        """See ``SignalTask.points``."""
+        grid, spacing = self.grid(instance.signal.device)
+        centres = grid[None] if index is None else grid[index]
+        if noise == 0:
+            return centres
+        return centres + noise * spacing * (torch.rand_like(centres) - 0.5)
+
+    def decoding_points(
+        self, instance: Instance | None, views: Sequence[int], scale: int, batch: int, count: int, device: torch.device
+    ) -> Iterator[Float[Tensor, "_ K D"]]:
+        """See ``SignalTask.decoding_points``."""
+        fine = tuple(scale * side for side in self.shape)
+        yield from coords.grid(fine, device, centres=self.centres)[None].split(count, dim=1)
+
+    def support_signal(self, instance: Instance, views: Sequence[int]) -> Data:
+        """The signal itself."""
+        return instance.signal
+
+    def support_points(self, instance: Instance, views: Sequence[int], most: int, noise: float) -> dict[str, Tensor]:
+        """All cells."""
+        return {"coords": self.points(instance, noise=noise), "target": self.cells(instance.signal)}
+
+
+class ImageTask(GridTask):
+    """Square pictures, RGB in [0, 1]."""
+
+    name: ClassVar[str] = "image"
+
+    def load(self, path: Path, piece: int = 0, generator: np.random.Generator | None = None) -> Instance:
+        """The middle square of a picture, or an augmented window of it."""
+        return Instance(picture(path, self.config.size, generator))
+
+    def cells(self, signal: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P C"]:
+        """Pixels, row by row."""
+        return rearrange(signal, "b c h w -> b (h w) c")
+
+    def true_pictures(self, instance: Instance, scale: int) -> Float[Tensor, "B C H W"]:
+        """The pictures."""
+        return enlarge(instance.signal, scale)
+
+    def pictures(self, values: Float[Tensor, "B P C"], scale: int) -> Float[Tensor, "B C H W"]:
+        """The decoded pictures."""
+        return rearrange(values, "b (h w) c -> b c h w", h=self.config.size * scale).clamp(0, 1)
+
+    def arrange(self, values: Float[Tensor, "P C"], scale: int) -> Float[Tensor, "H W C"]:
+        """A picture."""
+        return rearrange(values, "(h w) c -> h w c", h=self.config.size * scale)
+
+
+class SoundTask(GridTask):
+    """Recordings of one length, mono, in [-1, 1]."""
+
+    name: ClassVar[str] = "sound"
+    lowest: ClassVar[float] = -1.0
+    extension: ClassVar[str] = "wav"
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
+        self.sample_rate = config.rate
+
+    def load(self, path: Path, piece: int = 0, generator: np.random.Generator | None = None) -> Instance:
+        """The ``piece``-th stretch of a recording, or one from anywhere in it."""
+        return Instance(sound(path, piece, self.config.samples, self.config.rate, generator))
+
+    def count_instances(self, path: Path) -> int:
+        """The whole stretches of a recording, with ``data.pieces=all``."""
+        return count_pieces(path, self.config.samples, self.config.rate) if self.config.pieces == "all" else 1
+
+    def cells(self, signal: Float[Tensor, "B C T"]) -> Float[Tensor, "B T C"]:
+        """Samples in time."""
+        return rearrange(signal, "b c t -> b t c")
+
+    def true_pictures(self, instance: Instance, scale: int) -> Float[Tensor, "B C H W"]:
+        """The waveforms."""
+        return torch.stack([waveform(wave) for wave in instance.signal[:, 0]])
+
+    def pictures(self, values: Float[Tensor, "B P C"], scale: int) -> Float[Tensor, "B C H W"]:
+        """The decoded waveforms."""
+        return torch.stack([waveform(wave) for wave in values[..., 0]])
+
+    def arrange(self, values: Float[Tensor, "P C"], scale: int) -> Float[Tensor, "P C"]:
+        """The samples."""
+        return values
+
+    def write(self, path: Path, values: Float[Tensor, "T 1"], scale: int) -> None:
+        """A 16-bit WAV file."""
+        write_sound(path, values, self.config.rate * scale, "PCM_16")
+
+
+class ViewTask(SignalTask):
+    """Posed views of scenes, RGB in [0, 1]; a cell is a pixel of a view, its point the ray through the pixel."""
+
+    name: ClassVar[str] = "views"
+
+    def __init__(self, config: DataConfig) -> None:
+        super().__init__(config)
+        counts = range(1, config.eval_support_views + 1)
+        self.support_view_counts = (*(n for n in counts if n != config.support_views), config.support_views)
+
+    def load(self, path: Path, piece: int = 0, generator: np.random.Generator | None = None) -> Instance:
+        """The first views of a scene folder."""
+        return scene(path, self.config.views, self.config.size)
+
+    @property
+    def model_task(self) -> Task:
+        """What a model is built for: its support are the support views alone."""
+        config = self.config
+        return Task(self.name, (config.support_views, config.size, config.size), near=config.near, far=config.far)
+
+    def cells(self, signal: Float[Tensor, "B V C H W"]) -> Float[Tensor, "B P C"]:
+        """Pixels of one view after another, row by row."""
+        return rearrange(signal, "b v c h w -> b (v h w) c")
+
+    def points(
+        self, instance: Instance, index: Int[Tensor, "B K"] | None = None, noise: float = 0.0
+    ) -> Float[Tensor, "B K 6"]:
+        """Rays (origin, unit direction) through the centres of the chosen pixels."""
+        if index is None:
+            index = self.pixels(self.all_views, len(instance.signal), 1, instance.signal.device)
+        return self.rays(instance, index, 1)
+
+    def rays(self, instance: Instance, index: Int[Tensor, "B K"], scale: int) -> Float[Tensor, "B K 6"]:
+        """Rays through pixels of views ``scale`` times as fine."""
+        assert instance.poses is not None and instance.focal is not None
+        return pixel_rays(instance.poses, instance.focal * scale, self.config.size * scale, index)
+
+    def pixels(self, views: Sequence[int], batch: int, scale: int, device: torch.device) -> Int[Tensor, "B K"]:
+        """The numbers of all pixels of some views, the same for each instance of a batch."""
+        count = (self.config.size * scale) ** 2
+        first = on_device(list(views), device)[:, None] * count
+        return rearrange(first + torch.arange(count, device=device), "v p -> 1 (v p)").expand(batch, -1)
+
+    def decoding_points(
+        self, instance: Instance | None, views: Sequence[int], scale: int, batch: int, count: int, device: torch.device
+    ) -> Iterator[Float[Tensor, "B K 6"]]:
+        """See ``SignalTask.decoding_points``."""
+        assert instance is not None
+        for part in self.pixels(views, batch, scale, device).split(count, dim=1):
+            yield self.rays(instance, part, scale)
+
+    def draw_support_views(self) -> list[int]:
+        """As many views of a scene as training makes patterns from."""
+        return torch.randperm(self.config.views)[: self.config.support_views].tolist()
+
+    def support_signal(self, instance: Instance, views: Sequence[int]) -> dict[str, Tensor]:
+        """The support views, with the rays through their pixels."""
+        index = self.pixels(views, len(instance.signal), 1, instance.signal.device)
+        shape = {"v": len(views), "h": self.config.size}
+        rays = rearrange(self.rays(instance, index, 1), "b (v h w) (two c) -> two b v c h w", two=2, **shape)
+        images = instance.signal[:, on_device(list(views), instance.signal.device)]
+        return {"images": images, "origins": rays[0], "directions": rays[1]}
+
+    def support_points(self, instance: Instance, views: Sequence[int], most: int, noise: float) -> dict[str, Tensor]:
+        """At most ``most`` pixels of the support views, drawn from PyTorch's generator."""
+        index = self.pixels(views, len(instance.signal), 1, instance.signal.device)
+        chosen = torch.randperm(index.shape[1], device=index.device)[: min(most, index.shape[1])]
+        index = index[:, chosen]
+        return {"coords": self.rays(instance, index, 1), "target": take(self.cells(instance.signal), index)}
+
+    @property
+    def evaluation_views(self) -> list[int]:
+        """See ``SignalTask.evaluation_views``."""
+        return list(range(max(self.config.support_views, self.config.eval_support_views), self.config.views))
+
+    @property
+    def all_views(self) -> list[int]:
+        """See ``SignalTask.all_views``."""
+        return list(range(self.config.views))
+
+    def evaluation_target(self, instance: Instance) -> Float[Tensor, "B P C"]:
+        """The pixels of the views held out."""
+        return self.cells(instance.signal[:, self.evaluation_views])
+
+    def true_pictures(self, instance: Instance, scale: int) -> Float[Tensor, "B C H W"]:
+        """The first view held out."""
+        return enlarge(instance.signal[:, self.evaluation_views[0]], scale)
+
+    def pictures(self, values: Float[Tensor, "B P C"], scale: int) -> Float[Tensor, "B C H W"]:
+        """One decoded view."""
+        return rearrange(values, "b (h w) c -> b c h w", h=self.config.size * scale).clamp(0, 1)
+
+    def arrange(self, values: Float[Tensor, "P C"], scale: int) -> Float[Tensor, "H VW C"]:
+        """The views side by side."""
+        side = self.config.size * scale
+        return rearrange(values, "(v h w) c -> h (v w) c", h=side, w=side)
+
+
+def enlarge(pictures: Float[Tensor, "B C H W"], scale: int) -> Float[Tensor, "B C HH WW"]:
+    """Bicubic enlargement, clamped to [0, 1]."""
+    if scale == 1:
+        return pictures
+    return F.interpolate(pictures, scale_factor=float(scale), mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def waveform(wave: Float[Tensor, " T"], height: int = 64, width: int = 256) -> Float[Tensor, "1 H W"]:
+    """A sound as a picture: in every column, dark from its lowest to its highest value, 1 at the top."""
+    mirrored = torch.stack([wave, -wave]).clamp(-1, 1)
+    highest, lowest = F.adaptive_max_pool1d(mirrored, width) * torch.tensor([[1.0], [-1.0]], device=wave.device)
+    level = torch.linspace(1, -1, height, device=wave.device)[:, None]
+    step = 2 / (height - 1)
+    inside = (level <= highest + step / 2) & (level >= lowest - step / 2)
+    return 1 - inside.float()[None]
+
+
+TASKS: dict[str, type[SignalTask]] = {task.name: task for task in (ImageTask, SoundTask, ViewTask)}
+
+
+def build_task(config: DataConfig) -> SignalTask:
+    """The task of some data.
+
+    Raises:
+        InputError: no such task.
+    """
+    if config.task not in TASKS:
+        raise InputError("data.task", config.task, ", ".join(TASKS))
+    return TASKS[config.task](config)
