@@ -5,9 +5,10 @@
     python benchmarks/nerf.py --scene lego=DIR --timing --full --rays 4096 --device cuda
     python benchmarks/nerf.py --scene lego=DIR --timing --other DIR --samplers nerfstudio tiles [--other_samplers ...]
 
-DIR is a Blender, nerfstudio or LLFF scene. Every run is a process of its own with one thread: the plugin's pipeline (``nerfstudio``: nerfacto's, with nerfstudio's PixelSampler), the same steps, rays, initial weights
-of each seed, and optimizer. ``--other`` measures another version of this project, in the folder DIR, beside this one
-(two_trees.py). Test PSNR is the mean over the held-out views of PSNR over the same random pixels of each.
+DIR is a Blender, nerfstudio or LLFF scene. Every run is a process of its own with one thread: the plugin's pipeline
+(``nerfstudio``: nerfacto's, with nerfstudio's PixelSampler), the same steps, rays, initial weights of each seed, and
+optimizer. ``--other`` measures another version of this project, in the folder DIR, beside this one (two_trees.py). Test
+PSNR is the mean over the held-out views of PSNR over the same random pixels of each.
 A variant is ``tiles:keep_ratio=0.5:tile_side=10``: options of the strategy or of the pixel sampler.
 """
 
@@ -192,8 +193,8 @@ def first_reached(curve: list[list[float]], psnr: float) -> float | None:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of every sampler, over the seeds: final PSNR, its gain over the baseline's run of the same seed, and the fraction
-    of the baseline's steps after which it reached that run's final PSNR (1 where it did not, counted in ``unreached``)."""
+    """Of each sampler, over the seeds: final PSNR, its gain over the baseline's run of the same seed, and the fraction
+    of the baseline's steps in which it reached that run's final PSNR (1 where it did not, counted in ``unreached``)."""
     base = {run["seed"]: run for run in runs if run["sampler"] == BASELINE}
     table = {}
     for sampler in dict.fromkeys(run["sampler"] for run in runs):
