@@ -214,8 +214,9 @@ def operations(name: str, size: int, device: str, steps: int = 10) -> dict[str, 
     for part, count in (("first step", 1), ("step", steps)):
         whole, own = Kernels(), Kernels()
         with ExitStack() as patches:
-            for method in ("select", "weigh", "observe"):
-                patches.enter_context(mock.patch.object(fit.selector, method, own(getattr(fit.selector, method))))
+            selector = fit.selector
+            for method in (selector.select, selector.weigh, selector.observe):
+                patches.enter_context(mock.patch.object(selector, method.__name__, own(method)))
             with whole:
                 for _ in range(count):
                     take()
