@@ -5,10 +5,10 @@
     python benchmarks/nerf.py --scene lego=DIR --timing --full --rays 4096 --device cuda
     python benchmarks/nerf.py --scene lego=DIR --timing --other DIR --samplers nerfstudio tiles [--other_samplers ...]
 
-DIR is a Blender, nerfstudio or LLFF scene, told by its files. Every run is a process of its own with one thread: the
-plugin's pipeline (``nerfstudio``: nerfacto's, with nerfstudio's PixelSampler), the same steps, rays, initial weights
-of each seed, and optimizer. ``--other`` measures another version of this project, in the folder DIR, beside this one
-(two_trees.py). Test PSNR is the mean over the held-out views of PSNR over the same random pixels of each.
+DIR is a Blender, nerfstudio or LLFF scene. Every run is a process of its own with one thread: the plugin's pipeline
+(``nerfstudio``: nerfacto's, with nerfstudio's PixelSampler), the same steps, rays, initial weights of each seed, and
+optimizer. ``--other`` measures another version of this project, in the folder DIR, beside this one (two_trees.py). Test
+PSNR is the mean over the held-out views of PSNR over the same random pixels of each.
 A variant is ``tiles:keep_ratio=0.5:tile_side=10``: options of the strategy or of the pixel sampler.
 """
 
@@ -38,7 +38,7 @@ from evos_nerf.compat import install
 BASELINE = "nerfstudio"
 
 # nerfacto for two CPU cores. The initial density is the model class's own default: with the 0.01 of the method's config
-# the uniform sampler hardly trains on lego, and to be better than that means nothing.
+# the uniform sampler hardly trains on lego, which would make the comparison meaningless.
 SMALL = {
     "implementation": "torch",
     "average_init_density": 1.0,
@@ -193,8 +193,8 @@ def first_reached(curve: list[list[float]], psnr: float) -> float | None:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of every sampler, over the seeds: final PSNR, its gain over the baseline's run of the same seed, and the share of
-    the baseline's steps after which it reached that run's final PSNR (1 where it did not, counted in ``unreached``)."""
+    """Of each sampler, over the seeds: final PSNR, its gain over the baseline's run of the same seed, and the fraction
+    of the baseline's steps in which it reached that run's final PSNR (1 where it did not, counted in ``unreached``)."""
     base = {run["seed"]: run for run in runs if run["sampler"] == BASELINE}
     table = {}
     for sampler in dict.fromkeys(run["sampler"] for run in runs):
@@ -205,17 +205,17 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         shares = [1.0 if at is None else at / steps for at, (steps, _) in zip(reached, goals, strict=True)]
         gains = [psnr - goal for psnr, (_, goal) in zip(final, goals, strict=True)]
         table[sampler] = {
-            "psnr": mean_spread(final),
-            "gain_db": mean_spread(gains),
+            "psnr": mean_and_deviation(final),
+            "gain_db": mean_and_deviation(gains),
             "gains_db": [round(gain, 3) for gain in gains],
-            "steps_to_baseline": mean_spread(shares),
+            "steps_to_baseline": mean_and_deviation(shares),
             "shares": [round(share, 3) for share in shares],
             "unreached": reached.count(None),
         }
     return table
 
 
-def mean_spread(values: list[float]) -> dict[str, float]:
+def mean_and_deviation(values: list[float]) -> dict[str, float]:
     """Mean, standard deviation and count."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": round(statistics.mean(values), 4), "std": round(deviation, 4), "n": len(values)}
@@ -263,7 +263,7 @@ def compare_trees(scene: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def watched(training: Training, watch: Callable[[Callable[..., Any]], Callable[..., Any]], steps: int) -> None:
-    """Some steps in which drawing the rays and taking note of their errors go through ``watch``."""
+    """Some steps in which drawing the rays and recording their errors go through ``watch``."""
     sampler = training.pipeline.datamanager.train_pixel_sampler
     with ExitStack() as patches:
         for method in {"sample", "observe", "metrics"} & set(dir(sampler)):
@@ -273,7 +273,7 @@ def watched(training: Training, watch: Callable[[Callable[..., Any]], Callable[.
 
 
 def sampler_seconds(training: Training, steps: int = 48) -> float:
-    """Seconds of a step that the rays take, on a GPU with what it does waited for, which training does not."""
+    """Seconds per step spent drawing rays; on a GPU with synchronization, which training doesn't have."""
     total = 0.0
 
     def timed(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -291,8 +291,8 @@ def sampler_seconds(training: Training, steps: int = 48) -> float:
 
 
 def kernels(training: Training, steps: int = 16) -> dict[str, float]:
-    """Operations of a step, and of what the rays take of it: on a GPU, where these are too small to keep it busy, their
-    number is what they cost. The mean of as many steps as lie between two rankings."""
+    """Operations of a step, and of drawing its rays: on a GPU, where these are too small to keep it busy, their number
+    is their cost. The mean of as many steps as lie between two rankings."""
     whole, own = Kernels(), Kernels()
     with whole:
         watched(training, own, steps)

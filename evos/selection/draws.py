@@ -12,7 +12,7 @@ Count = int | Int[Tensor, "B 1"]
 
 
 def weighted_draw(odds: Float[Tensor, "B P"], count: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
-    """``count`` distinct cells of each row with the given odds, which are finite; negative odds come last.
+    """``count`` distinct cells of each row in proportion to finite ``odds``; cells with negative odds come last.
 
     Equal in distribution to drawing one after the other without replacement: the largest odds / exponential numbers are
     taken (Efraimidis and Spirakis 2006). Without ``torch.multinomial``'s limit of 2^24 categories.
@@ -61,36 +61,36 @@ def survivors_and_mutants(
 
 def draw_from_two_groups(
     order: Int[Tensor, "B P"],
-    fit: Count,
+    fittest: Count,
     survivors: Count,
     usable: Count,
     count: int,
     generator: torch.Generator,
 ) -> Int[Tensor, "B K"]:
-    """``count`` uniform draws, repeats possible, of the fit and of the others.
+    """``count`` uniform draws with replacement, from the fittest cells and from the others.
 
-    The first ``survivors`` of them are among the first ``fit`` cells of ``order``, the others among those from ``fit``
-    to ``usable``.
+    The first ``survivors`` draws are from the first ``fittest`` cells of ``order``, the rest from cells ``fittest`` to
+    ``usable``.
     """
     # float64: float32 has too few values to address every cell of a large pool.
-    kind = torch.float32 if order.device.type == "mps" else torch.float64
-    chance = torch.rand(len(order), count, generator=generator, device=order.device, dtype=kind)
+    dtype = torch.float32 if order.device.type == "mps" else torch.float64
+    uniform = torch.rand(len(order), count, generator=generator, device=order.device, dtype=dtype)
     survives = torch.arange(count, device=order.device) < survivors
-    place = torch.where(survives, chance * fit, fit + chance * (usable - fit))
+    place = torch.where(survives, uniform * fittest, fittest + uniform * (usable - fittest))
     return order.gather(1, place.long().clamp(max=order.shape[1] - 1))
 
 
 def stratified(selected: Int[Tensor, "B K"], count: int, generator: torch.Generator) -> Int[Tensor, "B k"]:
-    """``count`` of the ``selected`` cells, one at random from each of ``count`` equal stretches.
+    """``count`` of the ``selected`` cells, one at random from each of ``count`` equal segments.
 
-    So each part of a selection (anchors, others) keeps its ratio. All of them, in order, where ``count`` is their
-    number.
+    Each part of a selection (anchors, others) thus keeps its proportion. ``selected`` itself where it has ``count``
+    cells.
     """
     if selected.shape[1] == count:
         return selected
-    kind = torch.float32 if selected.device.type == "mps" else torch.float64
-    chance = torch.rand(count, generator=generator, device=selected.device, dtype=kind)
-    place = (torch.arange(count, device=selected.device) + chance) * (selected.shape[1] / count)
+    dtype = torch.float32 if selected.device.type == "mps" else torch.float64
+    uniform = torch.rand(count, generator=generator, device=selected.device, dtype=dtype)
+    place = (torch.arange(count, device=selected.device) + uniform) * (selected.shape[1] / count)
     return selected[:, place.long().clamp(max=selected.shape[1] - 1)]
 
 
@@ -99,7 +99,7 @@ def effective_sample_fraction(
 ) -> Float[Tensor, "B 1"]:
     """(Σe)² / (n Σe²) over the n ``known`` cells (None = all), whose errors e are at least 0.
 
-    1 where all errors are alike or 0, 1 / n where a single cell has all of it (Kish's effective sample size over n).
+    1 where all errors are equal, 1 / n where one cell has all the error (Kish's effective sample size over n).
     """
     if known is not None:
         error = error * known

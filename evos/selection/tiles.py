@@ -1,9 +1,9 @@
-"""EVOS where a cell stands for many points, as a tile of a training image does for its rays.
+"""EVOS where a cell contains many points, as a tile of a training image contains many rays.
 
-Three things differ from the method on single points (``evos.py``). Nothing is evaluated for the selector's sake: the
-errors of the points trained on keep a running mean of each tile, and a tile of which little is known borrows from its
-neighbourhood (``RunningCache``). A step trains on ``count`` points drawn from the selected population. And how hard to
-select follows from how concentrated the error is: errors alike everywhere give uniform points, errors in few places the
+Three things differ from the method on single points (``evos.py``). Nothing is evaluated for selection alone: each tile
+has a running mean of the errors of the points trained on, smoothed by its neighbourhood while it has few visits
+(``RunningCache``). A step trains on ``count`` points drawn from the selected population. And the selection pressure
+follows the concentration of the error: evenly distributed errors give uniform points, concentrated errors the
 configured fractions of fittest tiles and mutants.
 """
 
@@ -24,8 +24,8 @@ from evos.selection.crossover import CROSSOVERS
 from evos.selection.draws import Count, draw_from_two_groups, effective_sample_fraction, random_order
 
 EVEN_ERROR = 0.6
-"""Effective sample fraction of errors that are spread evenly: that of normal errors, alike everywhere, squared and
-averaged over three channels."""
+"""Effective sample fraction of evenly distributed errors: that of i.i.d. normal errors, squared and averaged over three
+channels."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class TilesConfig(SelectorConfig):
     name: ClassVar[str] = "tiles"
 
     keep_ratio: float = 0.15
-    """Fraction of the tiles in the selected population where the error is concentrated, in (0, 1]."""
+    """Fraction of the tiles in the selected population while the error is concentrated, in (0, 1]."""
 
     mutation_ratio: float = 0.1
-    """Fraction of the points drawn from the other tiles where the error is concentrated, in [0, 1]."""
+    """Fraction of the points drawn from the other tiles while the error is concentrated, in [0, 1]."""
 
     crossover: Literal["none", "add", "select"] = "select"
     """How value and Laplacian fitness are combined: none (value only), add (their sum) or select (the paper's)."""
@@ -50,13 +50,13 @@ class TilesConfig(SelectorConfig):
     """Steps between rankings, at least 1."""
 
     warmup_steps: int = 16
-    """Steps of uniform points, whose errors count, before anything is selected; at least 0."""
+    """Initial steps with uniform points, whose errors are cached, before selection begins; at least 0."""
 
     momentum: float = 0.7
-    """How much a visit to a tile counts against the next one, in [0, 0.99]."""
+    """Weight of a visit to a tile relative to the next visit, in [0, 0.99]."""
 
     pooling: float = 2.0
-    """Weight, in visits, of the neighbourhood's error in a tile's own, above 0."""
+    """Weight, in visits, of the neighbourhood's error in a tile's estimate, above 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,7 +71,7 @@ class TilesConfig(SelectorConfig):
 class TilesSelector(CachingSelector[TilesConfig]):
     """EVOS over tiles.
 
-    Its state is the running cache and, of each row's last ranking, the tiles in order, the fittest first, and the
+    Its state is the running cache and, from each row's last ranking, the order of the tiles, fittest first, and the
     effective sample fraction of their errors.
     """
 
@@ -103,17 +103,17 @@ class TilesSelector(CachingSelector[TilesConfig]):
         count: int | None = None,
         evaluate: Evaluate | None = None,
     ) -> Selection:
-        """``count`` draws, repeats possible, of the fittest tiles and of mutants; None: as many as are kept."""
-        # A row of a batch is ranked whenever it comes up: it was last ranked when it was last drawn.
+        """``count`` draws with replacement, from the fittest tiles and from the others; None: as many as are kept."""
+        # Where a step has some of the rows, these are ranked now: they may not be present in key steps.
         is_key = self.ranks_at(step)
         if step > self.config.warmup_steps and (is_key or rows is not None):
             self.rank(step, self.all_rows if rows is None else rows)
         rows = self.all_rows if rows is None else rows
         count = self.keep_count(step) if count is None else count
-        fit, survivors = (0, 0) if step <= self.config.warmup_steps else self.group_sizes(step, rows, count)
+        fittest, survivors = (0, 0) if step <= self.config.warmup_steps else self.group_sizes(step, rows, count)
         survivor_ratio = (self.zero + survivors / count).mean()
         self.ratios = {"survivor_ratio": survivor_ratio, "mutant_ratio": 1 - survivor_ratio}
-        index = draw_from_two_groups(self.order[rows], fit, survivors, self.usable[rows], count, self.generator)
+        index = draw_from_two_groups(self.order[rows], fittest, survivors, self.usable[rows], count, self.generator)
         return Selection(rows, index, is_key=is_key, step=step)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
@@ -125,15 +125,15 @@ class TilesSelector(CachingSelector[TilesConfig]):
         self.cache.write(selection, feedback.residual)
 
     def group_sizes(self, step: int, rows: Int[Tensor, " B"], count: int) -> tuple[Count, Count]:
-        """How many tiles of each row are fit, and how many of ``count`` draws go to them.
+        """Number of fittest tiles of each row, and number of the ``count`` draws made from them.
 
-        With s the effective sample fraction, the population is (s / 0.6)⁴ of the tiles, and mutants are that fraction
-        of the draws, neither below what is configured, nor above 1.
+        With s the effective sample fraction, (s / 0.6)⁴ is the fraction of the tiles in the population, and that of the
+        draws that are mutants: each at least the configured ratio and at most 1.
         """
         keep = self.keep_count(step) / self.usable_cells
         evenness = (self.sample_fraction[rows] / EVEN_ERROR).pow(4).clamp(max=1)
         kept, mutants = evenness.clamp(min=keep), evenness.clamp(min=self.config.mutation_ratio)
-        # However few the draws: without a mutant among them no other tile would ever be seen again.
+        # At least one mutant, however few the draws: otherwise the other tiles would never be visited again.
         most = count - 1 if self.config.mutation_ratio > 0 and count > 1 else count
         survivors = (count * (1 - mutants)).round().clamp(max=most)
         return (kept * (1 - mutants) * self.usable[rows]).round().long(), survivors.long()
@@ -148,8 +148,8 @@ class TilesSelector(CachingSelector[TilesConfig]):
             high = high_fitness(residual, self.pool.shape, self.pool.grid_axes, self.config.laplacian_weight)
         if valid is not None:
             low, high = low.masked_fill(~valid, -1.0), high.masked_fill(~valid, -1.0)
-        fit, _ = self.group_sizes(step, rows, 1)
-        self.order[rows] = CROSSOVERS[self.config.crossover](low, high, fit, valid)
+        fittest, _ = self.group_sizes(step, rows, 1)
+        self.order[rows] = CROSSOVERS[self.config.crossover](low, high, fittest, valid)
 
     def ranks_at(self, step: int) -> bool:
         """Whether the tiles are ranked at ``step``."""

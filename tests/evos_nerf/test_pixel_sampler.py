@@ -112,7 +112,7 @@ def test_warm_up_is_uniform_and_its_errors_count():
     one = sampler(rays=64, tiles=TilesConfig(warmup_steps=16))
     learn(one, images(), 16, error=lambda pixels: (pixels["indices"][:, :1] == 1).float().expand(-1, 3))
     assert one.metrics()["survivor_ratio"] == 0
-    one.pass_on()
+    one.flush_feedback()
     assert one.selector.cache.seen.all()
     learn(one, images(), 1, start=16)
     # The error lies in a quarter of the tiles: as concentrated as it takes for the tenth of mutants that is configured.
@@ -213,7 +213,7 @@ def test_a_run_may_resume_with_more_rays_and_keeps_its_tiles(selector):
 def test_errors_are_saved_in_half_precision():
     one = sampler(rays=64)
     learn(one, images(), 30, error=lambda pixels: torch.rand(64, 3))
-    one.pass_on()
+    one.flush_feedback()
     before = one.selector.cache.sums.clone()
     state = one.state_dict()
     assert state["selector"]["sums"].dtype == torch.float16
