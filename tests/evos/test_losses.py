@@ -70,6 +70,15 @@ def test_on_a_key_step_the_cache_plays_no_part():
         assert loss == pytest.approx(slow_cross_frequency(cached, all_cells, residual))
 
 
+@pytest.mark.parametrize("count", [None, 40])
+def test_cross_frequency_supervision_of_a_stack_is_the_mean_over_its_pictures(count):
+    """Its pictures are no neighbours."""
+    residual, index = noise(1, 40, 3, seed=2), torch.arange(20).expand(2, 20)
+    selection = Selection(ROWS[:1], None if count is None else torch.arange(count)[None])
+    loss = cross_frequency_loss(torch.zeros(1, 40, 3).double(), selection, residual, Pool(1, (2, 4, 5)))
+    assert loss == pytest.approx(slow_cross_frequency(torch.zeros(2, 20, 3), index, residual.view(2, 20, 3)))
+
+
 @pytest.mark.parametrize("count", [1, 7, 20])
 def test_the_gradient_of_cross_frequency_supervision_is_right(count):
     cached, selection = noise(2, 20, 3, seed=1), points(count)

@@ -135,6 +135,12 @@ def test_errors_are_remembered_by_instance_and_set_the_odds(tiny, pictures):
         assert (odds[i][~seen[i]] == 1).all()
 
 
+def test_another_seed_selects_other_points(tiny, pictures):
+    words = [*tiny, "selector=uniform", "selector.keep_ratio=0.5"]
+    points = [build([*words, f"seed={seed}"], pictures)[0].selector.select(1).index for seed in (3, 3, 4)]
+    assert torch.equal(points[0], points[1]) and not torch.equal(points[0], points[2])
+
+
 def test_a_row_that_changes_hands_forgets(tiny, pictures):
     trainer, instances = build([*tiny, "selector=error", "selector.keep_ratio=0.5", "train.cache_rows=4"], pictures)
     trainer.step(1, batch_of(instances, 0, 1, 2, 3))
@@ -313,7 +319,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     tiny, pictures, tmp_path, monkeypatch, capsys, model, optimizer
 ):
     words = [*tiny, f"data.root={pictures}", "selector=error", "train.coord_noise=1", "train.ema=0.9"]
-    words += [f"train.optimizer={optimizer}"]
+    words += [f"train.optimizer={optimizer}", "train.clip_ratio=1"]
     words = words if model == "hyper" else [*without_hypernetwork(words), *META]
     main([*words, f"out={tmp_path / 'whole'}"])
     with monkeypatch.context() as patch:
@@ -327,6 +333,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     for name, tensor in whole["model"].items():
         assert torch.equal(parts["model"][name], tensor)
+    assert whole["gradient_norm"] > 0 and torch.equal(parts["gradient_norm"], whole["gradient_norm"])
     for name in ("residual", "seen", "generator"):
         own = [state["processes"][0]["selector"][name] for state in (whole, parts)]
         assert torch.equal(*own)

@@ -234,6 +234,12 @@ def test_a_seed_gives_the_same_weights_whatever_the_global_generators_do(selecto
     assert not torch.equal(weights(3, disturbed=False), weights(4, disturbed=False))
 
 
+@pytest.mark.parametrize("selector", ["uniform", "error", "expansive"])
+def test_another_seed_selects_other_points(selector, fit):
+    points = [fit("--selector", selector, "--seed", str(seed)).selector.select(1).index for seed in (3, 3, 4)]
+    assert torch.equal(points[0], points[1]) and not torch.equal(points[0], points[2])
+
+
 def test_two_programs_with_one_seed_are_one_run_and_another_seed_is_another(tmp_path, tiny, start):
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
         assert start(*tiny, "--steps", "10", "--seed", seed, "--out", str(tmp_path / name)).wait() == 0

@@ -1,5 +1,6 @@
 """Checkpoints survive kills, full disks and damage, and run no code."""
 
+import collections
 import errno
 import os
 import pickle
@@ -67,6 +68,9 @@ def test_a_checkpoint_gives_back_what_was_saved(tmp_path):
         ({"a": lambda: None}, "function"),
         ({"a": torch.device("cpu")}, "device"),
         ({"a": {1, 2}}, "set"),
+        ({"a": collections.defaultdict(list, b=[1])}, r"state\['a'\].*collections\.defaultdict"),
+        ({"a": collections.Counter("b")}, r"state\['a'\].*collections\.Counter"),
+        ({"a": collections.namedtuple("Pair", "x y")(1, 2)}, "Pair"),
     ],
 )
 def test_what_could_not_be_loaded_without_running_code_is_not_saved(tmp_path, value, where):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from evos import runs
+from evos.distributed import World
 from evos.errors import InputError
 from evos.runs.loop import all_finite, interval
 
@@ -377,6 +378,21 @@ def test_with_another_number_of_processes_what_each_had_begins_anew(setup):
         draws.append(torch.rand(1))
         assert again.memory == 0 and torch.equal(again.weights, toy.weights) and loop.step == 6
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_with_another_number_of_processes_each_draws_what_no_other_and_no_earlier_part_drew(setup):
+    toy = Toy()
+    with pytest.raises(runs.Stopped):
+        setup.loop(toy, steps=10).train(FakeStopper(toy, 6))
+    state, draws = setup.checkpoint, set()
+    for step in (6, 7):
+        runs.save_checkpoint(setup.path / "checkpoint.pt", state | {"step": step})
+        for rank in (0, 1):
+            setup.loop(Toy(), steps=10, world=World(rank, 2))
+            draws.add(float(torch.rand(1)))
+    runs.seed_everything(0)
+    draws.add(float(torch.rand(1)))  # of a run from its start
+    assert len(draws) == 5
 
 
 @pytest.mark.parametrize("key", ["weights", "step", "pending_loss", "processes"])

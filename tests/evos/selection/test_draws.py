@@ -126,6 +126,15 @@ def test_stratified_draws_reach_every_selected_cell_alike():
     assert chisquare(counts.numpy()).pvalue > 1e-3
 
 
+def test_every_cell_of_a_large_pool_can_be_drawn():
+    """Of 2^25 cells, float32 numbers in [0, 1) reach every second one alone."""
+    cells = torch.arange(2**25, dtype=torch.int32)[None]
+    two_groups = draw_from_two_groups(cells, 2**25, 1000, 2**25, 2000, generator())[0, :1000]
+    strata = stratified(cells, 2000, generator())[0, 1000:]
+    for drawn in (two_groups, strata):
+        assert 400 < int((drawn % 2).sum()) < 600
+
+
 @given(
     errors=st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=20),
     data=st.data(),

@@ -141,6 +141,27 @@ def test_the_residuals_of_masked_cells_move_the_rank_of_none(train):
     assert torch.equal(*orders)
 
 
+def test_masked_cells_have_no_part_in_the_parents_shares(train, slow_offspring):
+    """The offspring are those of the usable cells alone; for the Laplacian, masked residuals are 0."""
+    mask = torch.arange(42)[None] % 4 > 0
+    training = train(EvosConfig(keep_ratio=0.8, **NEVER_AGAIN), Pool(1, (6, 7), mask=mask))
+    training.step(1)
+    low, high = slow_fitness(training.residuals(1)[0].cpu() * mask[0, :, None], (6, 7))
+    usable = [cell for cell in range(42) if cell % 4]
+    fit, _ = training.selector.counts(2)
+    offspring = slow_offspring([low[cell] for cell in usable], [high[cell] for cell in usable], fit)
+    assert fit_part(training, training.step(2), 2) == [{usable[place] for place in offspring}]
+
+
+def test_views_of_a_stack_are_no_neighbours(train, slow_offspring):
+    training = train(EvosConfig(keep_ratio=0.6, **NEVER_AGAIN), Pool(1, (2, 3, 7)))
+    training.step(1)
+    views = [slow_fitness(view, (3, 7)) for view in training.residuals(1)[0].view(2, 21, 3)]
+    low, high = ([value for view in views for value in view[kind]] for kind in (0, 1))
+    fit, _ = training.selector.counts(2)
+    assert fit_part(training, training.step(2), 2) == [slow_offspring(low, high, fit)]
+
+
 def test_selecting_some_rows_leaves_the_others_untouched(train):
     training = train(EvosConfig(**NEVER_AGAIN), Pool(4, (6, 7)))
     training.step(1)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy import ndimage
 from scipy.stats import chisquare
 
 from evos.errors import InputError
@@ -102,6 +103,21 @@ def test_the_fit_are_the_crossovers_of_the_running_means(train, slow_offspring):
     high = 0.65 * (around - 4 * grey.view(6, 7)).square()
     low = 4 * residual[0].double().square().mean(-1)
     assert set(selector.order[0, :fit].tolist()) == slow_offspring(low.tolist(), high.flatten().tolist(), fit)
+
+
+def test_masked_tiles_have_no_part_in_the_parents_shares(train, slow_offspring):
+    mask = torch.arange(42)[None] % 4 > 0
+    training = train(TilesConfig(warmup_steps=0, rank_interval=1, keep_ratio=0.6), Pool(1, (6, 7), mask=mask))
+    selector = training.selector
+    selector.observe(Selection(selector.all_rows, None, step=1), Feedback(training.residuals(1)))
+    selector.rank(2, selector.all_rows)
+    fit = int(selector.group_sizes(2, selector.all_rows, 1)[0])
+    residual, square = (found[0].double().cpu() for found in selector.cache.errors(selector.all_rows))
+    grey = (residual @ torch.tensor([0.2989, 0.587, 0.114], dtype=torch.float64)).view(6, 7).numpy()
+    high = 0.65 * ndimage.convolve(grey, [[0, 1, 0], [1, -4, 1], [0, 1, 0]], mode="constant") ** 2
+    usable = [cell for cell in range(42) if cell % 4]
+    offspring = slow_offspring((4 * square)[usable].tolist(), high.ravel()[usable].tolist(), fit)
+    assert set(selector.order[0, :fit].tolist()) == {usable[place] for place in offspring}
 
 
 def test_masked_tiles_move_the_rank_of_none():

@@ -1,0 +1,766 @@
+"""Mutation check: plausible bugs of one line each, and whether the tests that should see them do.
+
+Each mutation is made on a copy of the tree in a temporary folder, never here, and the tests named beside it run on the
+copy, one process at a time. All these tests must pass on the unchanged copy first. Ends with the number caught; exit
+status 1 if more than one in thirty survives.
+
+Usage: python tests/mutations.py [WORD...]   only the mutations whose file or description has one of the words
+"""
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+SURVIVORS_ALLOWED = 1 / 30
+MOMENTS = itertools.count(1)
+
+
+class Mutation(NamedTuple):
+    """A bug: in ``file``, the only occurrence of ``old`` becomes ``new``."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    """Files or single tests, separated by spaces."""
+
+
+DRAWS, CROSSOVER, CACHE = (f"tests/evos/selection/test_{name}.py" for name in ("draws", "crossover", "cache"))
+EVOS, ERROR, TILES = (f"tests/evos/selection/test_{name}.py" for name in ("evos", "error_sampling", "tiles"))
+NINT, INT, EDGES = (f"tests/evos/selection/test_{name}.py" for name in ("nint", "nonparametric", "edge_priors"))
+SOFT, BASE, CONTRACT = (f"tests/evos/selection/test_{name}.py" for name in ("soft_mining", "base", "contract"))
+LOSSES, FITNESS, SCHEDULES = (f"tests/evos/test_{name}.py" for name in ("losses", "fitness", "schedules"))
+DERIVATIVES, OPTIMIZERS, SEEDS = (f"tests/evos/test_{name}.py" for name in ("derivatives", "optimizers", "seeding"))
+LOOP, CHECKPOINT, GENERATORS = (f"tests/evos/runs/test_{name}.py" for name in ("loop", "checkpoint", "seeding"))
+SAMPLER = "tests/evos_nerf/test_pixel_sampler.py"
+NEUTRAL = "tests/image_regression/test_neutral.py"
+SEARCH = (
+    f"{NEUTRAL}::test_the_search_finds_a_peak_anywhere_within_its_limit "
+    f"{NEUTRAL}::test_rates_are_ranked_by_their_mean_over_inputs_and_the_lower_of_equals_is_taken"
+)
+RESUME = "tests/image_regression/test_resume.py"
+MOVED = f"{RESUME}::test_half_a_fit_and_the_other_half_are_a_whole_fit_however_weights_are_moved"
+HALVES = f"{RESUME}::test_half_a_fit_and_the_other_half_are_a_whole_fit"
+META = "tests/generalizable/test_train.py::test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit"
+
+MUTATIONS = [
+    # ---- draws
+    Mutation(
+        "effective sample fraction over all cells instead of the known",
+        "evos/selection/draws.py",
+        "count = error.shape[1] if known is None else known.sum(1, keepdim=True).clamp(min=1)",
+        "count = error.shape[1]",
+        DRAWS,
+    ),
+    Mutation(
+        "effective sample fraction clamped at 1e-6",
+        "evos/selection/draws.py",
+        "squares.clamp(min=torch.finfo(error.dtype).tiny)",
+        "squares.clamp(min=1e-6)",
+        DRAWS,
+    ),
+    Mutation(
+        "weighted draws by odds times exponential numbers",
+        "evos/selection/draws.py",
+        "(odds / torch.empty_like(odds)",
+        "(odds * torch.empty_like(odds)",
+        DRAWS,
+    ),
+    Mutation(
+        "weighted draws from the global generator",
+        "evos/selection/draws.py",
+        "exponential_(generator=generator)",
+        "exponential_()",
+        CONTRACT,
+    ),
+    Mutation(
+        "warm-up draws from the global generator",
+        "evos/selection/draws.py",
+        "torch.rand(len(order), count, generator=generator, device",
+        "torch.rand(len(order), count, device",
+        TILES,
+    ),
+    Mutation(
+        "draws in float32, which cannot address every cell of a large pool",
+        "evos/selection/draws.py",
+        'kind = torch.float32 if order.device.type == "mps" else torch.float64',
+        "kind = torch.float32",
+        DRAWS,
+    ),
+    Mutation(
+        "strata in float32",
+        "evos/selection/draws.py",
+        'kind = torch.float32 if selected.device.type == "mps" else torch.float64',
+        "kind = torch.float32",
+        DRAWS,
+    ),
+    Mutation(
+        "mutants drawn from survivors too",
+        "evos/selection/draws.py",
+        "rest = order[:, survivors:]",
+        "rest = order",
+        DRAWS,
+    ),
+    Mutation(
+        "stratified draws take the first of each stretch",
+        "evos/selection/draws.py",
+        "(torch.arange(count, device=selected.device) + chance)",
+        "torch.arange(count, device=selected.device)",
+        DRAWS,
+    ),
+    # ---- crossover
+    Mutation(
+        "one parent too many",
+        "evos/selection/crossover.py",
+        "low_rank < n, high_rank < n",
+        "low_rank <= n, high_rank < n",
+        CROSSOVER,
+    ),
+    Mutation(
+        "the parents' fractions swapped",
+        "evos/selection/crossover.py",
+        "p = mean_low / (mean_low",
+        "p = mean_high / (mean_low",
+        CROSSOVER,
+    ),
+    Mutation(
+        "the parents' split rounded instead of cut",
+        "evos/selection/crossover.py",
+        "from_low = (open_places * p).long()",
+        "from_low = (open_places * p).round().long()",
+        CROSSOVER,
+    ),
+    Mutation(
+        "means of fitness over masked cells",
+        "evos/selection/crossover.py",
+        "masked_mean(low, counted), masked_mean(high, counted)",
+        "masked_mean(low, None), masked_mean(high, None)",
+        CROSSOVER,
+    ),
+    # ---- cache
+    Mutation(
+        "NaN written into the cache",
+        "evos/selection/cache.py",
+        "taken = residual.isfinite().all(-1)",
+        "taken = torch.ones_like(residual[..., 0], dtype=torch.bool)",
+        CACHE,
+    ),
+    Mutation(
+        "one finite channel is enough to be written",
+        "evos/selection/cache.py",
+        "residual.isfinite().all(-1)",
+        "residual.isfinite().any(-1)",
+        CACHE,
+    ),
+    Mutation(
+        "all cells age at a write",
+        "evos/selection/cache.py",
+        "flat[place] = self.momentum * flat[place]",
+        "flat.mul_(self.momentum)",
+        CACHE,
+    ),
+    Mutation(
+        "of a tile drawn twice one visit counts",
+        "evos/selection/cache.py",
+        "flat.index_add_(0, place, visit)",
+        "flat[place] += visit",
+        CACHE,
+    ),
+    Mutation(
+        "a refused residual makes its cell unseen",
+        "evos/selection/cache.py",
+        "self.seen[cells] |= taken",
+        "self.seen[cells] = taken",
+        CACHE,
+    ),
+    Mutation(
+        "residuals cached unclamped",
+        "evos/selection/cache.py",
+        "return residual.clamp(-LARGEST, LARGEST), taken",
+        "return residual, taken",
+        CACHE,
+    ),
+    Mutation(
+        "forgotten cells still count as seen",
+        "evos/selection/cache.py",
+        'for name in (*self.maps, "seen"):',
+        "for name in self.maps:",
+        CACHE,
+    ),
+    Mutation(
+        "borrowed visits counted as one",
+        "evos/selection/cache.py",
+        "/ (count + strength)",
+        "/ (count + 1)",
+        CACHE,
+    ),
+    Mutation(
+        "residuals of masked cells cached",
+        "evos/selection/cache.py",
+        "taken = taken & (valid if selection.index is None else valid.gather(1, selection.index))",
+        "pass",
+        EVOS,
+    ),
+    # ---- the method
+    Mutation(
+        "forget leaves the order",
+        "evos/selection/evos.py",
+        "        super().forget(rows)\n        self.order[rows] = random_order(",
+        "        super().forget(rows)\n        random_order(",
+        CONTRACT,
+    ),
+    Mutation(
+        "mutants follow the scheduled ratio instead of the initial one",
+        "evos/selection/evos.py",
+        "int(ratio * config.keep_ratio * self.usable_cells + 1e-6)",
+        "int(ratio * keep + 1e-6)",
+        EVOS,
+    ),
+    Mutation(
+        "bred from the errors of the key step before",
+        "evos/selection/evos.py",
+        "self.cache.write(selection, feedback.residual)\n            self.breed(selection.step, selection.rows)",
+        "self.breed(selection.step, selection.rows), self.cache.write(selection, feedback.residual)",
+        EVOS,
+    ),
+    Mutation(
+        "masked cells may be parents by their Laplacian",
+        "evos/selection/evos.py",
+        "low.masked_fill(masked, -1.0), high.masked_fill(masked, -1.0)",
+        "low.masked_fill(masked, -1.0), high",
+        EVOS,
+    ),
+    Mutation(
+        "evos: crossover counts masked cells in its means",
+        "evos/selection/evos.py",
+        "survivors, self.valid_in(rows))",
+        "survivors, None)",
+        EVOS,
+    ),
+    Mutation(
+        "Laplacian over all axes of a stack of views",
+        "evos/selection/evos.py",
+        "self.pool.shape, self.pool.grid_axes, config",
+        "self.pool.shape, len(self.pool.shape), config",
+        EVOS,
+    ),
+    # ---- sampling by error
+    Mutation(
+        "odds by the squared error",
+        "evos/selection/error_sampling.py",
+        ".sqrt(), self.cache.seen",
+        ", self.cache.seen",
+        ERROR,
+    ),
+    Mutation(
+        "mean error over unseen cells too",
+        "evos/selection/error_sampling.py",
+        "masked_mean(error, seen)",
+        "masked_mean(error, None)",
+        ERROR,
+    ),
+    Mutation(
+        "masked cells keep their odds",
+        "evos/selection/error_sampling.py",
+        "odds = odds * self.valid[rows]",
+        "pass",
+        CONTRACT,
+    ),
+    # ---- tiles
+    Mutation(
+        "rows of a batch not ranked when drawn",
+        "evos/selection/tiles.py",
+        "and (is_key or rows is not None)",
+        "and is_key",
+        TILES,
+    ),
+    Mutation(
+        "concentration over masked tiles",
+        "evos/selection/tiles.py",
+        "effective_sample_fraction(square, valid)",
+        "effective_sample_fraction(square)",
+        TILES,
+    ),
+    Mutation(
+        "concentration of absolute errors",
+        "evos/selection/tiles.py",
+        "effective_sample_fraction(square, valid)",
+        "effective_sample_fraction(square.sqrt(), valid)",
+        TILES,
+    ),
+    Mutation(
+        "the split of draws floored",
+        "evos/selection/tiles.py",
+        "(count * (1 - mutants)).round().clamp",
+        "(count * (1 - mutants)).floor().clamp",
+        TILES,
+    ),
+    Mutation(
+        "the number of fit tiles floored",
+        "evos/selection/tiles.py",
+        "self.usable[rows]).round().long()",
+        "self.usable[rows]).long()",
+        TILES,
+    ),
+    Mutation(
+        "steps alike run past the end of the warm-up",
+        "evos/selection/tiles.py",
+        "if n == warmup + 1 or (n > warmup and self.ranks_at(n))",
+        "if n > warmup + 1 and self.ranks_at(n)",
+        TILES,
+    ),
+    Mutation(
+        "the last warm-up step selects",
+        "evos/selection/tiles.py",
+        "(0, 0) if step <= self.config.warmup_steps",
+        "(0, 0) if step < self.config.warmup_steps",
+        TILES,
+    ),
+    Mutation(
+        "few draws may all be survivors", "evos/selection/tiles.py", "most = count - 1 if", "most = count if", TILES
+    ),
+    Mutation(
+        "tiles: crossover counts masked tiles in its means",
+        "evos/selection/tiles.py",
+        "(low, high, fit, valid)",
+        "(low, high, fit, None)",
+        TILES,
+    ),
+    Mutation(
+        "a forgotten row keeps its pressure",
+        "evos/selection/tiles.py",
+        "self.sample_fraction[rows] = 1.0",
+        "pass",
+        CONTRACT,
+    ),
+    # ---- other strategies
+    Mutation(
+        "NINT scores by the sum of the update's channels",
+        "evos/selection/nint.py",
+        "feedback.update.float().square().sum(-1)",
+        "feedback.update.float().sum(-1).abs()",
+        NINT,
+    ),
+    Mutation(
+        "NINT ranks an infinite update first",
+        "evos/selection/nint.py",
+        ".nan_to_num(0.0, 0.0)",
+        ".nan_to_num(0.0)",
+        f"{NINT} {CONTRACT}",
+    ),
+    Mutation(
+        "INT looks a step early", "evos/selection/nonparametric.py", "(step - 1) % interval", "step % interval", INT
+    ),
+    Mutation(
+        "INT by the signed error",
+        "evos/selection/nonparametric.py",
+        "evaluate(rows).abs().sum",
+        "evaluate(rows).sum",
+        INT,
+    ),
+    Mutation(
+        "EGRA never shifts by the largest radius",
+        "evos/selection/edge_priors.py",
+        "config.radius_high + 1",
+        "config.radius_high",
+        EDGES,
+    ),
+    Mutation(
+        "expansive: anchors drawn again among the others",
+        "evos/selection/edge_priors.py",
+        "weighted_draw(odds.scatter(1, anchors, -1.0),",
+        "weighted_draw(odds,",
+        CONTRACT,
+    ),
+    Mutation(
+        "soft mining: correction without its warm-up",
+        "evos/selection/soft_mining.py",
+        "selection.step / (self.config.correction_warmup * self.total_steps)",
+        "selection.step / self.total_steps",
+        SOFT,
+    ),
+    Mutation(
+        "soft mining: points of unknown error walk",
+        "evos/selection/soft_mining.py",
+        "torch.where(self.observed[rows, None, None], moved, self.points[rows])",
+        "moved",
+        SOFT,
+    ),
+    Mutation(
+        "soft mining: one-sided scale of the central difference",
+        "evos/selection/soft_mining.py",
+        "* self.last_cell / 4",
+        "* self.last_cell / 2",
+        SOFT,
+    ),
+    Mutation(
+        "soft mining squares before it widens",
+        "evos/selection/soft_mining.py",
+        "mean_square(feedback.residual.float())",
+        "mean_square(feedback.residual)",
+        SOFT,
+    ),
+    # ---- what all selectors share
+    Mutation(
+        "selectors ignore the seed", "evos/selection/base.py", "mixed_seed(seed, rank)", "mixed_seed(0, rank)", CONTRACT
+    ),
+    Mutation(
+        "keep count cut below its decimal fraction",
+        "evos/selection/base.py",
+        "int(ratio * self.usable_cells + 1e-6)",
+        "int(ratio * self.usable_cells)",
+        BASE,
+    ),
+    Mutation(
+        "the selector's generator is not restored",
+        "evos/selection/base.py",
+        "self.generator.set_state(saved)",
+        "pass",
+        CONTRACT,
+    ),
+    Mutation(
+        "a loaded state is shared, not copied",
+        "evos/selection/base.py",
+        "saved.to(self.device, copy=True)",
+        "saved.to(self.device)",
+        CONTRACT,
+    ),
+    # ---- losses and fitness
+    Mutation(
+        "a cell selected twice counts once",
+        "evos/losses.py",
+        'scatter_reduce(1, selection.index, live, "mean", include_self=False)',
+        "scatter(1, selection.index, live)",
+        LOSSES,
+    ),
+    Mutation(
+        "the cached residual stays in the mean", "evos/losses.py", "include_self=False", "include_self=True", LOSSES
+    ),
+    Mutation(
+        "masked cells in the mean of cross-frequency supervision",
+        "evos/losses.py",
+        "return error.mean() if valid is None else (error * valid).sum() / valid.sum()",
+        "return error.mean()",
+        LOSSES,
+    ),
+    Mutation(
+        "cross-frequency supervision over all axes of a stack",
+        "evos/losses.py",
+        "laplacian(live.unflatten(-1, pool.shape), pool.grid_axes)",
+        "laplacian(live.unflatten(-1, pool.shape), len(pool.shape))",
+        LOSSES,
+    ),
+    Mutation(
+        "the derivative loss averages axes and channels",
+        "evos/losses.py",
+        ".square().sum((-2, -1))",
+        ".square().mean((-2, -1))",
+        LOSSES,
+    ),
+    Mutation(
+        "blue and red swapped in the luma", "evos/fitness.py", "red, green, blue =", "blue, green, red =", FITNESS
+    ),
+    Mutation(
+        "Laplacian along the first axes",
+        "evos/fitness.py",
+        "padded.narrow(-axis, 0, size)",
+        "padded.narrow(-axis, 1, size)",
+        FITNESS,
+    ),
+    # ---- schedules
+    Mutation(
+        "keep-ratio schedule unclamped",
+        "evos/schedules.py",
+        "((min(step, total) - 1) / total, start)",
+        "((step - 1) / total, start)",
+        SCHEDULES,
+    ),
+    Mutation(
+        "key steps where step % interval == 0",
+        "evos/schedules.py",
+        "interval == 1 or step % interval == 1",
+        "interval == 1 or step % interval == 0",
+        SCHEDULES,
+    ),
+    Mutation(
+        "mutation-ratio schedule unclamped",
+        "evos/schedules.py",
+        "(min(step, total) / total, start, end)\n\n\ndef key_interval",
+        "(step / total, start, end)\n\n\ndef key_interval",
+        SCHEDULES,
+    ),
+    Mutation("key intervals rounded", "evos/schedules.py", "max(1, int(linear(", "max(1, round(linear(", SCHEDULES),
+    Mutation(
+        "the learning rate ends before its end", "evos/schedules.py", "/ max(1, total - first)", "/ total", SCHEDULES
+    ),
+    # ---- derivatives
+    Mutation(
+        "the gradient through an activation's derivative left out",
+        "evos/derivatives.py",
+        "through_derivative.addcmul_(gradient, tangent)",
+        "pass",
+        DERIVATIVES,
+    ),
+    Mutation(
+        "derivatives by x before y",
+        "evos/derivatives.py",
+        "[derivative(axis) for axis in axes]",
+        "[derivative(axis) for axis in reversed(axes)]",
+        DERIVATIVES,
+    ),
+    Mutation(
+        "the Laplacian's first-order part left out",
+        "evos/derivatives.py",
+        "first * derivatives[-1] + from_first_order",
+        "first * derivatives[-1]",
+        DERIVATIVES,
+    ),
+    Mutation(
+        "zeros instead of repeated edges",
+        "evos/derivatives.py",
+        "torch.cat([signal.narrow(axis, 0, 1), signal",
+        "torch.cat([0 * signal.narrow(axis, 0, 1), signal",
+        DERIVATIVES,
+    ),
+    # ---- optimizers and seeds
+    Mutation(
+        "a gradient that is not finite enters the running norm",
+        "evos/optimizers.py",
+        "torch.where(norm.isfinite(), usual.lerp(norm.minimum(limit), 1 - CLIP_MEMORY), self.mean)",
+        "usual.lerp(norm.minimum(limit), 1 - CLIP_MEMORY)",
+        OPTIMIZERS,
+    ),
+    Mutation(
+        "the running norm is that of unclipped gradients",
+        "evos/optimizers.py",
+        "usual.lerp(norm.minimum(limit),",
+        "usual.lerp(norm,",
+        OPTIMIZERS,
+    ),
+    Mutation(
+        "the weight average biased to its start",
+        "evos/optimizers.py",
+        "(1 - decay) / (1 - decay**step)",
+        "1 - decay",
+        OPTIMIZERS,
+    ),
+    Mutation(
+        "seed + rank", "evos/seeding.py", "SeedSequence(seed, spawn_key=(rank,))", "SeedSequence(seed + rank)", SEEDS
+    ),
+    Mutation(
+        "NumPy's generator is not restored",
+        "evos/runs/seeding.py",
+        "np.random.set_state((algorithm,",
+        "tuple((algorithm,",
+        GENERATORS,
+    ),
+    # ---- checkpoints
+    Mutation(
+        "dict subclasses accepted in checkpoints",
+        "evos/runs/checkpoint.py",
+        "if type(value) in (dict, OrderedDict):",
+        "if isinstance(value, dict):",
+        CHECKPOINT,
+    ),
+    Mutation(
+        "subclasses of numbers accepted in checkpoints",
+        "evos/runs/checkpoint.py",
+        "elif type(value) not in _LEAVES:",
+        "elif not isinstance(value, _LEAVES):",
+        CHECKPOINT,
+    ),
+    Mutation("pickles run code", "evos/runs/checkpoint.py", "weights_only=True", "weights_only=False", CHECKPOINT),
+    Mutation(
+        "flipped bits not noticed",
+        "evos/runs/checkpoint.py",
+        "(part := archive.testzip())",
+        "(part := None)",
+        CHECKPOINT,
+    ),
+    Mutation(
+        "image_regression: the clip's norm is not restored",
+        "image_regression/trainer.py",
+        'self.clip.mean = state["gradient_norm"].to(self.device, copy=True)',
+        "pass",
+        MOVED,
+    ),
+    Mutation(
+        "image_regression: visits are not restored",
+        "image_regression/trainer.py",
+        'self.visits = state["visits"].to(self.device, copy=True)',
+        "pass",
+        HALVES,
+    ),
+    Mutation(
+        "image_regression: the selector ignores --seed",
+        "image_regression/trainer.py",
+        "seed=run.seed,\n            target",
+        "seed=0,\n            target",
+        f"{RESUME}::test_a_seed_gives_the_same_weights_whatever_the_global_generators_do",
+    ),
+    Mutation(
+        "generalizable: the clip's norm is not restored",
+        "generalizable/trainer.py",
+        'self.clip.mean = state["gradient_norm"].to(self.device, copy=True)',
+        "pass",
+        META,
+    ),
+    Mutation(
+        "generalizable: the selector ignores run.seed",
+        "generalizable/trainer.py",
+        "seed=options.run.seed,\n            rank",
+        "seed=0,\n            rank",
+        "tests/generalizable/test_train.py::test_errors_are_remembered_by_instance_and_set_the_odds",
+    ),
+    # ---- the loop
+    Mutation(
+        "losses not yet logged are lost on resume",
+        "evos/runs/loop.py",
+        'self._loss_total, self._loss_count = state["pending_loss"]',
+        "pass",
+        LOOP,
+    ),
+    Mutation("the global generators are not restored", "evos/runs/loop.py", 'set_rng_state(own["rng"])', "pass", LOOP),
+    Mutation(
+        "weights that are not finite are saved",
+        "evos/runs/loop.py",
+        "elif not all_finite(",
+        "elif all_finite(()) is None and (",
+        LOOP,
+    ),
+    Mutation(
+        "a bad loss is named a step late",
+        "evos/runs/loop.py",
+        "self.step - len(losses) + 1",
+        "self.step - len(losses) + 2",
+        LOOP,
+    ),
+    Mutation("a stop saves nothing", "evos/runs/loop.py", "save = last or stop or", "save = last or", LOOP),
+    Mutation(
+        "the last evaluation twice in the curve of a run stopped in it",
+        "evos/runs/loop.py",
+        'if self.curve and self.curve[-1]["step"] == self.step:',
+        "if False:",
+        LOOP,
+    ),
+    Mutation(
+        "processes that resume in another number draw alike",
+        "evos/runs/loop.py",
+        "seed_everything(mixed_seed(mixed_seed(self.seed, self.step), self.world.rank))",
+        "seed_everything(self.seed)",
+        LOOP,
+    ),
+    # ---- rays drawn ahead, and the benchmark's search
+    Mutation(
+        "all survivors go to the first of the steps drawn ahead",
+        "evos_nerf/pixel_sampler.py",
+        '"1 (k n) -> n 1 k"',
+        '"1 (n k) -> n 1 k"',
+        SAMPLER,
+    ),
+    Mutation(
+        "rays drawn ahead past a ranking",
+        "evos_nerf/pixel_sampler.py",
+        "min(self.selector.steps_alike(step), STEPS_AHEAD, left)",
+        "min(STEPS_AHEAD, left)",
+        SAMPLER,
+    ),
+    Mutation(
+        "the search takes the largest rate",
+        "benchmarks/neutral_search.py",
+        "max(sorted(self.psnrs), key=lambda exponent: mean(self.psnrs[exponent]), default=0)",
+        "max(self.psnrs, default=0)",
+        SEARCH,
+    ),
+]
+
+
+def copied(folder: Path) -> None:
+    """Copy what git tracks, and what it does not ignore, into ``folder``."""
+    listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, text=True)
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def failing_test(folder: Path, tests: list[str]) -> str | None:
+    """The first of ``tests`` that fails in the copy; None if all pass.
+
+    In a fork of this process, which has imported what takes long; the packages under test are imported by the fork.
+    """
+    log = folder / "mutation.log"
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        for number in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        import pytest
+
+        sys.path[:] = [str(folder), *(path for path in sys.path if path != str(ROOT))]
+        code = pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--tb=line", *tests])
+        sys.stdout.flush()
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    text = log.read_text(errors="replace")
+    if code not in (0, 1):
+        raise SystemExit(f"the tests {tests} did not run (exit status {code}):\n{text[-3000:]}")
+    found = re.search(r"^(?:FAILED|ERROR) \S*?::(.+?)(?: - .*)?$", text, re.MULTILINE)
+    return None if code == 0 else found[1] if found else "a test that is not named"
+
+
+def write(file: Path, text: str) -> None:
+    """Write a source file with a time of its own: bytecode of the same length and second would be taken for its."""
+    file.write_text(text)
+    os.utime(file, (moment := next(MOMENTS), moment))
+
+
+def survives(mutation: Mutation, folder: Path) -> bool:
+    """Make the mutation in the copy, run its tests, and undo it; prints a line."""
+    file = folder / mutation.file
+    text, began = file.read_text(), time.monotonic()
+    write(file, text.replace(mutation.old, mutation.new))
+    caught = failing_test(folder, mutation.tests.split())
+    write(file, text)
+    by = f"survived {mutation.tests}" if caught is None else f"caught by {caught}"
+    print(f"{mutation.file}: {mutation.what}\n    {by}, {time.monotonic() - began:.0f} s", flush=True)
+    return caught is None
+
+
+def main(words: list[str]) -> int:
+    """Run the check; see the module's docstring."""
+    chosen = [one for one in MUTATIONS if not words or any(word in f"{one.file} {one.what}" for word in words)]
+    for one in chosen:
+        if (times := (ROOT / one.file).read_text().count(one.old)) != 1:
+            raise SystemExit(f"{one.file} has {times} times, not once: {one.old}")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import kornia.filters
+    import scipy.stats
+    import torch
+
+    torch.set_num_threads(1)
+    del kornia, scipy
+    with tempfile.TemporaryDirectory(prefix="mutations-") as name:
+        folder = Path(name)
+        copied(folder)
+        os.environ["PYTHONPATH"] = name
+        tests = sorted({test for one in chosen for test in one.tests.split()})
+        if red := failing_test(folder, tests):
+            raise SystemExit(f"red without any mutation: {red}")
+        print(f"{len(chosen)} mutations; their tests pass without them", flush=True)
+        survived = sum([survives(one, folder) for one in chosen])
+    print(f"{len(chosen) - survived} of {len(chosen)} caught")
+    return int(survived > SURVIVORS_ALLOWED * len(chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
