@@ -212,10 +212,12 @@ def operations(name: str, size: int, device: str, steps: int = 10) -> dict[str, 
     chosen, take, found = fit.selector, stepper(fit), {}
     for part, count in (("first step", 1), ("step", steps)):
         whole, own = Kernels(), Kernels()
-        methods = {"select": own(chosen.select), "weigh": own(chosen.weigh), "observe": own(chosen.observe)}
-        with mock.patch.multiple(chosen, **methods), whole:
-            for _ in range(count):
-                take()
+        with ExitStack() as patches:
+            for method in (chosen.select, chosen.weigh, chosen.observe):
+                patches.enter_context(mock.patch.object(chosen, method.__name__, own(method)))
+            with whole:
+                for _ in range(count):
+                    take()
         found |= {part: whole.count / count, f"{part}'s selection": own.count / count}
     return found
 
