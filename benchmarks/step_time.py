@@ -18,6 +18,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
