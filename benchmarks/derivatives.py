@@ -17,8 +17,9 @@ import torch
 from common import alternate, peak_mib, ratio, spread, write_result
 from torch import Tensor
 
-from evos.derivatives import linear_with_tangents, scaled_weights, value_and_jacobian
+from evos.derivatives import linear_with_tangents, value_and_jacobian
 from evos.fields import Field, build_field, field_config
+from evos.fields.fused import scaled_weights
 from evos.fields.wire import Wire
 from evos.losses import derivative_loss
 

@@ -18,7 +18,6 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -210,16 +209,13 @@ def operations(name: str, size: int, device: str, steps: int = 10) -> dict[str, 
     """Operations of a side's first step (a key step where there are any), of later ones, the selector's apart."""
     selector, options = OURS[name]
     fit = our_fit(size, device, selector, **options)
-    take, found = stepper(fit), {}
+    chosen, take, found = fit.selector, stepper(fit), {}
     for part, count in (("first step", 1), ("step", steps)):
         whole, own = Kernels(), Kernels()
-        with ExitStack() as patches:
-            selector = fit.selector
-            for method in (selector.select, selector.weigh, selector.observe):
-                patches.enter_context(mock.patch.object(selector, method.__name__, own(method)))
-            with whole:
-                for _ in range(count):
-                    take()
+        methods = {"select": own(chosen.select), "weigh": own(chosen.weigh), "observe": own(chosen.observe)}
+        with mock.patch.multiple(chosen, **methods), whole:
+            for _ in range(count):
+                take()
         found |= {part: whole.count / count, f"{part}'s selection": own.count / count}
     return found
 

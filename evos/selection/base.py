@@ -248,7 +248,7 @@ class Selector(ABC, Generic[ConfigT]):
 
     def uniform(self, rows: Int[Tensor, " B"], count: int) -> Int[Tensor, "B K"]:
         """``count`` distinct cells of each row, uniformly at random; masked ones last."""
-        return uniform_draw(len(rows), self.pool.cells, count, self.generator, self.valid_in(rows))
+        return uniform_draw(rows, self.pool.cells, count, self.generator, self.valid_in(rows))
 
     # ---- state ---------------------------------------------------------------------------------------------
 

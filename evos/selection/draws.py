@@ -12,27 +12,32 @@ Count = int | Int[Tensor, "B 1"]
 
 
 def weighted_draw(odds: Float[Tensor, "B P"], count: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
-    """``count`` distinct cells of each row in proportion to finite ``odds``; cells with odds of at most 0 come last.
+    """``count`` distinct cells of each row with the given odds, which are finite; negative odds come last.
 
     Equal in distribution to drawing one after the other without replacement: the largest odds / exponential numbers are
     taken (Efraimidis and Spirakis 2006). Without ``torch.multinomial``'s limit of 2^24 categories.
     """
-    return (odds / torch.empty_like(odds).exponential_(generator=generator)).topk(count, dim=1, sorted=False).indices
+    log_uniform = torch.rand(odds.shape, generator=generator, device=odds.device).log()  # - an exponential number
+    return (odds / log_uniform).topk(count, dim=1, largest=False, sorted=False).indices
 
 
 def uniform_draw(
-    rows: int, cells: int, count: int, generator: torch.Generator, valid: Bool[Tensor, "B P"] | None = None
+    rows: Int[Tensor, " B"],
+    cells: int,
+    count: int,
+    generator: torch.Generator,
+    valid: Bool[Tensor, "B P"] | None = None,
 ) -> Int[Tensor, "B K"]:
     """``count`` distinct cells of each of ``rows``, all equally likely; those that are not ``valid`` come last."""
-    keys = torch.rand(rows, cells, generator=generator, device=generator.device)
+    keys = torch.rand(len(rows), cells, generator=generator, device=rows.device)
     return masked(keys, valid).topk(count, dim=1, sorted=False).indices
 
 
 def random_order(
-    rows: int, cells: int, generator: torch.Generator, valid: Bool[Tensor, "B P"] | None = None
+    rows: Int[Tensor, " B"], cells: int, generator: torch.Generator, valid: Bool[Tensor, "B P"] | None = None
 ) -> Int[Tensor, "B P"]:
     """All cells of each row in random order, those that are not ``valid`` last."""
-    keys = torch.rand(rows, cells, generator=generator, device=generator.device)
+    keys = torch.rand(len(rows), cells, generator=generator, device=rows.device)
     return masked(keys, valid).argsort(dim=1, descending=True)
 
 
@@ -48,7 +53,7 @@ def survivors_and_mutants(
     Cells that are not ``valid`` are drawn when nothing else is left.
     """
     rest = order[:, survivors:]
-    keys = torch.rand(rest.shape, generator=generator, device=generator.device)
+    keys = torch.rand(rest.shape, generator=generator, device=rest.device)
     keys = masked(keys, None if valid is None else valid.gather(1, rest))
     drawn = rest.gather(1, keys.topk(mutants, dim=1, sorted=False).indices)
     return torch.cat((order[:, :survivors], drawn), dim=1)

@@ -65,7 +65,7 @@ class EgraSelector(Selector[EgraConfig]):
         # With edge_odds 1 cells off the edges have no odds; tiny ones keep them ahead of masked cells.
         odds = odds.clamp(min=torch.finfo(odds.dtype).tiny)
         if self.valid is not None:
-            odds = odds * self.valid[rows]
+            odds = odds.masked_fill(~self.valid[rows], -1.0)
         return self.selection(rows, weighted_draw(odds, self.keep_count(step), self.generator), step)
 
 
@@ -115,6 +115,6 @@ class ExpansiveSelector(Selector[ExpansiveConfig]):
         anchors = anchors[:, :keep]
         odds = torch.ones(len(rows), self.pool.cells, device=self.device)
         if self.valid is not None:
-            odds = odds * self.valid[rows]  # masked cells may pad rows with few usable ones, anchors never
-        others = weighted_draw(odds.scatter(1, anchors, -1.0), keep - anchors.shape[1], self.generator)
+            odds = odds.masked_fill(~self.valid[rows], -1.0)  # they fill up rows of few cells, anchors never
+        others = weighted_draw(odds.scatter(1, anchors, -1e30), keep - anchors.shape[1], self.generator)
         return self.selection(rows, torch.cat((anchors, others), dim=1), step)

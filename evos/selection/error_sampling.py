@@ -48,7 +48,7 @@ class ErrorSelector(CachingSelector[ErrorConfig]):
         rows = self.all_rows if rows is None else rows
         odds = self.odds(rows)
         if self.valid is not None:
-            odds = odds * self.valid[rows]
+            odds = odds.masked_fill(~self.valid[rows], -1.0)
         return self.selection(rows, weighted_draw(odds, self.keep_count(step), self.generator), step)
 
     def odds(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:

@@ -83,8 +83,8 @@ class EvosSelector(CachingSelector[EvosConfig]):
         super().__init__(config, pool, **kwargs)
         start, end = default_key_intervals(self.total_steps)
         self.intervals = (config.key_interval or start, config.key_interval_end or end)
-        # Until the first crossover the order is random.
-        self.order: Int[Tensor, "R P"] = random_order(pool.rows, pool.cells, self.generator, self.valid)
+        # Until the first crossover every cell is as good as any other.
+        self.order: Int[Tensor, "R P"] = random_order(self.all_rows, pool.cells, self.generator, self.valid)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """Every cell on a key step; else the survivors of the last crossover and fresh mutants."""
@@ -130,4 +130,4 @@ class EvosSelector(CachingSelector[EvosConfig]):
     def forget(self, rows: Int[Tensor, " B"]) -> None:
         """Reset the cache of ``rows``, and their order to a random one, until their next key step."""
         super().forget(rows)
-        self.order[rows] = random_order(len(rows), self.pool.cells, self.generator, self.valid_in(rows))
+        self.order[rows] = random_order(rows, self.pool.cells, self.generator, self.valid_in(rows))

@@ -50,7 +50,7 @@ class NintSelector(Selector[NintConfig]):
 
     def __init__(self, config: NintConfig, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
-        self.order: Int[Tensor, "R P"] = random_order(pool.rows, pool.cells, self.generator, self.valid)
+        self.order: Int[Tensor, "R P"] = random_order(self.all_rows, pool.cells, self.generator, self.valid)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """Every cell on a key step; else the highest scored of the last one and uniform draws."""
@@ -74,5 +74,5 @@ class NintSelector(Selector[NintConfig]):
         self.order[selection.rows] = fittest_first(score)
 
     def forget(self, rows: Int[Tensor, " B"]) -> None:
-        """Reset the order of ``rows`` to a random one until their next key step."""
-        self.order[rows] = random_order(len(rows), self.pool.cells, self.generator, self.valid_in(rows))
+        """Of other signals any cell is as good as any other, until their first key step."""
+        self.order[rows] = random_order(rows, self.pool.cells, self.generator, self.valid_in(rows))

@@ -80,7 +80,7 @@ class TilesSelector(CachingSelector[TilesConfig]):
     def __init__(self, config: TilesConfig, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
         self.usable: Int[Tensor, "R 1"] = self.count_usable()
-        self.order: Int[Tensor, "R P"] = random_order(pool.rows, pool.cells, self.generator, self.valid)
+        self.order: Int[Tensor, "R P"] = random_order(self.all_rows, pool.cells, self.generator, self.valid)
         self.sample_fraction: Float[Tensor, "R 1"] = torch.ones(pool.rows, 1, device=self.device)
         self.zero = torch.zeros((), device=self.device)
         self.ratios = {"survivor_ratio": self.zero, "mutant_ratio": 1 - self.zero}
@@ -165,7 +165,7 @@ class TilesSelector(CachingSelector[TilesConfig]):
     def forget(self, rows: Int[Tensor, " B"]) -> None:
         """Uniform points until the next ranking."""
         super().forget(rows)
-        self.order[rows] = random_order(len(rows), self.pool.cells, self.generator, self.valid_in(rows))
+        self.order[rows] = random_order(rows, self.pool.cells, self.generator, self.valid_in(rows))
         self.sample_fraction[rows] = 1.0
 
     def metrics(self) -> dict[str, Tensor]:

@@ -48,8 +48,8 @@ def test_weighted_draws_take_cells_without_odds_last():
 def test_uniform_draws_and_orders_are_distinct_and_take_masked_cells_last(cells, data, seed):
     count = data.draw(st.integers(0, cells))
     valid = torch.rand(3, cells, generator=generator(seed)) < 0.6
-    drawn = uniform_draw(3, cells, count, generator(seed), valid)
-    order = random_order(3, cells, generator(seed), valid)
+    drawn = uniform_draw(torch.arange(3), cells, count, generator(seed), valid)
+    order = random_order(torch.arange(3), cells, generator(seed), valid)
     assert drawn.shape == (3, count) and order.sort(1).values.equal(torch.arange(cells).expand(3, -1))
     for row in range(3):
         usable = int(valid[row].sum())
@@ -59,7 +59,7 @@ def test_uniform_draws_and_orders_are_distinct_and_take_masked_cells_last(cells,
 
 
 def test_uniform_draws_are_uniform(p_value):
-    assert 1e-3 < p_value(uniform_draw(2000, 20, 6, generator()), range(20)) < 1 - 1e-3
+    assert 1e-3 < p_value(uniform_draw(torch.arange(2000), 20, 6, generator()), range(20)) < 1 - 1e-3
 
 
 def slow_survivors_and_mutants(order, survivors, mutants, keys, valid):
