@@ -83,7 +83,7 @@ class EvosSelector(CachingSelector[EvosConfig]):
         super().__init__(config, pool, **kwargs)
         start, end = default_key_intervals(self.total_steps)
         self.intervals = (config.key_interval or start, config.key_interval_end or end)
-        # Until the first crossover every cell is as good as any other.
+        # Until the first crossover the order is random.
         self.order: Int[Tensor, "R P"] = random_order(self.all_rows, pool.cells, self.generator, self.valid)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:

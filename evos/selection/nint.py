@@ -74,5 +74,5 @@ class NintSelector(Selector[NintConfig]):
         self.order[selection.rows] = fittest_first(score)
 
     def forget(self, rows: Int[Tensor, " B"]) -> None:
-        """Of other signals any cell is as good as any other, until their first key step."""
+        """Reset the order of ``rows`` to a random one until their next key step."""
         self.order[rows] = random_order(rows, self.pool.cells, self.generator, self.valid_in(rows))
