@@ -76,7 +76,7 @@ class EvosPixelSamplerConfig(PixelSamplerConfig):
     """How often a tile is seen, on average, in the whole of training; above 0. It sets the side of the tiles."""
 
     max_tiles: int = 1 << 18
-    """Most tiles of all images together (50 bytes and some sorting each), at least 1; never below one an image."""
+    """Most tiles of all images together (54 bytes and some sorting each), at least 1; never below one an image."""
 
     tile_side: int | None = None
     """Side of the tiles in pixels, at least 1; none: from visits."""

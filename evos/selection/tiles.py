@@ -1,10 +1,11 @@
 """EVOS where a cell stands for many points, as a tile of a training image does for its rays.
 
-Three things differ from the method on single points (``evos.py``). Nothing is evaluated for the selector's sake: the
+Four things differ from the method on single points (``evos.py``). Nothing is evaluated for the selector's sake: the
 errors of the points trained on keep a running mean of each tile, and a tile of which little is known borrows from its
 neighbourhood (``RunningCache``). A step trains on ``count`` points drawn from the selected population. And how hard to
 select follows from how concentrated the error is: errors alike everywhere give uniform points, errors in few places the
-configured fractions of fittest tiles and mutants.
+configured fractions of fittest tiles and mutants. And the most wrong of the tiles that were visited often enough leave
+the fit (``outliers.py``): what is still that wrong cannot be learned.
 """
 
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from evos.config import check_range
 from evos.fitness import high_fitness
 from evos.schedules import is_key_step
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
-from evos.selection.cache import CachingSelector, ResidualCache, RunningCache
+from evos.selection.cache import CachingSelector, RunningCache
 from evos.selection.crossover import CROSSOVERS
 from evos.selection.draws import Count, draw_from_two_groups, effective_sample_fraction, random_order
+from evos.selection.outliers import largest_errors, trimmed
 
 EVEN_ERROR = 0.6
 """Effective sample fraction of errors that are spread evenly: that of normal errors, alike everywhere, squared and
@@ -58,6 +60,12 @@ class TilesConfig(SelectorConfig):
     pooling: float = 2.0
     """Weight, in visits, of the neighbourhood's error in a tile's own, above 0."""
 
+    trim_ratio: float = 0.02
+    """Fraction of the tiles that leave the fit as outliers, the most wrong of those visited often enough, in [0, 1]."""
+
+    trim_visits: int = 4
+    """Visits before a tile can be an outlier, at least 1."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("mutation_ratio", self.mutation_ratio, 0, 1)
@@ -66,6 +74,8 @@ class TilesConfig(SelectorConfig):
         check_range("warmup_steps", self.warmup_steps, 0)
         check_range("momentum", self.momentum, 0, 0.99)
         check_range("pooling", self.pooling, 0, open_low=True)
+        check_range("trim_ratio", self.trim_ratio, 0, 1)
+        check_range("trim_visits", self.trim_visits, 1)
 
 
 class TilesSelector(CachingSelector[TilesConfig]):
@@ -76,16 +86,18 @@ class TilesSelector(CachingSelector[TilesConfig]):
     """
 
     state = ("order", "sample_fraction")
+    cache: RunningCache
 
     def __init__(self, config: TilesConfig, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
         self.usable: Int[Tensor, "R 1"] = self.count_usable()
         self.order: Int[Tensor, "R P"] = random_order(pool.rows, pool.cells, self.generator, self.valid)
         self.sample_fraction: Float[Tensor, "R 1"] = torch.ones(pool.rows, 1, device=self.device)
+        self.trim_count = round(config.trim_ratio * self.usable_cells)
         self.zero = torch.zeros((), device=self.device)
         self.ratios = {"survivor_ratio": self.zero, "mutant_ratio": 1 - self.zero}
 
-    def make_cache(self) -> ResidualCache:
+    def make_cache(self) -> RunningCache:
         """Running means instead of last values."""
         return RunningCache(self.pool, self.device, self.config.momentum, self.config.pooling)
 
@@ -146,6 +158,9 @@ class TilesSelector(CachingSelector[TilesConfig]):
         low, high = 4 * square, torch.zeros_like(square)
         if self.config.crossover != "none":
             high = high_fitness(residual, self.pool.shape, self.pool.grid_axes, self.config.laplacian_weight)
+        if self.trim_count > 0:
+            outliers = largest_errors(square, self.cache.visits[rows] >= self.config.trim_visits, self.trim_count)
+            low, high = trimmed(low, outliers), trimmed(high, outliers)
         if valid is not None:
             low, high = low.masked_fill(~valid, -1.0), high.masked_fill(~valid, -1.0)
         fit, _ = self.group_sizes(step, rows, 1)
