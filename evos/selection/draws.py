@@ -61,18 +61,30 @@ def draw_from_two_groups(
     usable: Count,
     count: int,
     generator: torch.Generator,
+    weight: Int[Tensor, "B P"] | None = None,
 ) -> Int[Tensor, "B K"]:
     """``count`` uniform draws, repeats possible, of the fit and of the others.
 
     The first ``survivors`` of them are among the first ``fit`` cells of ``order``, the others among those from ``fit``
-    to ``usable``.
+    to ``usable``. With ``weight``, points of which each cell is made, a point is drawn, and its cell returned: ``fit``
+    and ``usable`` then count points, and a cell may have some on either side.
     """
     # float64: float32 has too few values to address every cell of a large pool.
     kind = torch.float32 if order.device.type == "mps" else torch.float64
     chance = torch.rand(len(order), count, generator=generator, device=order.device, dtype=kind)
     survives = torch.arange(count, device=order.device) < survivors
-    place = torch.where(survives, chance * fit, fit + chance * (usable - fit))
-    return order.gather(1, place.long().clamp(max=order.shape[1] - 1))
+    place = torch.where(survives, chance * fit, fit + chance * (usable - fit)).long()
+    if weight is not None:
+        points = weight.gather(1, order).cumsum(1)
+        place = torch.searchsorted(points, place.minimum(points[:, -1:] - 1), right=True)
+    return order.gather(1, place.clamp(max=order.shape[1] - 1))
+
+
+def cells_within(
+    order: Int[Tensor, "B P"], points: Int[Tensor, "B 1"], weight: Int[Tensor, "B P"]
+) -> Int[Tensor, "B 1"]:
+    """How many of the first cells of ``order`` it takes to have that many ``points``, ``weight`` of them in each."""
+    return torch.searchsorted(weight.gather(1, order).cumsum(1), points) + (points > 0)
 
 
 def stratified(selected: Int[Tensor, "B K"], count: int, generator: torch.Generator) -> Int[Tensor, "B k"]:
@@ -90,16 +102,16 @@ def stratified(selected: Int[Tensor, "B K"], count: int, generator: torch.Genera
 
 
 def effective_sample_fraction(
-    error: Float[Tensor, "B P"], known: Bool[Tensor, "B P"] | None = None
+    error: Float[Tensor, "B P"], known: Bool[Tensor, "B P"] | Int[Tensor, "B P"] | None = None
 ) -> Float[Tensor, "B 1"]:
     """(Σe)² / (n Σe²) over the n ``known`` cells (None = all), whose errors e are at least 0.
 
     1 where all errors are alike or 0, 1 / n where a single cell has all of it (Kish's effective sample size over n).
+    A number in ``known`` is that of the cell's points, which all have its error: n are then the points.
     """
-    if known is not None:
-        error = error * known
+    one = error if known is None else error * known
     count = error.shape[1] if known is None else known.sum(1, keepdim=True).clamp(min=1)
-    total, squares = error.sum(1, keepdim=True), error.square().sum(1, keepdim=True)
+    total, squares = one.sum(1, keepdim=True), (one * error).sum(1, keepdim=True)
     fraction = total.square() / squares.clamp(min=torch.finfo(error.dtype).tiny) / count
     return torch.where(squares > 0, fraction, 1.0)
 

@@ -21,8 +21,14 @@ from evos.fitness import high_fitness
 from evos.schedules import is_key_step
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector, RunningCache
-from evos.selection.crossover import CROSSOVERS
-from evos.selection.draws import Count, draw_from_two_groups, effective_sample_fraction, random_order
+from evos.selection.crossover import CROSSOVERS, fittest_first
+from evos.selection.draws import (
+    Count,
+    cells_within,
+    draw_from_two_groups,
+    effective_sample_fraction,
+    random_order,
+)
 from evos.selection.outliers import largest_errors, trimmed
 
 EVEN_ERROR = 0.6
@@ -102,7 +108,9 @@ class TilesSelector(CachingSelector[TilesConfig]):
         return RunningCache(self.pool, self.device, self.config.momentum, self.config.pooling)
 
     def count_usable(self) -> Int[Tensor, "R 1"]:
-        """How many tiles of each row are not masked."""
+        """How many tiles of each row are not masked; of tiles with weights, how many points these have."""
+        if self.weight is not None:
+            return self.weight.sum(1, keepdim=True)
         if self.valid is None:
             return torch.full((self.pool.rows, 1), self.pool.cells, device=self.device)
         return self.valid.sum(1, keepdim=True)
@@ -125,7 +133,8 @@ class TilesSelector(CachingSelector[TilesConfig]):
         fit, survivors = (0, 0) if step <= self.config.warmup_steps else self.group_sizes(step, rows, count)
         survivor_ratio = (self.zero + survivors / count).mean()
         self.ratios = {"survivor_ratio": survivor_ratio, "mutant_ratio": 1 - survivor_ratio}
-        index = draw_from_two_groups(self.order[rows], fit, survivors, self.usable[rows], count, self.generator)
+        order, weight = self.order[rows], self.weight_in(rows)
+        index = draw_from_two_groups(order, fit, survivors, self.usable[rows], count, self.generator, weight)
         return Selection(rows, index, is_key=is_key, step=step)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
@@ -137,7 +146,7 @@ class TilesSelector(CachingSelector[TilesConfig]):
         self.cache.write(selection, feedback.residual)
 
     def group_sizes(self, step: int, rows: Int[Tensor, " B"], count: int) -> tuple[Count, Count]:
-        """How many tiles of each row are fit, and how many of ``count`` draws go to them.
+        """How many tiles (points, where these have weights) of each row are fit, and how many of ``count`` draws go there.
 
         With s the effective sample fraction, the population is (s / 0.6)⁴ of the tiles, and mutants are that fraction
         of the draws, neither below what is configured, nor above 1.
@@ -153,8 +162,9 @@ class TilesSelector(CachingSelector[TilesConfig]):
     def rank(self, step: int, rows: Int[Tensor, " B"]) -> None:
         """Measure how concentrated the error is, and put the tiles of ``rows`` in order, masked ones last."""
         residual, square = self.cache.errors(rows)
-        valid = self.valid_in(rows)
-        self.sample_fraction[rows] = effective_sample_fraction(square, valid)
+        valid, weight = self.valid_in(rows), self.weight_in(rows)
+        counted = valid if weight is None else weight
+        self.sample_fraction[rows] = effective_sample_fraction(square, counted)
         low, high = 4 * square, torch.zeros_like(square)
         if self.config.crossover != "none":
             high = high_fitness(residual, self.pool.shape, self.pool.grid_axes, self.config.laplacian_weight)
@@ -164,7 +174,9 @@ class TilesSelector(CachingSelector[TilesConfig]):
         if valid is not None:
             low, high = low.masked_fill(~valid, -1.0), high.masked_fill(~valid, -1.0)
         fit, _ = self.group_sizes(step, rows, 1)
-        self.order[rows] = CROSSOVERS[self.config.crossover](low, high, fit, valid)
+        if weight is not None:
+            fit = cells_within(fittest_first(low), self.usable[rows].minimum(fit), weight)
+        self.order[rows] = CROSSOVERS[self.config.crossover](low, high, fit, counted)
 
     def ranks_at(self, step: int) -> bool:
         """Whether the tiles are ranked at ``step``."""

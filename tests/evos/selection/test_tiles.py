@@ -171,3 +171,37 @@ def test_neither_masked_tiles_nor_those_forgotten_are_visited():
     assert visits == {(0, 6): 2, (0, 7): 1, (1, 1): 3, (1, 2): 1}
     one.forget(torch.tensor([1]))
     assert one.cache.visits.sum(1).tolist() == [3, 0]
+
+
+def test_tiles_of_one_point_each_are_drawn_and_ranked_as_tiles_without_weights():
+    mask = torch.ones(1, 400, dtype=torch.bool)
+    mask[:, 390:] = False
+    draws = []
+    for weight in (None, mask.long()):
+        pool = Pool(1, (20, 20), mask=mask, weight=weight)
+        one = build_selector(TilesConfig(**NO_WARMUP), pool, total_steps=100, device="cpu")
+        residual = torch.linspace(1, 0, 400)[None, :, None].pow(8)
+        one.observe(Selection(one.all_rows, None, step=1), Feedback(residual))
+        draws.append(one.select(2, count=3000).index)
+        assert one.metrics()["survivor_ratio"] > 0.5
+    assert torch.equal(*draws)
+
+
+def test_the_fit_are_a_fraction_of_the_points_however_few_of_them_a_wrong_tile_has():
+    """The wrong half of the tiles has one point each, the other half 99: a hundredth of all points."""
+    cells = torch.arange(400)
+    weight = torch.where(cells < 200, 1, 99)[None]
+    options = {**NO_WARMUP, "crossover": "none", "keep_ratio": 0.1, "mutation_ratio": 0.2}
+    one = build_selector(TilesConfig(**options), Pool(1, (20, 20), weight=weight), total_steps=100, device="cpu")
+    one.observe(Selection(one.all_rows, None, step=1), Feedback((cells < 200).float()[None, :, None]))
+    index = one.select(2, count=40_000).index[0]
+    # 8 % of the points are fit, 1.0 of these 8 % the wrong ones, and survivors are 80 % of the draws.
+    assert one.metrics()["survivor_ratio"].item() == pytest.approx(0.8)
+    assert (index < 200).float().mean().item() == pytest.approx(0.8 / 8, rel=0.05)
+
+
+def test_weights_are_checked():
+    mask = torch.tensor([[True, False]])
+    for weight in (torch.tensor([[1.0, 0.0]]), torch.tensor([1, 0]), torch.tensor([[1, 1]]), torch.tensor([[0, 0]])):
+        with pytest.raises(InputError, match="^weight: got"):
+            Pool(1, (2,), mask=mask, weight=weight)
