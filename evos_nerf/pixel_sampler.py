@@ -254,10 +254,8 @@ class EvosPixelSampler(PixelSampler):
     def _build(self, side: int, device: torch.device) -> None:
         """Make the grid of ``side`` and the selector over it."""
         self.grid = build_grid(self.sizes, side, device, self.mask)
-        usable, weight = (
-            None if of_tile is None else of_tile[None] for of_tile in (self.grid.usable, self.grid.pixels)
-        )
-        pool = Pool(1, self.grid.shape, tile=side, mask=usable, weight=weight)
+        mask, weight = (None if tiles is None else tiles[None] for tiles in (self.grid.usable, self.grid.pixels))
+        pool = Pool(1, self.grid.shape, tile=side, mask=mask, weight=weight)
         self.drawn = torch.zeros(pool.cells, device=device)
         self.one = torch.ones(1, device=device)
         config: SelectorConfig = getattr(self.config, self.config.selector)

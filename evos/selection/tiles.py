@@ -23,13 +23,15 @@ from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorCon
 from evos.selection.cache import CachingSelector, RunningCache
 from evos.selection.crossover import CROSSOVERS, fittest_first
 from evos.selection.draws import (
-    Count,
     cells_within,
     draw_from_two_groups,
     effective_sample_fraction,
     random_order,
 )
 from evos.selection.outliers import largest_errors, trimmed
+
+Counts = Int[Tensor, "B 1"]
+"""One number a row."""
 
 EVEN_ERROR = 0.6
 """Effective sample fraction of errors that are spread evenly: that of normal errors, alike everywhere, squared and
@@ -145,8 +147,8 @@ class TilesSelector(CachingSelector[TilesConfig]):
         """Add the errors of the points just trained on to their tiles' running means."""
         self.cache.write(selection, feedback.residual)
 
-    def group_sizes(self, step: int, rows: Int[Tensor, " B"], count: int) -> tuple[Count, Count]:
-        """How many tiles (points, where these have weights) of each row are fit, and how many of ``count`` draws go there.
+    def group_sizes(self, step: int, rows: Int[Tensor, " B"], count: int) -> tuple[Counts, Counts]:
+        """How many tiles of each row are fit (points, where tiles have weights), and how many of ``count`` draws they get.
 
         With s the effective sample fraction, the population is (s / 0.6)⁴ of the tiles, and mutants are that fraction
         of the draws, neither below what is configured, nor above 1.

@@ -202,6 +202,6 @@ def test_the_fit_are_a_fraction_of_the_points_however_few_of_them_a_wrong_tile_h
 
 def test_weights_are_checked():
     mask = torch.tensor([[True, False]])
-    for weight in (torch.tensor([[1.0, 0.0]]), torch.tensor([1, 0]), torch.tensor([[1, 1]]), torch.tensor([[0, 0]])):
-        with pytest.raises(InputError, match="^weight: got"):
+    for weight in (torch.tensor([[1.0, 0.0]]), torch.tensor([[1, 1]]), torch.tensor([[0, 0]])):
+        with pytest.raises(InputError, match=r"^weight: got"):
             Pool(1, (2,), mask=mask, weight=weight)
