@@ -9,11 +9,10 @@ pytest.importorskip("nerfstudio")
 from benchmarks.common import Kernels
 from evos.errors import InputError
 from evos.selection import SoftConfig, TilesConfig
+from evos_nerf.half_precision import packed, unpacked
 from evos_nerf.pixel_sampler import (
     STRATEGIES,
     EvosPixelSamplerConfig,
-    packed,
-    unpacked,
     warn_of_fallback,
 )
 
@@ -216,8 +215,10 @@ def test_errors_are_saved_in_half_precision():
     one.pass_on()
     before = one.selector.cache.sums.clone()
     state = one.state_dict()
-    assert state["selector"]["sums"].dtype == torch.float16
-    assert torch.equal(one.selector.cache.sums, before.half().float())
+    assert state["selector"]["means"].dtype == torch.float16
+    count = before[..., -1:]
+    means = torch.where(count > 0, before[..., :-1] / count, 0.0)
+    torch.testing.assert_close(one.selector.cache.sums, torch.cat((means.half().float() * count, count), dim=-1))
     assert unpacked(packed({"seen": torch.ones(1, 2), "points": torch.ones(2)}))["points"].dtype == torch.float32
 
 
@@ -392,3 +393,27 @@ def test_stray_pixels_that_are_all_wrong_get_no_more_rays_than_their_share_of_th
         share.append(float(found.float().mean()))
     # The fit are at least 13.5 % of the pixels; these 0.24 % in it get at most 0.24 / 13.5 of the survivors.
     assert sum(share[16:]) / 32 < 0.0024 / 0.135 * 1.5
+
+
+def test_however_many_rays_a_tile_gets_what_is_saved_is_finite():
+    """Two tiles, and more rays between two rankings than half precision can count."""
+    one, batch = sampler(rays=20_000, tile_side=12, tiles=TilesConfig()), images(2, 12, 8)
+    learn(one, batch, 33, error=lambda pixels: torch.full((20_000, 3), 3.0))
+    one.pass_on()
+    assert one.selector.cache.sums.max() > torch.finfo(torch.float16).max
+    known = one.selector.cache.errors(one.selector.all_rows)
+    one.state_dict()
+    torch.testing.assert_close(one.selector.cache.errors(one.selector.all_rows), known, rtol=1e-3, atol=1e-3)
+
+
+def test_the_host_as_selector_is_nerfstudios_sampler_in_training_too():
+    from nerfstudio.data.pixel_samplers import PixelSamplerConfig
+
+    torch.manual_seed(1)
+    host = PixelSamplerConfig().setup(num_rays_per_batch=24)
+    theirs = [host.sample(images())["indices"] for _ in range(3)]
+    one = sampler(selector="host")
+    torch.manual_seed(1)
+    for step in range(3):
+        assert torch.equal(one.sample(images(), step)["indices"], theirs[step])
+    assert not one.is_feedback_wanted and one.state_dict() is None and one.maps(0) == {}
