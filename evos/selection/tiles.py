@@ -148,7 +148,7 @@ class TilesSelector(CachingSelector[TilesConfig]):
         self.cache.write(selection, feedback.residual)
 
     def group_sizes(self, step: int, rows: Int[Tensor, " B"], count: int) -> tuple[Counts, Counts]:
-        """How many tiles (points, where they have weights) of each row are fit, and how many of ``count`` draws go there.
+        """How many tiles of each row are fit (points, if they have weights), and how many of ``count`` draws go there.
 
         With s the effective sample fraction, the population is (s / 0.6)⁴ of the tiles, and mutants are that fraction
         of the draws, neither below what is configured, nor above 1.

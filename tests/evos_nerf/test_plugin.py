@@ -12,7 +12,7 @@ pytest.importorskip("nerfstudio")
 import evos_nerf
 from evos_nerf.plugin import warn_of_error
 
-pytestmark = pytest.mark.nerf
+pytestmark = [pytest.mark.nerf, pytest.mark.filterwarnings("ignore")]
 
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"]
 
