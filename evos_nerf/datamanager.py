@@ -4,6 +4,7 @@ nerfacto's data manager draws pixels in worker processes, which residuals cannot
 in random order. This one works for any ray-based method.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,7 +43,7 @@ class EvosDataManagerConfig(VanillaDataManagerConfig):
         super().__post_init__()
         if self.patch_size != 1:
             raise InputError("patch_size", self.patch_size, "1 (EVOS selects pixel by pixel)")
-        if self.train_num_images_to_sample_from != -1:
+        if self.train_num_images_to_sample_from not in (-1, math.inf):  # all of them; inf since nerfstudio 1.1.5
             got = self.train_num_images_to_sample_from
             raise InputError("train_num_images_to_sample_from", got, "-1 (EVOS ranks all training images together)")
         check_range("factor", self.factor, 1)

@@ -35,6 +35,7 @@ from evos.selection import (
     UniformConfig,
     build_selector,
 )
+from evos_nerf.half_precision import packed, unpacked
 from evos_nerf.tiles import TileGrid, build_grid, tile_side
 
 STEPS_AHEAD = 64
@@ -46,6 +47,9 @@ MAPS = ("evos_drawn", "evos_error")
 STRATEGIES = ("tiles", "uniform", "soft", "egra", "expansive")
 """The strategies that can choose rays; the others evaluate all pixels in some or all steps."""
 
+HOST = "host"
+"""Not a strategy: nerfstudio draws the rays as it does without EVOS, for comparison."""
+
 
 @dataclass
 class EvosPixelSamplerConfig(PixelSamplerConfig):
@@ -54,8 +58,8 @@ class EvosPixelSamplerConfig(PixelSamplerConfig):
     _target: type = field(default_factory=lambda: EvosPixelSampler)
     """The class to instantiate."""
 
-    selector: Literal["tiles", "uniform", "soft", "egra", "expansive"] = "tiles"
-    """Strategy that chooses the tiles of training rays: tiles is EVOS over tiles."""
+    selector: Literal["tiles", "uniform", "soft", "egra", "expansive", "host"] = "tiles"
+    """Strategy that chooses the tiles of training rays: tiles is EVOS over tiles; host: nerfstudio's own sampler."""
 
     tiles: TilesConfig = field(default_factory=TilesConfig)
     """Options of EVOS over tiles."""
@@ -76,7 +80,7 @@ class EvosPixelSamplerConfig(PixelSamplerConfig):
     """Mean number of rays drawn from a tile over the whole training, above 0; determines the side of the tiles."""
 
     max_tiles: int = 1 << 18
-    """Maximum number of tiles over all images (50 bytes each), at least 1; every image has at least one."""
+    """Maximum number of tiles over all images (54 bytes each), at least 1; every image has at least one."""
 
     tile_side: int | None = None
     """Side of the tiles in pixels, at least 1; none: derived from visits."""
@@ -84,7 +88,7 @@ class EvosPixelSamplerConfig(PixelSamplerConfig):
     def __post_init__(self) -> None:
         if self.selector in SELECTORS and self.selector not in STRATEGIES:
             raise InputError("selector", self.selector, f"{', '.join(STRATEGIES)} (this one renders every pixel)")
-        check_choice("selector", self.selector, STRATEGIES)
+        check_choice("selector", self.selector, (*STRATEGIES, HOST))
         check_range("visits", self.visits, 0, open_low=True)
         check_range("max_tiles", self.max_tiles, 1)
         check_range("tile_side", self.tile_side, 1)
@@ -128,7 +132,7 @@ class EvosPixelSampler(PixelSampler):
 
         ``image_batch`` holds all training images in the order of their index. Without a step: uniform pixels.
         """
-        if step is None:
+        if step is None or self.config.selector == HOST:
             return super().sample(image_batch)
         if self.uses_host_sampler:
             warn_of_fallback()
@@ -254,8 +258,8 @@ class EvosPixelSampler(PixelSampler):
     def _build(self, side: int, device: torch.device) -> None:
         """Build the grid with tiles of ``side`` px and the selector over it."""
         self.grid = build_grid(self.sizes, side, device, self.mask)
-        usable = self.grid.usable
-        pool = Pool(1, self.grid.shape, tile=side, mask=None if usable is None else usable[None])
+        mask, weight = (None if tiles is None else tiles[None] for tiles in (self.grid.usable, self.grid.pixels))
+        pool = Pool(1, self.grid.shape, tile=side, mask=mask, weight=weight)
         self.drawn = torch.zeros(pool.cells, device=device)
         self.one = torch.ones(1, device=device)
         config: SelectorConfig = getattr(self.config, self.config.selector)
@@ -330,19 +334,3 @@ class EvosPixelSampler(PixelSampler):
 def warn_of_fallback() -> None:
     """Warn once that nerfstudio's sampler draws the rays, not EVOS."""
     CONSOLE.print("[bold yellow]Warning: equirectangular or fisheye cameras: nerfstudio's own sampler draws the rays.")
-
-
-def packed(state: dict[str, Any]) -> dict[str, Any]:
-    """A selector's state with its per-cell float maps in half precision."""
-    cells = state["seen"].shape if "seen" in state else None
-
-    def is_map(value: Any) -> bool:
-        return isinstance(value, Tensor) and value.is_floating_point() and value.shape[:2] == cells
-
-    return {name: value.half() if is_map(value) else value for name, value in state.items()}
-
-
-def unpacked(state: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of ``packed``: the maps back in single precision."""
-    half = torch.float16
-    return {n: v.float() if isinstance(v, Tensor) and v.dtype == half else v for n, v in state.items()}

@@ -79,6 +79,11 @@ class TileGrid:
     members: Members | None
     """The pixels that may be drawn; None = all."""
 
+    @property
+    def pixels(self) -> Int[Tensor, " P"] | None:
+        """How many pixels of each tile may be drawn, where masks make that differ; None = as many of each."""
+        return None if self.members is None else self.members.count
+
     def draw(self, cells: Int[Tensor, " K"], generator: torch.Generator) -> Int[Tensor, "K 3"]:
         """A uniformly random unmasked pixel (image, y, x) of each tile.
 

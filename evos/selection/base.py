@@ -32,11 +32,14 @@ class Pool:
     """The cells to select from: ``rows`` grids of ``shape``, with neighbours along the last ``axes`` of its axes.
 
     ``tile``: side of a cell in pixels, for pools of pixel tiles. ``mask``: boolean, False where a cell is never drawn.
+    ``weight``: of how many points a cell is made, 0 where it is masked, for pools whose points, not cells, are to be
+    drawn alike (``uniform`` and ``tiles`` go by it); None: all of the same number.
     ``axes``: 1 to the number of axes of ``shape``; None: the last two, or the only one.
 
     Raises:
         InputError: no row or cell; more axes than the shape has; a mask that is not boolean, of another shape, or
-            without a usable cell in some row.
+            without a usable cell in some row; weights that are not int64, of another shape, or not above 0 just where
+            a cell is usable.
     """
 
     rows: int
@@ -44,6 +47,7 @@ class Pool:
     tile: int = 1
     mask: Shaped[Tensor, "R P"] | None = None
     axes: int | None = None
+    weight: Shaped[Tensor, "R P"] | None = None
 
     def __post_init__(self) -> None:
         if self.rows < 1 or not self.shape or min(self.shape) < 1:
@@ -51,6 +55,11 @@ class Pool:
             raise InputError("pool", got, "at least one row and one cell along every axis")
         if self.axes is not None and not 1 <= self.axes <= len(self.shape):
             raise InputError("axes", self.axes, f"1 to {len(self.shape)}, the axes of {self.shape}, or none")
+        self.check_mask()
+        self.check_weight()
+
+    def check_mask(self) -> None:
+        """Raise InputError for a mask of another kind or shape, or one that leaves nothing of a row."""
         if self.mask is None:
             return
         if self.mask.dtype != torch.bool:
@@ -59,6 +68,17 @@ class Pool:
             raise InputError("mask", tuple(self.mask.shape), f"one truth value a cell: {(self.rows, self.cells)}")
         if not bool(self.mask.any(1).all()):
             raise InputError("mask", "a row without a single usable cell", "at least one usable cell in every row")
+
+    def check_weight(self) -> None:
+        """Raise InputError for weights of another kind or shape, or that contradict the mask."""
+        if self.weight is None:
+            return
+        if self.weight.dtype != torch.int64 or tuple(self.weight.shape) != (self.rows, self.cells):
+            got = f"{self.weight.dtype} of {tuple(self.weight.shape)}"
+            raise InputError("weight", got, f"one torch.int64 a cell: {(self.rows, self.cells)}")
+        usable = torch.ones_like(self.weight, dtype=torch.bool) if self.mask is None else self.mask
+        if not bool(((self.weight > 0) == usable).all() and (self.weight >= 0).all()):
+            raise InputError("weight", "others", "above 0 where a cell is usable, and 0 where it is masked")
 
     @property
     def cells(self) -> int:
@@ -163,6 +183,7 @@ class Selector(ABC, Generic[ConfigT]):
         self.all_rows = torch.arange(pool.rows, device=self.device)
         # Counted once, on the host, so that no later count has to wait for the device.
         self.valid = None if pool.mask is None else pool.mask.to(self.device)
+        self.weight = None if pool.weight is None else pool.weight.to(self.device)
         sizes = [pool.cells] if pool.mask is None else pool.mask.sum(1).tolist()
         self.usable_cells, self.fewest_usable = sum(sizes) / len(sizes), min(sizes)
 
@@ -228,6 +249,10 @@ class Selector(ABC, Generic[ConfigT]):
     def valid_in(self, rows: Int[Tensor, " B"]) -> Bool[Tensor, "B P"] | None:
         """Which cells of ``rows`` are not masked; None = all."""
         return None if self.valid is None else self.valid[rows]
+
+    def weight_in(self, rows: Int[Tensor, " B"]) -> Int[Tensor, "B P"] | None:
+        """Of how many points each cell of ``rows`` is made; None = all alike."""
+        return None if self.weight is None else self.weight[rows]
 
     def all_cells(self, rows: Int[Tensor, " B"], step: int, *, is_key: bool = False) -> Selection:
         """All cells of ``rows``; masked ones with weight 0."""

@@ -92,12 +92,15 @@ class RunningCache(ResidualCache):
     errors as visits accumulate.
     """
 
-    maps = ("sums",)
+    maps = ("sums", "visits")
 
     def __init__(self, pool: Pool, device: torch.device, momentum: float, pooling: float) -> None:
         super().__init__(pool, device)
         self.momentum, self.pooling = momentum, pooling
         # Weighted by age: sums of residuals, of their mean squares and of ones (visits): S = C + 2, in one tensor.
+        # Every residual taken is a visit, also a cell's second one in a step. These do not age: at a momentum of 0.7,
+        # aged ones would stay below 3.4 in a cell that is drawn once between two writes.
+        self.visits: Int[Tensor, "R P"] = torch.zeros(pool.rows, pool.cells, dtype=torch.int32, device=device)
         self.sums: Float[Tensor, "R P S"] | None = None
 
     def write(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> None:
@@ -114,6 +117,7 @@ class RunningCache(ResidualCache):
         flat[place] = self.momentum * flat[place]
         flat.index_add_(0, place, visit)
         self.seen.view(-1)[place] = flat[place, -1] > 0
+        self.visits.view(-1).index_add_(0, place, taken.int())
 
     def read(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P C"]:
         """Smoothed mean residual of each cell."""

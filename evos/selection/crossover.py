@@ -10,6 +10,9 @@ from torch import Tensor
 
 from evos.selection.draws import Count
 
+Counted = Bool[Tensor, "B P"] | Int[Tensor, "B P"] | None
+"""Which cells count, or how many times each does; None: all alike."""
+
 
 def ranks(order: Int[Tensor, "B P"]) -> Int[Tensor, "B P"]:
     """The inverse of a permutation: the position of each cell in ``order``."""
@@ -22,7 +25,7 @@ def fittest_first(fitness: Float[Tensor, "B P"]) -> Int[Tensor, "B P"]:
     return fitness.argsort(dim=1, descending=True, stable=True)
 
 
-def masked_mean(values: Float[Tensor, "B P"], counted: Bool[Tensor, "B P"] | None) -> Float[Tensor, "B 1"]:
+def masked_mean(values: Float[Tensor, "B P"], counted: Counted) -> Float[Tensor, "B 1"]:
     """Mean of each row over the counted cells (None = all)."""
     if counted is None:
         return values.mean(1, keepdim=True)
@@ -30,21 +33,21 @@ def masked_mean(values: Float[Tensor, "B P"], counted: Bool[Tensor, "B P"] | Non
 
 
 def cross_none(
-    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Bool[Tensor, "B P"] | None = None
+    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Counted = None
 ) -> Int[Tensor, "B P"]:
     """Order by the low-frequency fitness alone."""
     return fittest_first(low)
 
 
 def cross_add(
-    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Bool[Tensor, "B P"] | None = None
+    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Counted = None
 ) -> Int[Tensor, "B P"]:
     """Order by the sum of the two fitnesses."""
     return fittest_first(low + high)
 
 
 def cross_select(
-    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Bool[Tensor, "B P"] | None = None
+    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Counted = None
 ) -> Int[Tensor, "B P"]:
     """The paper's crossover, whose first ``n`` cells are the offspring.
 

@@ -66,18 +66,30 @@ def draw_from_two_groups(
     usable: Count,
     count: int,
     generator: torch.Generator,
+    weight: Int[Tensor, "B P"] | None = None,
 ) -> Int[Tensor, "B K"]:
     """``count`` uniform draws with replacement, from the fittest cells and from the others.
 
     The first ``survivors`` draws are from the first ``fittest`` cells of ``order``, the rest from cells ``fittest`` to
-    ``usable``.
+    ``usable``. With ``weight``, the number of points in each cell, a point is drawn and its cell returned: ``fittest``
+    and ``usable`` then count points, and one cell may have points on both sides.
     """
     # float64: float32 has too few values to address every cell of a large pool.
     dtype = torch.float32 if order.device.type == "mps" else torch.float64
     uniform = torch.rand(len(order), count, generator=generator, device=order.device, dtype=dtype)
     survives = torch.arange(count, device=order.device) < survivors
-    place = torch.where(survives, uniform * fittest, fittest + uniform * (usable - fittest))
-    return order.gather(1, place.long().clamp(max=order.shape[1] - 1))
+    place = torch.where(survives, uniform * fittest, fittest + uniform * (usable - fittest)).long()
+    if weight is not None:
+        points = weight.gather(1, order).cumsum(1)
+        place = torch.searchsorted(points, place.minimum(points[:, -1:] - 1), right=True)
+    return order.gather(1, place.clamp(max=order.shape[1] - 1))
+
+
+def cells_within(
+    order: Int[Tensor, "B P"], points: Int[Tensor, "B 1"], weight: Int[Tensor, "B P"]
+) -> Int[Tensor, "B 1"]:
+    """How many of the first cells of ``order`` it takes to have that many ``points``, ``weight`` of them in each."""
+    return torch.searchsorted(weight.gather(1, order).cumsum(1), points) + (points > 0)
 
 
 def stratified(selected: Int[Tensor, "B K"], count: int, generator: torch.Generator) -> Int[Tensor, "B k"]:
@@ -95,16 +107,16 @@ def stratified(selected: Int[Tensor, "B K"], count: int, generator: torch.Genera
 
 
 def effective_sample_fraction(
-    error: Float[Tensor, "B P"], known: Bool[Tensor, "B P"] | None = None
+    error: Float[Tensor, "B P"], known: Bool[Tensor, "B P"] | Int[Tensor, "B P"] | None = None
 ) -> Float[Tensor, "B 1"]:
     """(Σe)² / (n Σe²) over the n ``known`` cells (None = all), whose errors e are at least 0.
 
-    1 where all errors are equal, 1 / n where one cell has all the error (Kish's effective sample size over n).
+    1 where all errors are equal, 1 / n where one cell has all the error (Kish's effective sample size over n). Numbers
+    in ``known`` are how many points a cell has, each with the cell's error: n is then the number of points.
     """
-    if known is not None:
-        error = error * known
+    one = error if known is None else error * known
     count = error.shape[1] if known is None else known.sum(1, keepdim=True).clamp(min=1)
-    total, squares = error.sum(1, keepdim=True), error.square().sum(1, keepdim=True)
+    total, squares = one.sum(1, keepdim=True), (one * error).sum(1, keepdim=True)
     fraction = total.square() / squares.clamp(min=torch.finfo(error.dtype).tiny) / count
     return torch.where(squares > 0, fraction, 1.0)
 

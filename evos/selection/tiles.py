@@ -1,10 +1,11 @@
 """EVOS where a cell contains many points, as a tile of a training image contains many rays.
 
-Three things differ from the method on single points (``evos.py``). Nothing is evaluated for selection alone: each tile
+Four things differ from the method on single points (``evos.py``). Nothing is evaluated for selection alone: each tile
 has a running mean of the errors of the points trained on, smoothed by its neighbourhood while it has few visits
-(``RunningCache``). A step trains on ``count`` points drawn from the selected population. And the selection pressure
-follows the concentration of the error: evenly distributed errors give uniform points, concentrated errors the
-configured fractions of fittest tiles and mutants.
+(``RunningCache``). A step trains on ``count`` points drawn from the selected population. The selection pressure follows
+the concentration of the error: evenly distributed errors give uniform points, concentrated errors the configured
+fractions of fittest tiles and mutants. And the most wrong of the tiles that were visited often enough leave the fittest
+(``outliers.py``): what is still that wrong cannot be learned.
 """
 
 from dataclasses import dataclass
@@ -19,9 +20,18 @@ from evos.config import check_range
 from evos.fitness import high_fitness
 from evos.schedules import is_key_step
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
-from evos.selection.cache import CachingSelector, ResidualCache, RunningCache
-from evos.selection.crossover import CROSSOVERS
-from evos.selection.draws import Count, draw_from_two_groups, effective_sample_fraction, random_order
+from evos.selection.cache import CachingSelector, RunningCache
+from evos.selection.crossover import CROSSOVERS, fittest_first
+from evos.selection.draws import (
+    cells_within,
+    draw_from_two_groups,
+    effective_sample_fraction,
+    random_order,
+)
+from evos.selection.outliers import largest_errors, trimmed
+
+Counts = Int[Tensor, "B 1"]
+"""One number a row."""
 
 EVEN_ERROR = 0.6
 """Effective sample fraction of evenly distributed errors: that of i.i.d. normal errors, squared and averaged over three
@@ -58,6 +68,12 @@ class TilesConfig(SelectorConfig):
     pooling: float = 2.0
     """Weight, in visits, of the neighbourhood's error in a tile's estimate, above 0."""
 
+    trim_ratio: float = 0.02
+    """Fraction of the tiles that leave the fit as outliers, the most wrong of those visited often enough, in [0, 1]."""
+
+    trim_visits: int = 4
+    """Visits before a tile can be an outlier, at least 1."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("mutation_ratio", self.mutation_ratio, 0, 1)
@@ -66,6 +82,8 @@ class TilesConfig(SelectorConfig):
         check_range("warmup_steps", self.warmup_steps, 0)
         check_range("momentum", self.momentum, 0, 0.99)
         check_range("pooling", self.pooling, 0, open_low=True)
+        check_range("trim_ratio", self.trim_ratio, 0, 1)
+        check_range("trim_visits", self.trim_visits, 1)
 
 
 class TilesSelector(CachingSelector[TilesConfig]):
@@ -76,21 +94,25 @@ class TilesSelector(CachingSelector[TilesConfig]):
     """
 
     state = ("order", "sample_fraction")
+    cache: RunningCache
 
     def __init__(self, config: TilesConfig, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
         self.usable: Int[Tensor, "R 1"] = self.count_usable()
         self.order: Int[Tensor, "R P"] = random_order(self.all_rows, pool.cells, self.generator, self.valid)
         self.sample_fraction: Float[Tensor, "R 1"] = torch.ones(pool.rows, 1, device=self.device)
+        self.trim_count = round(config.trim_ratio * self.usable_cells)
         self.zero = torch.zeros((), device=self.device)
         self.ratios = {"survivor_ratio": self.zero, "mutant_ratio": 1 - self.zero}
 
-    def make_cache(self) -> ResidualCache:
+    def make_cache(self) -> RunningCache:
         """Running means instead of last values."""
         return RunningCache(self.pool, self.device, self.config.momentum, self.config.pooling)
 
     def count_usable(self) -> Int[Tensor, "R 1"]:
-        """How many tiles of each row are not masked."""
+        """How many tiles of each row are not masked; of tiles with weights, how many points these have."""
+        if self.weight is not None:
+            return self.weight.sum(1, keepdim=True)
         if self.valid is None:
             return torch.full((self.pool.rows, 1), self.pool.cells, device=self.device)
         return self.valid.sum(1, keepdim=True)
@@ -113,7 +135,8 @@ class TilesSelector(CachingSelector[TilesConfig]):
         fittest, survivors = (0, 0) if step <= self.config.warmup_steps else self.group_sizes(step, rows, count)
         survivor_ratio = (self.zero + survivors / count).mean()
         self.ratios = {"survivor_ratio": survivor_ratio, "mutant_ratio": 1 - survivor_ratio}
-        index = draw_from_two_groups(self.order[rows], fittest, survivors, self.usable[rows], count, self.generator)
+        order, weight = self.order[rows], self.weight_in(rows)
+        index = draw_from_two_groups(order, fittest, survivors, self.usable[rows], count, self.generator, weight)
         return Selection(rows, index, is_key=is_key, step=step)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
@@ -124,8 +147,8 @@ class TilesSelector(CachingSelector[TilesConfig]):
         """Add the errors of the points just trained on to their tiles' running means."""
         self.cache.write(selection, feedback.residual)
 
-    def group_sizes(self, step: int, rows: Int[Tensor, " B"], count: int) -> tuple[Count, Count]:
-        """Number of fittest tiles of each row, and number of the ``count`` draws made from them.
+    def group_sizes(self, step: int, rows: Int[Tensor, " B"], count: int) -> tuple[Counts, Counts]:
+        """Number of fittest tiles of each row (points, if they have weights), and how many of ``count`` draws go there.
 
         With s the effective sample fraction, (s / 0.6)⁴ is the fraction of the tiles in the population, and that of the
         draws that are mutants: each at least the configured ratio and at most 1.
@@ -141,15 +164,21 @@ class TilesSelector(CachingSelector[TilesConfig]):
     def rank(self, step: int, rows: Int[Tensor, " B"]) -> None:
         """Measure how concentrated the error is, and put the tiles of ``rows`` in order, masked ones last."""
         residual, square = self.cache.errors(rows)
-        valid = self.valid_in(rows)
-        self.sample_fraction[rows] = effective_sample_fraction(square, valid)
+        valid, weight = self.valid_in(rows), self.weight_in(rows)
+        counted = valid if weight is None else weight
+        self.sample_fraction[rows] = effective_sample_fraction(square, counted)
         low, high = 4 * square, torch.zeros_like(square)
         if self.config.crossover != "none":
             high = high_fitness(residual, self.pool.shape, self.pool.grid_axes, self.config.laplacian_weight)
+        if self.trim_count > 0:
+            outliers = largest_errors(square, self.cache.visits[rows] >= self.config.trim_visits, self.trim_count)
+            low, high = trimmed(low, outliers), trimmed(high, outliers)
         if valid is not None:
             low, high = low.masked_fill(~valid, -1.0), high.masked_fill(~valid, -1.0)
         fittest, _ = self.group_sizes(step, rows, 1)
-        self.order[rows] = CROSSOVERS[self.config.crossover](low, high, fittest, valid)
+        if weight is not None:
+            fittest = cells_within(fittest_first(low), self.usable[rows].minimum(fittest), weight)
+        self.order[rows] = CROSSOVERS[self.config.crossover](low, high, fittest, counted)
 
     def ranks_at(self, step: int) -> bool:
         """Whether the tiles are ranked at ``step``."""
