@@ -1,4 +1,4 @@
-"""What every benchmark shares: alternating timing with warm-up, and a result file with machine, versions, command."""
+"""Shared by the benchmarks: interleaved timing with warm-up, and a result file with machine, versions and command."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def synchronized_clock() -> float:
-    """Seconds on a clock, once a GPU has done what it was given."""
+    """Seconds on a clock, after waiting for the work queued on a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -44,13 +44,13 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def ratio(times: Mapping[str, list[float]], side: str, against: str) -> dict[str, float]:
-    """Spread of the ratio of two sides, round by round."""
+    """Median and quartiles of the ratio of two sides, round by round."""
     return spread([a / b for a, b in zip(times[side], times[against], strict=True)])
 
 
 def peak_mib(run: Callable[[], object]) -> float:
     """MiB by which a run raises the resident set at its highest (Linux); warm up on a tiny problem before."""
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the high-water mark so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = resident_mib("VmRSS")
     run()
     return resident_mib("VmHWM") - before
@@ -72,8 +72,8 @@ def write_result(name: str, numbers: Mapping[str, Any]) -> None:
 
 
 class Kernels(TorchDispatchMode):
-    """Counts the operations that compute something, views left out, within the context: on a GPU about the kernels
-    that the host launches."""
+    """Counts operations within the context, views excluded: on a GPU about the number of kernels that the host
+    launches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Kernels(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def __call__(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """``run``, whose operations are counted."""
+        """``run`` with its operations counted."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             with self:

@@ -62,7 +62,7 @@ def peak_of(side: str) -> float:
 def print_peak(args: argparse.Namespace) -> None:
     """The child's half of ``peak_of``."""
     tiny = argparse.Namespace(**vars(args) | {"size": 18, "batch": 1})
-    stepper(tiny, args.peak)()  # what the first step of any size loads
+    stepper(tiny, args.peak)()  # loads what any first step loads
     gc.collect()
 
     def run() -> None:

@@ -17,8 +17,9 @@ import torch
 from common import alternate, peak_mib, ratio, spread, write_result
 from torch import Tensor
 
-from evos.derivatives import linear_with_tangents, scaled_weights, value_and_jacobian
+from evos.derivatives import linear_with_tangents, value_and_jacobian
 from evos.fields import Field, build_field, field_config
+from evos.fields.fused import scaled_weights
 from evos.fields.wire import Wire
 from evos.losses import derivative_loss
 
@@ -28,32 +29,32 @@ PIXEL = 2 / 511  # coordinate step of a 512² photo
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
-def sobolev(values: Tensor, jacobian: Tensor, target: Tensor, slopes: Tensor) -> Tensor:
+def sobolev(values: Tensor, jacobian: Tensor, target: Tensor, derivatives: Tensor) -> Tensor:
     """The paper's loss, derivatives per pixel."""
-    return (values - target).square().mean() + derivative_loss(PIXEL * jacobian, slopes)
+    return (values - target).square().mean() + derivative_loss(PIXEL * jacobian, derivatives)
 
 
-def one_pass(field: Field, x: Tensor, target: Tensor, slopes: Tensor) -> Tensor:
+def one_pass(field: Field, x: Tensor, target: Tensor, derivatives: Tensor) -> Tensor:
     """Ours."""
-    return sobolev(*value_and_jacobian(field, x), target, slopes)
+    return sobolev(*value_and_jacobian(field, x), target, derivatives)
 
 
-def double_backward(field: Field, x: Tensor, target: Tensor, slopes: Tensor) -> Tensor:
+def double_backward(field: Field, x: Tensor, target: Tensor, derivatives: Tensor) -> Tensor:
     """The literal reference."""
     x = x.clone().requires_grad_()
     values = field(x)
     rows = [torch.autograd.grad(channel.sum(), x, create_graph=True)[0] for channel in values.unbind(-1)]
-    return sobolev(values, torch.stack(rows, dim=1), target, slopes)
+    return sobolev(values, torch.stack(rows, dim=1), target, derivatives)
 
 
-def unfused(field: Any, x: Tensor, target: Tensor, slopes: Tensor) -> Tensor:
-    """Ours without fusion: tangents carried in plain operations, all points at once."""
+def unfused(field: Any, x: Tensor, target: Tensor, derivatives: Tensor) -> Tensor:
+    """Ours without fusion: tangents propagated by plain operations, all points at once."""
     values, tangents = x, torch.eye(2)[:, None].expand(-1, *x.shape)
     for index, layer in enumerate(scaled_weights(field)):
         if index:
             values, tangents = field.activation_tangents(values, tangents, index - 1)
         values, tangents = linear_with_tangents(values, tangents, *layer)
-    return sobolev(values, tangents.permute(1, 2, 0), target, slopes)
+    return sobolev(values, tangents.permute(1, 2, 0), target, derivatives)
 
 
 SIDES: dict[str, Loss] = {"one_pass": one_pass, "double_backward": double_backward, "unfused": unfused}
@@ -111,7 +112,7 @@ def disagreement(family: str, dtype: torch.dtype, points: int) -> dict[str, floa
 
 def print_peak_memory(side: str, points: int) -> None:
     """In a process of its own: print how far three steps raise the resident set, in MiB."""
-    stepper(SIDES[side], 8)()  # what the first step of any kind loads
+    stepper(SIDES[side], 8)()  # loads what any first step loads
     step = stepper(SIDES[side], points)
     print(peak_mib(lambda: [step() for _ in range(3)]))
 

@@ -1,7 +1,7 @@
 """The models' formulas written out, for tests and benchmarks to compare with: nothing here is clever.
 
 Weights of every layer exist once for each instance, shared or not, with the bias as one more row; layers are batched
-products; attention is softmax(QKᵀ/√d)V; the inner loop is a loop of ``torch.autograd.grad``. Parameters are those of a
+matmuls; attention is softmax(QKᵀ/√d)V; the inner loop is a loop of ``torch.autograd.grad``. Parameters are those of a
 model of ``generalizable.models``, by name, so that values and gradients can be compared; none of its code is run.
 """
 
@@ -51,7 +51,7 @@ def layer_norm(x: Tensor, layer: nn.LayerNorm) -> Tensor:
 
 
 def attention(x: Tensor, block: Any) -> Tensor:
-    """Self-attention, all heads in one batched product."""
+    """Self-attention, all heads in one batched matmul."""
     count, length, width = x.shape
     q, k, v = (
         part.reshape(count, length, block.heads, -1).transpose(1, 2).reshape(count * block.heads, length, -1)
@@ -146,10 +146,10 @@ def learned_init(model: Any, inner: tuple[Tensor, Tensor], coords: Tensor) -> Te
     for _ in range(model.inner_steps):
         error = field(model, points, dict(enumerate(weights)), dict(enumerate(biases))) - target
         loss = error.square().flatten(1).mean(1).sum()
-        slopes = torch.autograd.grad(loss, weights + biases, create_graph=not model.config.first_order)
+        gradients = torch.autograd.grad(loss, weights + biases, create_graph=not model.config.first_order)
         weights = [
             w - rate * w.square().sum((1, 2), keepdim=True) * s
-            for w, s in zip(weights, slopes[: len(weights)], strict=True)
+            for w, s in zip(weights, gradients[: len(weights)], strict=True)
         ]
-        biases = [b - rate * s for b, s in zip(biases, slopes[len(weights) :], strict=True)]
+        biases = [b - rate * s for b, s in zip(biases, gradients[len(weights) :], strict=True)]
     return field(model, coords, dict(enumerate(weights)), dict(enumerate(biases)))

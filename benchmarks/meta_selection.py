@@ -61,7 +61,7 @@ def step_of(args: argparse.Namespace, variant: str) -> Any:
 
 
 def steps_to(goal: float, curve: list[dict[str, float]]) -> float | None:
-    """Steps after which the PSNR passes a goal, interpolated; none: never."""
+    """Steps after which the PSNR first reaches a goal, interpolated; None: never."""
     for before, after in pairwise(curve):
         if after["psnr"] >= goal:
             gained = (goal - before["psnr"]) / (after["psnr"] - before["psnr"])
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["all", "uniform", "evos"])
     parser.add_argument("--against", nargs="+", default=["all", "uniform"], help="variants to compare the others with")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--ratio", type=float, default=0.25, help="share of the coordinates in a step")
+    parser.add_argument("--ratio", type=float, default=0.25, help="fraction of the coordinates in a step")
     parser.add_argument("--set", nargs="*", default=[], help="options of every run, such as train.steps=1500")
     parser.add_argument("--repeats", type=int, default=0, help="steps of each variant to time, 0: no timing")
     parser.add_argument("--out", default="runs/meta-selection")

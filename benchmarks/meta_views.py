@@ -3,7 +3,7 @@
     python benchmarks/meta_views.py [--steps 1500 --scenes 96 --size 24 --seeds 0]
 
 The scenes are ray-traced here (evos_nerf.scene): two solids of random shape, colour, size and place each, so that one
-view leaves open what the others settle. Training takes three support views; evaluation, on scenes never trained on,
+view does not determine the scene. Training takes three support views; evaluation, on scenes never trained on,
 takes 1, 2 and 3, and measures the views that none of these are.
 """
 

@@ -5,11 +5,12 @@
     python benchmarks/nerf.py --scene lego=DIR --timing --full --rays 4096 --device cuda
     python benchmarks/nerf.py --scene lego=DIR --timing --other DIR --samplers nerfstudio tiles [--other_samplers ...]
 
-DIR is a Blender, nerfstudio or LLFF scene, told by its files. Every run is a process of its own with one thread: the
-plugin's pipeline (``nerfstudio``: nerfacto's, with nerfstudio's PixelSampler), the same steps, rays, initial weights
-of each seed, and optimizer. ``--other`` measures another version of this project, in the folder DIR, beside this one
-(two_trees.py). Test PSNR is the mean over the held-out views of PSNR over the same random pixels of each.
+DIR is a Blender, nerfstudio or LLFF scene. Every run is a process of its own with one thread: the plugin's pipeline
+(``nerfstudio``: nerfacto's, with nerfstudio's PixelSampler), the same steps, rays, initial weights of each seed, and
+optimizer. ``--other`` measures another version of this project, in the folder DIR, beside this one (two_trees.py). Test
+PSNR is the mean over the held-out views of PSNR over the same random pixels of each.
 A variant is ``tiles:keep_ratio=0.5:tile_side=10``: options of the strategy or of the pixel sampler.
+``--occlude blocks`` paints a block of one colour, 0.35 of the shorter side wide, into 15 % of the training views.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from evos_nerf.compat import install
 BASELINE = "nerfstudio"
 
 # nerfacto for two CPU cores. The initial density is the model class's own default: with the 0.01 of the method's config
-# the uniform sampler hardly trains on lego, and to be better than that means nothing.
+# the uniform sampler hardly trains on lego, which would make the comparison meaningless.
 SMALL = {
     "implementation": "torch",
     "average_init_density": 1.0,
@@ -64,11 +65,32 @@ SYNTHETIC = {
 }
 
 
-def build_pipeline(scene: Path, sampler: str, rays: int, seed: int, device: str, full: bool) -> Any:
+def with_blocks(dataset: Any) -> Any:
+    """The data set with a block in 15 % of its views, opaque, at places and of colours that are always the same."""
+    generator, read = np.random.default_rng(0), dataset.get_numpy_image
+    views = generator.permutation(len(dataset))[: round(0.15 * len(dataset))].tolist()
+    blocks = {view: (generator.random(2), generator.integers(0, 256, 3)) for view in views}
+
+    def painted(view: int) -> Any:
+        image = read(view).copy()
+        if view in blocks:
+            corner, colour = blocks[view]
+            side = round(0.35 * min(image.shape[:2]))
+            y, x = (corner * (np.array(image.shape[:2]) - side)).astype(int)
+            image[y : y + side, x : x + side, :3], image[y : y + side, x : x + side, 3:] = colour, 255
+        return image
+
+    dataset.get_numpy_image = painted
+    return dataset
+
+
+def build_pipeline(
+    scene: Path, sampler: str, rays: int, seed: int, device: str, full: bool, occlude: str = "none"
+) -> Any:
     """The reduced nerfacto, or the ``full`` one, with ``sampler``."""
     from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
     from nerfstudio.configs.method_configs import method_configs
-    from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+    from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
     from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
     from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
@@ -102,7 +124,10 @@ def build_pipeline(scene: Path, sampler: str, rays: int, seed: int, device: str,
     config.model = model
     config.datamanager.dataparser = parser
     config.datamanager.train_num_rays_per_batch = rays
-    return config.setup(device=device, test_mode="val", world_size=1, local_rank=0)
+    read = VanillaDataManager.create_train_dataset
+    occluded = {"none": read, "blocks": lambda manager: with_blocks(read(manager))}
+    with mock.patch.object(VanillaDataManager, "create_train_dataset", occluded[occlude]):
+        return config.setup(device=device, test_mode="val", world_size=1, local_rank=0)
 
 
 class Training:
@@ -112,7 +137,7 @@ class Training:
         from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 
         self.device = args.device
-        self.pipeline = build_pipeline(scene, sampler, args.rays, seed, args.device, args.full)
+        self.pipeline = build_pipeline(scene, sampler, args.rays, seed, args.device, args.full, args.occlude)
         self._same_start(seed)
         attributes = TrainingCallbackAttributes(None, None, self.pipeline, None)  # type: ignore
         self.callbacks = self.pipeline.get_training_callbacks(attributes)
@@ -193,8 +218,8 @@ def first_reached(curve: list[list[float]], psnr: float) -> float | None:
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of every sampler, over the seeds: final PSNR, its gain over the baseline's run of the same seed, and the share of
-    the baseline's steps after which it reached that run's final PSNR (1 where it did not, counted in ``unreached``)."""
+    """Of each sampler, over the seeds: final PSNR, its gain over the baseline's run of the same seed, and the fraction
+    of the baseline's steps in which it reached that run's final PSNR (1 where it did not, counted in ``unreached``)."""
     base = {run["seed"]: run for run in runs if run["sampler"] == BASELINE}
     table = {}
     for sampler in dict.fromkeys(run["sampler"] for run in runs):
@@ -205,17 +230,17 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         shares = [1.0 if at is None else at / steps for at, (steps, _) in zip(reached, goals, strict=True)]
         gains = [psnr - goal for psnr, (_, goal) in zip(final, goals, strict=True)]
         table[sampler] = {
-            "psnr": mean_spread(final),
-            "gain_db": mean_spread(gains),
+            "psnr": mean_and_deviation(final),
+            "gain_db": mean_and_deviation(gains),
             "gains_db": [round(gain, 3) for gain in gains],
-            "steps_to_baseline": mean_spread(shares),
+            "steps_to_baseline": mean_and_deviation(shares),
             "shares": [round(share, 3) for share in shares],
             "unreached": reached.count(None),
         }
     return table
 
 
-def mean_spread(values: list[float]) -> dict[str, float]:
+def mean_and_deviation(values: list[float]) -> dict[str, float]:
     """Mean, standard deviation and count."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": round(statistics.mean(values), 4), "std": round(deviation, 4), "n": len(values)}
@@ -263,7 +288,7 @@ def compare_trees(scene: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def watched(training: Training, watch: Callable[[Callable[..., Any]], Callable[..., Any]], steps: int) -> None:
-    """Some steps in which drawing the rays and taking note of their errors go through ``watch``."""
+    """Some steps in which drawing the rays and recording their errors go through ``watch``."""
     sampler = training.pipeline.datamanager.train_pixel_sampler
     with ExitStack() as patches:
         for method in {"sample", "observe", "metrics"} & set(dir(sampler)):
@@ -273,7 +298,7 @@ def watched(training: Training, watch: Callable[[Callable[..., Any]], Callable[.
 
 
 def sampler_seconds(training: Training, steps: int = 48) -> float:
-    """Seconds of a step that the rays take, on a GPU with what it does waited for, which training does not."""
+    """Seconds per step spent drawing rays; on a GPU with synchronization, which training doesn't have."""
     total = 0.0
 
     def timed(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -291,8 +316,8 @@ def sampler_seconds(training: Training, steps: int = 48) -> float:
 
 
 def kernels(training: Training, steps: int = 16) -> dict[str, float]:
-    """Operations of a step, and of what the rays take of it: on a GPU, where these are too small to keep it busy, their
-    number is what they cost. The mean of as many steps as lie between two rankings."""
+    """Operations of a step, and of drawing its rays: on a GPU, where these are too small to keep it busy, their number
+    is their cost. The mean of as many steps as lie between two rankings."""
     whole, own = Kernels(), Kernels()
     with whole:
         watched(training, own, steps)
@@ -307,6 +332,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rays", type=int, default=512)
+    parser.add_argument("--occlude", choices=["none", "blocks"], default="none", help="what stands in training views")
     parser.add_argument("--tests", type=int, default=20, help="tests along the way")
     parser.add_argument("--pixels", type=int, default=400, help="tested pixels of each held-out view")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
@@ -324,7 +350,7 @@ def main() -> None:
     args = parser.parse_args()
     install()
     name, _, folder = args.scene.partition("=")
-    settings = {key: getattr(args, key) for key in ("steps", "rays", "tests", "pixels", "full", "device")}
+    settings = {key: getattr(args, key) for key in ("steps", "rays", "tests", "pixels", "full", "device", "occlude")}
     if args.one:
         print(json.dumps(run_one(Path(folder), args.one[0], int(args.one[1]), args)))
         return

@@ -2,8 +2,8 @@
 
     python benchmarks/neutral.py --suite photos --recipes paper tuned --sizes 128 --ratios 0.5 0.25 --seeds 0 1 2
 
-Runs are kept under --out by what determines them: the same command goes on where it stopped, and one with more seeds or
-strategies adds to what is there.
+Runs are stored under --out by what determines them: the same command continues where it stopped, and one with more
+seeds or strategies adds to the stored runs.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def train(signal: Signal, options: Options, device: torch.device, at: list[int])
             fit.step(step)
         clock.pause()
         cpu_seconds += process_time() - start
-        if fit.bad_step(evaluated):
+        if fit.non_finite_step(evaluated):
             note(evaluated, 0.0)
             break
         note(evaluated, psnr())
@@ -105,18 +105,18 @@ def train(signal: Signal, options: Options, device: torch.device, at: list[int])
 
 @cache
 def warm_up(device: torch.device) -> None:
-    """What only the first steps of a process cost: libraries loaded, kernels chosen."""
+    """Pay the one-time costs of a process's first steps: loading libraries, choosing kernels."""
     options = from_values({"steps": 3}, {"transform": "min_max", "selector": "full", "field": "siren"})
     train(astronaut(16), options, device, [3])
 
 
 def run_job(job: Job, out: Path, device: torch.device, also: tuple[int, ...], machine: Mapping[str, Any]) -> Run:
-    """The run from its file, where it was made before on such a machine; else it is made."""
+    """The run from its file, if it was made before on such a machine; else a new run."""
     signal = signal_of(job.input, job.contender.size)
     at = evaluation_steps(job.options.run.steps, also)
     place = [machine[key] for key in ("processor", "device", "threads", "workers")]
-    told = f"{as_config_file(job.options)}\n{place}\n{at}\n{signal.shape}\n"
-    key = hashlib.sha256(told.encode() + signal.values.numpy().tobytes()).hexdigest()[:20]
+    content = f"{as_config_file(job.options)}\n{place}\n{at}\n{signal.shape}\n"
+    key = hashlib.sha256(content.encode() + signal.values.numpy().tobytes()).hexdigest()[:20]
     file = out / f"{signal.name}-{job.contender.size}" / f"{job.options.run.selector}-{key}.json"
     if not file.exists():
         warm_up(device)
@@ -147,7 +147,7 @@ def run_all(jobs: list[Job], args: argparse.Namespace, title: str) -> list[Run]:
 
 
 def find_contenders(args: argparse.Namespace, suite: Suite) -> list[Contender]:
-    """All that is compared, strategies varying fastest; what the options refuse is left out with a notice.
+    """All contenders, strategies varying fastest; combinations that the options refuse are left out with a notice.
 
     Raises InputError for a strategy or recipe that is left out everywhere, though it was asked for.
     """
@@ -200,11 +200,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line, with the suite's settings where it says nothing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=SUITES, default="small")
-    parser.add_argument("--strategies", nargs="+", help="NAME or NAME:option=value,...; none: every selector there is")
+    parser.add_argument("--strategies", nargs="+", help="NAME or NAME:option=value,...; none: all selectors")
     parser.add_argument("--recipes", nargs="+", help=f"of {', '.join(RECIPES)}, fast, or config files")
     parser.add_argument("--fields", "--field", nargs="+", default=["siren"], choices=FIELDS)
     parser.add_argument("--sizes", nargs="+", type=int, help="longer sides in pixels, or samples of a sound")
-    parser.add_argument("--ratios", nargs="+", help="shares of the points kept, or step: 0.2 growing to 0.92")
+    parser.add_argument("--ratios", nargs="+", help="fractions of the points kept, or step: 0.2 growing to 0.92")
     parser.add_argument("--steps", nargs="+", type=int, help="lengths of a run; each has its own schedule and search")
     parser.add_argument("--at_steps", nargs="+", type=int, help="further steps at which PSNR is listed")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

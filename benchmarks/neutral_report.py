@@ -1,7 +1,7 @@
-"""What neutral.py makes of its runs: pure functions from curves to measures, tests, tables, and a plot.
+"""The report of neutral.py: pure functions from curves to measures, tests, tables, and a plot.
 
-A contest is a recipe, a share of points kept and a size; its entrants are the strategies, of each field. An entrant has
-a run of each length for each pair of input and seed: at equal cost, and in time to a PSNR, the best of them counts.
+A contest is a recipe, a fraction of points kept and a size; its entrants are the strategies, of each field. An entrant
+has a run of each length for each pair of input and seed: at equal cost, and in time to a PSNR, the best of them counts.
 """
 
 import math
@@ -29,14 +29,14 @@ REFERENCES = ("full", "uniform")
 """Strategies that every other is tested against where the command line names none."""
 
 BUDGETS = (0.5, 1.0)
-"""Equal costs, as shares of what the longest uniform run costs on the same input and seed."""
+"""Equal costs, as fractions of what the longest uniform run costs on the same input and seed."""
 
 RANKED_BY = "psnr@1 seconds"
 
 LEGEND = """
 PSNR in dB, mean over inputs and seeds ± standard deviation over seeds. *0.5 seconds*: in half of the seconds that the
 longest uniform run takes on the same input and seed, of the runs of all lengths the best; points alike. *- full*: dB
-above full at *1 seconds*; */ full*: time as a share of full's, geometric mean over the pairs in which both get there.
+above full at *1 seconds*; */ full*: time over full's, geometric mean over the pairs in which both reach the PSNR.
 p: Wilcoxon's signed-rank test over pairs of input and seed, two-sided, not corrected for the number of tests. *3 of
 12*: runs that reach the PSNR, where not all do. lr: by length of run, * at an end of its search.
 """
@@ -238,7 +238,7 @@ def ranking(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def quality_table(contest: Mapping[str, Any], edges: set[Contender]) -> str:
-    """PSNR at equal steps, points and seconds, ± spread over seeds, and gains at equal seconds with their p."""
+    """PSNR at equal steps, points and seconds, ± deviation over seeds, and gains at equal seconds with their p."""
     names = [name for name in contest["rows"][0]["measures"] if name.startswith("psnr@")]
     lines = []
     for row in contest["rows"]:
@@ -253,14 +253,18 @@ def quality_table(contest: Mapping[str, Any], edges: set[Contender]) -> str:
 
 
 def time_table(contest: Mapping[str, Any]) -> str:
-    """Seconds to each PSNR that anybody reached, and as shares of the reference strategies' with their p."""
+    """Seconds to each PSNR that any run reached, and as fractions of the reference strategies', with p."""
     rows, references = contest["rows"], contest["references"]
     names = [name for name in rows[0]["measures"] if name.startswith("seconds")]
     names = [name for name in names if any(row["measures"][name]["reached"] for row in rows)]
     columns = [each for name in names for each in (name.replace("seconds", "s"), *(f"/ {its}" for its in references))]
     lines = []
     for row in rows:
-        cells = [each for name in names for each in (time_text(row["measures"][name]), *shares(row, name, references))]
+        cells = [
+            each
+            for name in names
+            for each in (time_text(row["measures"][name]), *relative_times(row, name, references))
+        ]
         lines.append([*head(row), *cells])
     return markdown_table(["field", "strategy", "CFS", *columns], lines)
 
@@ -278,7 +282,7 @@ def lr_text(contest: Mapping[str, Any], row: Mapping[str, Any], edges: set[Conte
 
 
 def psnr_text(value: Mapping[str, Any]) -> str:
-    """Mean ± spread."""
+    """Mean ± standard deviation."""
     return f"{value['mean']:.2f}" + ("" if value["spread"] is None else f" ± {value['spread']:.2f}")
 
 
@@ -293,8 +297,8 @@ def gain(row: Mapping[str, Any], reference: str) -> str:
     return "-" if test is None else f"{test['difference']:+.2f} (p {test['p']:.2g})"
 
 
-def shares(row: Mapping[str, Any], name: str, references: Iterable[str]) -> list[str]:
-    """Time as a share of each reference's, with p; a dash for the reference itself, or where there is no such pair."""
+def relative_times(row: Mapping[str, Any], name: str, references: Iterable[str]) -> list[str]:
+    """Time over each reference's, with p; a dash for the reference itself, or where there is no such pair."""
     tests = [row["against"].get(reference, {}).get(name) for reference in references]
     return [
         "-" if test is None or test["ratio"] is None else f"{test['ratio']:.2f} (p {test['p']:.2g})" for test in tests

@@ -1,4 +1,4 @@
-"""What neutral.py compares: recipes, strategies, suites of inputs, and the options that they come to."""
+"""What neutral.py compares: recipes, strategies, suites of inputs, and the options that result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -167,7 +167,7 @@ BUILT_IN = {"astronaut": astronaut, "glyphs": glyphs, "clouds": clouds, "other_g
 
 
 def strategy_options(text: str) -> dict[str, Any]:
-    """Options of ``NAME`` or ``NAME:option=value,...``; an option that is no run's own is the selector's."""
+    """Options of ``NAME`` or ``NAME:option=value,...``; an option that the run does not have is the selector's."""
     name, _, more = text.partition(":")
     if name not in strategies():
         raise unknown_name("--strategies", name, strategies())
@@ -178,7 +178,7 @@ def strategy_options(text: str) -> dict[str, Any]:
 
 
 def keep_options(text: str) -> dict[str, Any]:
-    """Options of a share of points to keep, or of a schedule of it by name (``step``: 0.2 to 0.92)."""
+    """Options of a fraction of points to keep, or of a schedule of it by name (``step``: 0.2 to 0.92)."""
     return SCHEDULES.get(text, {"selector.keep_ratio": text})
 
 

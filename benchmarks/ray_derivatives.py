@@ -15,7 +15,7 @@ from common import alternate, ratio, spread, write_result
 from torch import Tensor
 
 from evos.losses import derivative_loss
-from evos_nerf.rendering import Carried, pinhole_tangents, render, to_ndc
+from evos_nerf.rendering import WithTangents, pinhole_tangents, render, to_ndc
 from evos_nerf.tiny_nerf import TinyNerf
 
 
@@ -25,7 +25,7 @@ class Problem(NamedTuple):
     pixels: Tensor
     depths: Tensor
     colours: Tensor
-    slopes: Tensor
+    derivatives: Tensor
 
 
 FOCAL = torch.tensor([[400.0, 400.0]])
@@ -46,15 +46,15 @@ def problem(rays: int, samples: int) -> Problem:
 
 def loss(data: Problem, colour: Tensor, jacobian: Tensor) -> Tensor:
     """The paper's, derivatives per pixel."""
-    return (colour - data.colours).square().mean() + derivative_loss(jacobian, data.slopes)
+    return (colour - data.colours).square().mean() + derivative_loss(jacobian, data.derivatives)
 
 
-def rendered(field: TinyNerf, data: Problem, pixels: Tensor, tangents: Tensor) -> Carried:
+def rendered(field: TinyNerf, data: Problem, pixels: Tensor, tangents: Tensor) -> WithTangents:
     """Colours of pixels, with their derivatives along the tangents of the rays' directions."""
     # A pinhole's directions are affine in the pixel.
     turns = pinhole_tangents(FORWARD.to(pixels), FOCAL.to(pixels))
     directions = torch.einsum("nk,kd->nd", pixels, turns[:, 0]) - FORWARD[0, :, 2].to(pixels)
-    rays = to_ndc(torch.zeros_like(directions), Carried(directions, tangents), NDC.to(pixels))
+    rays = to_ndc(torch.zeros_like(directions), WithTangents(directions, tangents), NDC.to(pixels))
     return render(field, rays, data.depths)[0]
 
 

@@ -1,4 +1,4 @@
-"""A full-batch SIREN step of ours against the plainest PyTorch loop: where its time goes, what it leaves of the loss.
+"""A full-batch SIREN step of ours against the plainest PyTorch loop: time per operator, and effect on the loss.
 
 python benchmarks/step_time.py [--size 256] [--repeats 11] [--device cpu] [--sides plain full ...]
 python benchmarks/step_time.py --losses 500 --size 128 [--sides plain plain_nudged full full_bf16]
@@ -8,7 +8,7 @@ The first measures seconds per step, sides in turn, and profiles each of them; t
 and compares the losses; the third measures another version of this project, in the folder DIR, beside this one
 (two_trees.py): seconds, and operations of a step and of selecting and observing.
 
-glibc gives every freed block above 32 MB back to the system, which a plain loop as anybody writes it pays for;
+glibc returns freed blocks above 32 MB to the system, which costs a plain loop time;
 ``plain_kept`` is the same loop with evos.runs.keep_freed_memory, as all sides of ours. Training amplifies rounding:
 ``plain_nudged`` is the plain loop from weights a last bit or so away, what any difference in losses has to be compared
 with.
@@ -117,7 +117,7 @@ def stepper(fit: Fit) -> Callable[[], torch.Tensor]:
 
 
 def build(name: str, size: int, device: str) -> Callable[[], torch.Tensor]:
-    """One step of a side, from the same weights as every other, with its own way with memory."""
+    """One step of a side, from the same weights as every other, with its own memory settings."""
     if name in (*PLAIN, "plain_nudged"):
         start = our_fit(size, device, "full").field
         if name == "plain_nudged":
@@ -139,8 +139,8 @@ def build(name: str, size: int, device: str) -> Callable[[], torch.Tensor]:
     return with_memory
 
 
-def shares(step: Callable[[], object], device: str) -> Mapping[str, float]:
-    """Where a step's time goes: the share of each of the dearest operators, by PyTorch's profiler."""
+def operator_fractions(step: Callable[[], object], device: str) -> Mapping[str, float]:
+    """Fraction of a step's time spent in each of the slowest operators, by PyTorch's profiler."""
     step()
     gpu = torch.device(device).type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
@@ -154,7 +154,7 @@ def shares(step: Callable[[], object], device: str) -> Mapping[str, float]:
 
 
 def selector_cost(size: int, device: str, full_step: float, evos_step: float) -> dict[str, float]:
-    """What the selector itself costs between key steps and on them, and as a share of the paper's 5,000 steps."""
+    """What the selector itself costs between key steps and on them, and as a fraction of the paper's 5,000 steps."""
     fit = our_fit(size, device, "evos", cfs_weight=0.0)
     fit.step(1)
     selector, pool = fit.selector, fit.pool
@@ -190,7 +190,7 @@ def measure_times(names: list[str], size: int, device: str, repeats: int) -> dic
     return {
         "seconds_per_step": {name: spread(values) for name, values in times.items()},
         **{f"over_{base}": {n: ratio(times, n, base) for n in names if n != base} for base in PLAIN if base in names},
-        "shares_of_a_step": {name: shares(step, device) for name, step in sides.items()},
+        "shares_of_a_step": {name: operator_fractions(step, device) for name, step in sides.items()},
         **cost,
     }
 
@@ -210,12 +210,12 @@ def operations(name: str, size: int, device: str, steps: int = 10) -> dict[str, 
     """Operations of a side's first step (a key step where there are any), of later ones, the selector's apart."""
     selector, options = OURS[name]
     fit = our_fit(size, device, selector, **options)
-    take, found = stepper(fit), {}
+    chosen, take, found = fit.selector, stepper(fit), {}
     for part, count in (("first step", 1), ("step", steps)):
         whole, own = Kernels(), Kernels()
         with ExitStack() as patches:
-            for method in ("select", "weigh", "observe"):
-                patches.enter_context(mock.patch.object(fit.selector, method, own(getattr(fit.selector, method))))
+            for method in (chosen.select, chosen.weigh, chosen.observe):
+                patches.enter_context(mock.patch.object(chosen, method.__name__, own(method)))
             with whole:
                 for _ in range(count):
                     take()

@@ -1,7 +1,7 @@
 """Two versions of this project in one run: each takes steps in a process of its own, from its own tree, in turn.
 
 A script that measures steps calls ``serve`` where it is started with ``--serve``, and ``compare`` where it is given
-another tree with ``--other DIR``. Only what is said between the processes must be alike in both trees: a line with
+another tree with ``--other DIR``. Only the protocol between the processes must be the same in both trees: a line with
 "step NAME" is answered by the step's seconds, and one with "operations NAME" by numbers of operations by name.
 """
 
@@ -21,7 +21,7 @@ from common import spread, synchronized_clock
 from evos.runs import environment
 
 ANSWER = "answer: "
-"""What answers begin with: other lines of the output are libraries' own."""
+"""Prefix of answers: other lines of the output are from libraries."""
 
 
 def own_clock() -> float:

@@ -1,13 +1,13 @@
 """The command line and config files of every program: ConfigArgParse over the option dataclasses.
 
 ``--train.steps 1000``, ``--train.steps=1000`` and ``train.steps=1000`` are the same; a switch alone is true. Values are
-texts until the dataclass gives them a type: nothing is cut at a ``#``, and no text is taken for a number. Config files
-(``--config FILE``, several if need be, the later ones stronger; the command line beats them) are YAML where they are
-called so, nested or dotted, and else lines ``name = value``.
+texts until the dataclass gives them a type: a ``#`` within a value begins no comment, and no text is converted early.
+Config files (``--config FILE``, repeatable; later ones override earlier ones, and the command line overrides all) are
+YAML, nested or dotted, if their name ends in .yaml or .yml, else lines ``name = value``.
 
-An exchangeable part (selector, field, ...) is an option of that name, and its options carry the part's name before
-them: ``--selector evos --selector.keep_ratio 0.25``. Where a stronger source names another part than a weaker one, the
-weaker one's options of that part are dropped.
+An exchangeable part (selector, field, ...) is an option of that name, and its options have the part's name as a prefix:
+``--selector evos --selector.keep_ratio 0.25``. Where a source overrides the choice of a part, options given for the
+part that was replaced are dropped.
 """
 
 import json
@@ -29,11 +29,11 @@ Texts = dict[str, str]
 
 @dataclass(frozen=True)
 class Program:
-    """What a program's command line consists of.
+    """The specification of a program's command line.
 
-    ``groups``: option dataclasses by their prefix, ``""`` for those without. ``parts``: of each exchangeable part the
-    configs by name. ``choose``: from the texts given, the names of the parts that they leave open. ``lists``: options
-    that are lists of mappings, with their help.
+    ``groups``: option dataclasses by prefix, ``""`` for those without one. ``parts``: for each exchangeable part, its
+    configs by name. ``choose``: from the texts given, the default name of each part. ``lists``: options that are lists
+    of mappings, with their help.
     """
 
     name: str
@@ -62,9 +62,9 @@ class Program:
 
 @dataclass(frozen=True)
 class Given:
-    """What a command line and its config files say: ``texts`` by dotted name, and the ``parts`` that are used.
+    """Options as given: ``texts`` by dotted name, and the chosen name of each of the ``parts``.
 
-    ``places``: where the texts of config files stand, by name.
+    ``places``: file and line of each option given in a config file.
     """
 
     texts: Texts
@@ -73,7 +73,7 @@ class Given:
 
     @contextmanager
     def naming_files(self) -> Iterator[None]:
-        """Within it an InputError about an option that stands in a file names the file and line too."""
+        """A context in which an InputError about an option from a config file also names file and line."""
         try:
             yield
         except InputError as error:
@@ -89,11 +89,11 @@ def dotted(prefix: str, name: str) -> str:
 
 
 def read_command_line(program: Program, argv: Sequence[str] | None = None) -> Given:
-    """What the command line (None: that of this process) and its config files say; ``--help`` prints and exits.
+    """Read the command line (None: that of this process) and its config files; ``--help`` prints and exits.
 
     Raises:
-        InputError: an option that there is not (with the nearest right one, or the new name of an old one), a word that
-            belongs to no option, or a file that can't be read.
+        InputError: an unknown option (suggests the closest one, or the new name of an old one), a stray word, or a file
+            that can't be read.
     """
     own = program.own_options()
     files, texts, wants_help = split_words(sys.argv[1:] if argv is None else list(argv), own)
@@ -121,7 +121,7 @@ def read_command_line(program: Program, argv: Sequence[str] | None = None) -> Gi
         if name not in own and name not in of_parts:
             shown = f"option ({places[name]})" if name in places else "option"
             raise unknown_option(name, [*own, *of_parts], shown, "--")
-    # A sign before each text: argparse would drop the text "--", and take one with a dash for an option.
+    # "=" before each text: argparse would drop the text "--" and read one that begins with a dash as an option.
     parsed = parser.parse_args([f"--{name}=={text}" for name, text in merged.items()])
     found.texts.update({name: text for name, text in vars(parsed).items() if text is not None})
     return found
@@ -135,7 +135,7 @@ def parse_options(config: type[T], argv: Sequence[str] | None, name: str, descri
 
 
 def current(program: Program, texts: Texts, part: str) -> str:
-    """The name of the part that is used."""
+    """The name chosen for a part."""
     return texts[part] if part in texts else program.choose(texts)[part]
 
 
@@ -146,7 +146,7 @@ def part_name(name: str, program: Program) -> str:
 
 
 def refuse_groups(program: Program, own: Mapping[str, Option], layer: Mapping[str, tuple[str, str]]) -> None:
-    """Raise InputError where a whole group is given one value."""
+    """Raise InputError where a whole group is assigned a single value."""
     for name, (text, place) in layer.items():
         if name in program.groups and name not in own:
             shown = f"{name} ({place})" if place else name
@@ -183,7 +183,7 @@ def take_value(name: str, rest: list[str], own: Mapping[str, Option]) -> str:
     if is_switch and (not has_value or "=" in rest[0] or rest[0].startswith("-")):
         return "true"
     if not has_value and name not in own and name != "config" and "." not in name:
-        return ""  # there is no such option, which is what will be said
+        return ""  # an unknown option, reported as such later
     if not has_value:
         allowed = f"a value; --{name}=VALUE where it begins with two dashes"
         raise InputError(
@@ -234,7 +234,7 @@ def read_config(path: str) -> dict[str, tuple[str, str]]:
     """The texts of a config file by dotted name, each with its place "FILE, line N".
 
     Raises:
-        InputError: the file can't be read, is no text, or is not of its form; names the line.
+        InputError: the file can't be read, is not text, or is malformed (names the line).
     """
     try:
         content = Path(path).expanduser().read_text("utf-8-sig")  # some editors begin a file with a byte-order mark
@@ -248,7 +248,7 @@ def read_config(path: str) -> dict[str, tuple[str, str]]:
 
 
 def read_lines(content: str, path: str) -> dict[str, tuple[str, int]]:
-    """Texts and line numbers of lines `name = value`; empty lines and those that begin with # say nothing."""
+    """Texts and line numbers of lines `name = value`; empty lines and those that begin with # are skipped."""
     found = {}
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -262,7 +262,7 @@ def read_lines(content: str, path: str) -> dict[str, tuple[str, int]]:
 
 
 def unquoted(text: str) -> str:
-    """What a quoted text says, escapes as in JSON; any other as it is."""
+    """The content of a quoted text, with JSON's escapes; any other text unchanged."""
     if len(text) < 2 or text[0] != text[-1] or text[0] not in "\"'":
         return text
     try:
@@ -290,7 +290,7 @@ def read_yaml(content: str, path: str) -> dict[str, tuple[str, int]]:
 
 
 def flatten(name: str, node: Any, found: dict[str, tuple[str, int]]) -> None:
-    """Note the scalars and lists below a YAML node by their dotted names."""
+    """Collect the scalars and lists below a YAML node by their dotted names."""
     if hasattr(node, "value") and node.id == "mapping" and (node.value or not name):
         for key, value in node.value:
             flatten(dotted(name, str(key.value)), value, found)
@@ -337,12 +337,12 @@ def write_config(values: Mapping[str, Any], *, yaml: bool) -> str:
 
 
 def written(value: Any) -> str:
-    """A value as both forms of a file have it: quoted where it is more than a word."""
+    """A value as written in either form of file: quoted unless it is a single word."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, str) and PLAIN.fullmatch(value):
         return value
     if isinstance(value, str | list):
-        # JSON, which is YAML but for characters that YAML refuses.
+        # JSON is valid YAML, except for characters that YAML refuses.
         return UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
     return str(value)

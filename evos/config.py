@@ -22,7 +22,7 @@ from evos.renamed_options import unknown_option
 
 T = TypeVar("T")
 LARGEST = 2**63 - 1
-"""Whole numbers beyond this, on either side of 0, fit no tensor and are refused."""
+"""Integers of larger magnitude exceed int64 and are refused."""
 
 
 def check_range(
@@ -42,8 +42,8 @@ def check_range(
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Raise InputError, with the nearest right name, unless ``value`` is one of ``choices``."""
-    # A value from a file may be of any kind, a list too.
+    """Raise InputError, suggesting the closest valid name, unless ``value`` is one of ``choices``."""
+    # A value from a file may have any type, a list included.
     if not isinstance(value, str) or value not in set(choices):
         raise unknown_name(name, str(value), choices)
 
@@ -100,7 +100,7 @@ class Option:
 
     @property
     def values(self) -> str:
-        """What it takes, as help shows it: the choices, or the scalar type."""
+        """The accepted values as shown by --help: the choices, or the scalar type."""
         taken = "{" + ",".join(self.choices) + "}" if self.choices else self.kind.__name__
         return f"{taken}|none" if self.optional else taken
 
@@ -134,7 +134,7 @@ def field_docs(cls: type) -> dict[str, str]:
 
 
 def parse_value(argument: str, option: Option, text: Any) -> Any:
-    """A value from its text (or an already typed value), or InputError saying what the option takes."""
+    """The value of an option from text, or from a typed value; raises InputError naming what the option accepts."""
     if option.optional and (text is None or (isinstance(text, str) and text.lower() == "none")):
         return None
     if text is None:
@@ -165,7 +165,7 @@ def parse_value(argument: str, option: Option, text: Any) -> Any:
 
 
 def build_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """An instance of a config dataclass from named values (texts or typed), every error named ``prefix + option``."""
+    """An instance of a config dataclass from named values (texts or typed), errors name ``prefix + option``."""
     known = {option.name: option for option in options(cls)}
     parsed = {}
     for name, value in values.items():

@@ -1,6 +1,6 @@
 """Distributed training under torchrun: rank and world size, the process group, exact means, joint decisions.
 
-Without a process group every function answers for the single process, so that callers need no second branch.
+Without a process group each function acts for the single process, so that callers need no separate branch.
 """
 
 import os
@@ -92,7 +92,7 @@ def process_group(world: World, device: torch.device, timeout: timedelta = TIMEO
 
 @contextmanager
 def watching_peers() -> Iterator[None]:
-    """Turn what a collective raises when another process is gone into PeerLost; other errors pass through."""
+    """Convert the error of a collective that lost another process into PeerLost; other errors pass through."""
     try:
         yield
     except RuntimeError as error:
@@ -116,9 +116,9 @@ def reduce_sum(values: Float[Tensor, "*S"] | Int[Tensor, "*S"]) -> Float[Tensor,
 
 
 def reduce_mean(total: Float[Tensor, "*S"], count: Float[Tensor, "*S"] | Int[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """Mean over everything that the processes saw: the sum of their totals over the sum of their counts.
+    """Mean over the items of all processes: the sum of their totals over the sum of their counts.
 
-    Exact where they saw different numbers of things, unlike a mean of means. NaN where nobody saw anything.
+    Exact for unequal counts, unlike a mean of means. NaN where the total count is 0.
     """
     return reduce_sum(total) / reduce_sum(count)
 
@@ -132,7 +132,7 @@ def reduce_min(value: float) -> float:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; lets all of them stop after the same step."""
+    """Whether the flag is set in any process; used to stop all of them after the same step."""
     return flag if not dist.is_initialized() else bool(reduce_sum(torch.tensor(float(flag))) > 0)
 
 
@@ -158,7 +158,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all processes by rank; on other ranks than 0 an empty list. They travel as pickles: plain data."""
+    """The values of all processes by rank; on other ranks than 0 an empty list. They are pickled: pass plain data."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size() if is_main() else []

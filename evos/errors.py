@@ -1,4 +1,4 @@
-"""The one error type for bad input: a single line naming the argument, what came and what is allowed."""
+"""The error type for bad input: one line naming the argument, the value given and what is allowed."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ class InputError(ValueError):
 
     Args:
         argument: name of the option, file or key at fault, e.g. ``"--keep_ratio"``.
-        got: what came.
+        got: the value given.
         allowed: what is allowed, in words.
     """
 
@@ -23,12 +23,12 @@ class InputError(ValueError):
         super().__init__(" ".join(f"{text}; allowed: {allowed}".split()))
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, object, str]]:
-        # An exception is pickled by its args, the text: it would not come back from another process.
+        # By default an exception is unpickled from its message alone, which this constructor does not accept.
         return type(self), (self.argument, self.got, self.allowed)
 
 
 def unknown_name(argument: str, got: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not in a table, with the nearest right one."""
+    """The error for an unknown name, suggesting the closest valid one."""
     names = sorted(known)
     near = get_close_matches(got, names, n=1, cutoff=0.5)
     listed = "one of " + ", ".join(names)
@@ -40,7 +40,7 @@ def unknown_name(argument: str, got: str, known: Iterable[str]) -> InputError:
 def exit_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
     """Decorate a program's main: an InputError becomes one line on stderr and exit status 2.
 
-    Whoever reads the output may stop before its end, as ``head`` does: then the program ends, without a word.
+    Where the reader of the output closes it early, as ``head`` does, the program ends silently with status 1.
     """
 
     @wraps(main)
@@ -51,9 +51,9 @@ def exit_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
         except InputError as error:
             _exit(error)
         except BrokenPipeError:
-            if not _is_reader_gone():  # it was another pipe, of a worker process say
+            if not _is_reader_gone():  # the broken pipe is another one, such as a worker's
                 raise
-            # Python would try to write the rest once more, and complain, as it ends.
+            # Python would flush the rest again on exit and report the error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise SystemExit(1) from None
 
@@ -61,7 +61,7 @@ def exit_on_input_error(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def _is_reader_gone() -> bool:
-    """Whether nobody reads the standard output any more: an empty line tells."""
+    """Whether stdout was closed by its reader; tested by writing an empty line."""
     try:
         print(flush=True)
     except BrokenPipeError:

@@ -10,14 +10,14 @@ from evos.selection.base import Pool, Selection
 def value_loss(
     prediction: Float[Tensor, "B K C"], target: Float[Tensor, "B K C"], selection: Selection
 ) -> Float[Tensor, ""]:
-    """Mean squared error over the selected points, each times its weight where the selection has weights."""
+    """Mean squared error over the selected points, weighted where the selection has weights."""
     return selection.reduce((prediction - target).square().mean(-1))
 
 
 def derivative_loss(
     jacobian: Float[Tensor, "*N C D"], target: Float[Tensor, "*N C D"], weight: Float[Tensor, "*N"] | None = None
 ) -> Float[Tensor, ""]:
-    """Mean over the points, each times its weight, of the squared error summed over channels and axes.
+    """Weighted mean over the points of the squared error summed over channels and axes.
 
     Source: Sobolev training (ECCV 2022, arXiv 2207.10395), whose derivatives are per pixel: scale the Jacobian of a
     field to the units of the target first.
@@ -29,14 +29,16 @@ def derivative_loss(
 def cross_frequency_loss(
     cached: Float[Tensor, "B P #C"], selection: Selection, residual: Float[Tensor, "B K C"], pool: Pool
 ) -> Float[Tensor, ""]:
-    """Mean squared Laplacian, at the selected points, of the residual map in which they are live (EVOS, section 3.4).
+    """Mean squared Laplacian of the residual map at the selected points (EVOS, section 3.4).
+
+    The map has this step's residuals, with gradient, at the selected points, and cached ones elsewhere.
 
     Args:
         cached: residuals of the last full evaluation, in [0, 1] units, without gradient; before it, one channel of 0.
         residual: residuals of this step's points, with gradient.
 
-    On a key step (all points selected) the cache plays no part. A cell selected twice counts with the mean of its
-    residuals. Masked cells count as 0, as what lies outside the grid does, and stay out of the mean.
+    On a key step (all points selected) the cache is not used. A cell selected twice has the mean of its residuals.
+    Masked cells have residual 0, like cells outside the grid, and are excluded from the mean.
 
     Differs from the released code, which clamps the prediction to the valid range first and so loses the gradient
     outside it: here the Laplacian is taken of the residual, unclamped.

@@ -1,6 +1,6 @@
-"""The console script: `evos NAME ...` is the program of that name.
+"""The console script `evos`: `evos NAME ...` runs the program of that name.
 
-The applications are found by the names of their modules as they are called for: evos itself imports none of them.
+Applications are imported by module name when they are called; evos itself depends on none of them.
 """
 
 import sys
@@ -20,17 +20,17 @@ PROGRAMS = {
 
 
 def help_text() -> str:
-    """What there is."""
+    """Usage and the list of programs."""
     lines = [f"  {name:8}  {summary}" for name, (_, _, summary) in PROGRAMS.items()]
     return "\n".join(["usage: evos PROGRAM [options]; evos PROGRAM --help lists the options", "", *lines])
 
 
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
-    """The program.
+    """Run the program that the command line names.
 
     Raises:
-        InputError: there is no such program, or its extra is not installed.
+        InputError: unknown program, or its extra is not installed.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):

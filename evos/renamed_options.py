@@ -1,4 +1,4 @@
-"""Options that had another name, or are gone: what the error for an old one says."""
+"""Renamed and removed options, so that the error for an old one names its replacement."""
 
 from collections.abc import Iterable
 
@@ -30,16 +30,16 @@ REMOVED = {
     "selector.direction": "nothing in its place",
     "selector.frequency": "nothing in its place",
 }
-"""What to use instead of options that are gone, by name."""
+"""Replacements of removed options, by old name."""
 
 
 def unknown_option(name: str, known: Iterable[str], shown: str = "option", dashes: str = "") -> InputError:
-    """The error for an option that there is not: what an old one is called now, else the nearest right name.
+    """The error for an unknown option: names the new name of an old one, else the closest valid name.
 
     Args:
-        name: as it was given, without dashes.
-        known: all names there are.
-        shown: what the error says is at fault.
+        name: the option as given, without dashes.
+        known: all valid names.
+        shown: the argument that the error names.
         dashes: ``"--"`` where the error is to show names with them.
     """
     if name in RENAMED:

@@ -1,7 +1,7 @@
 """Schedules: pure functions from the step to a number.
 
-Steps count from 1 to ``total``; past it, as in a run that goes on for more steps than planned, every schedule stays
-where it ended. Sources: EVOS (CVPR 2025), section 3 and its released code; the nonparametric-teaching intervals are
+Steps count from 1 to ``total``; past it, in a run that continues for more steps than planned, each schedule keeps its
+final value. Sources: EVOS (CVPR 2025), section 3 and its released code; the nonparametric-teaching intervals are
 those of INT (ICML 2024). Where a schedule there counts from 0, ``step - 1`` is used here.
 """
 
@@ -58,8 +58,8 @@ LR_SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
 def learning_rate(schedule: str, step: int, total: int, end: float, warmup: float = 0.0) -> float:
     """Factor on the learning rate at ``step``, in [0, 1].
 
-    It climbs in a straight line from 0, before the first step, to 1 after a fraction ``warmup`` of the steps, and goes
-    from there by a named schedule to ``end``, which the last step has.
+    It rises linearly from 0, before the first step, to 1 after a fraction ``warmup`` of the steps, then follows the
+    named schedule to ``end``, reached at the last step.
     """
     step, first = min(step, total), max(1, round(warmup * total))
     if step < first:
@@ -70,18 +70,18 @@ def learning_rate(schedule: str, step: int, total: int, end: float, warmup: floa
 def keep_ratio(schedule: str, step: int, total: int, start: float) -> float:
     """Fraction of the cells trained on at ``step``, in (0, 1]: a named schedule that begins at ``start``.
 
-    ``step`` (the paper's) climbs from ``start`` by a tenth of the way to 1 at each tenth of training.
+    ``step`` (the paper's) rises from ``start`` by a tenth of the way to 1 at each tenth of training.
     """
     return KEEP_SCHEDULES[schedule]((min(step, total) - 1) / total, start)
 
 
 def mutation_ratio(schedule: str, step: int, total: int, start: float, end: float) -> float:
-    """Fraction of the initially kept cells that is drawn at random at ``step``, in [0, 1]."""
+    """Number of random cells (mutants) at ``step`` as a fraction of the initial number of kept cells, in [0, 1]."""
     return MUTATION_SCHEDULES[schedule](min(step, total) / total, start, end)
 
 
 def key_interval(step: int, total: int, start: float, end: float) -> int:
-    """Steps between two evaluations of the population, at least 1: a straight line from ``start`` to ``end``."""
+    """Steps between two evaluations of the population, at least 1: linear from ``start`` to ``end``."""
     return max(1, int(linear(min(step, total) / total, start, end)))
 
 

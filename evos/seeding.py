@@ -6,7 +6,7 @@ from evos.errors import InputError
 
 
 def mixed_seed(seed: int, rank: int) -> int:
-    """A seed in [0, 2**63) for process `rank` of a run with `seed`: a hash of the two, alike on every machine.
+    """A seed in [0, 2**63) for process `rank` of a run with `seed`: a hash of the two, the same on every machine.
 
     Not `seed + rank`: process 1 of seed 0 would draw what process 0 of seed 1 draws. The lower 32 bits, all that
     torch's CPU generator looks at, are a hash of the two as well.

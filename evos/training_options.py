@@ -1,4 +1,4 @@
-"""Options that every training program has: of the run as such, and of the optimizer."""
+"""Options that all training programs share: those of the run and those of the optimizer."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from evos.schedules import learning_rate
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run as such."""
+    """General options of a run."""
 
     out: str = "runs/run"
     """Folder the run is written to."""
 
     seed: int = 0
-    """Seed of the initial weights and of every draw, in [0, 2^32)."""
+    """Seed of the initial weights and of all random draws, in [0, 2^32)."""
 
     device: str = "auto"
     """auto (cuda where there is one; with torchrun each process its own), cpu, cuda or cuda:n."""
 
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
-    """fp32, tf32 (matrix products on CUDA), bf16 (autocast) or fp16 (autocast with loss scaling, where a program has
+    """fp32, tf32 (matmuls on CUDA), bf16 (autocast) or fp16 (autocast with loss scaling, where a program supports
     it)."""
 
     eval_every: int | None = None
@@ -37,7 +37,7 @@ class RunOptions:
     """Steps between checkpoints, at least 1; none: a tenth of the run."""
 
     resume: bool = False
-    """Go on from the run's checkpoint."""
+    """Resume from the run's checkpoint."""
 
     overwrite: bool = False
     """Replace an existing run of the same name."""
@@ -62,26 +62,26 @@ class OptimizerOptions:
     """adam, muon (for the hidden matrices; Adam for the rest), soap or schedule_free."""
 
     lr: float | None = None
-    """Learning rate, above 0, of the size that Adam's have; none: Adam's in the paper of the field or model."""
+    """Learning rate on Adam's scale, whatever the optimizer, above 0; none: that of the field's or model's paper."""
 
     schedule: Literal["geometric", "cosine", "linear"] = "geometric"
-    """How the learning rate gets from its highest to its last value."""
+    """How the learning rate changes from its peak to its final value."""
 
     decay: float | None = None
-    """Learning rate at the last step as a ratio of the highest, in [0, 1], not 0 if geometric; none: 1 (constant) if
-    geometric, 0 if cosine or linear."""
+    """Final learning rate as a fraction of the peak, in [0, 1], above 0 if geometric; none: 1 (constant) if geometric,
+    0 if cosine or linear."""
 
     warmup: int = 0
-    """Steps, from the first, in which the learning rate climbs from 0, at least 0."""
+    """Number of initial steps in which the learning rate rises linearly from 0, at least 0."""
 
     clip: float | None = None
-    """Largest norm of the gradient of all weights, above 0; none: any."""
+    """Maximum norm of the gradient of all weights, above 0; none: no clipping."""
 
     clip_ratio: float | None = None
-    """Largest norm of the gradient as a multiple of its running mean over about 50 steps, at least 1; none: any."""
+    """Maximum gradient norm as a multiple of its running mean over about 50 steps, at least 1; none: no clipping."""
 
     ema: float = 0.0
-    """Decay per step of an average of the weights, with which results are measured, in [0, 1); 0: off."""
+    """Decay per step of an exponential moving average of the weights, used for evaluation, in [0, 1); 0: off."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -101,26 +101,26 @@ class OptimizerOptions:
 
     @property
     def last_lr_ratio(self) -> float:
-        """Learning rate at the last step as a ratio of the highest, with the default resolved."""
+        """Final learning rate as a fraction of the peak, with the default resolved."""
         default = 1.0 if self.schedule == "geometric" else 0.0
         return default if self.decay is None else self.decay
 
     def lr_factor(self, step: int, steps: int) -> float:
-        """Factor on the highest learning rate at ``step``, counted from 1, of ``steps``; in [0, 1]."""
+        """Factor on the peak learning rate at ``step``, counted from 1, of ``steps``; in [0, 1]."""
         return learning_rate(self.schedule, step, steps, self.last_lr_ratio, self.warmup / steps)
 
     def build_clip(self, device: torch.device | str) -> "RunningClip | Clip | None":
-        """What clips a step's gradients in place, or None; a RunningClip has a ``mean`` to save."""
+        """A callable that clips gradients in place, or None; a RunningClip has a ``mean`` to save."""
         if self.clip_ratio is not None:
             return RunningClip(self.clip_ratio, device)
-        return None if self.clip is None else largest_norm(self.clip)
+        return None if self.clip is None else clip_to_norm(self.clip)
 
 
 Clip = Callable[[Iterable[nn.Parameter]], None]
 
 
-def largest_norm(limit: float) -> Clip:
-    """What makes the gradients of all weights together no longer than ``limit``."""
+def clip_to_norm(limit: float) -> Clip:
+    """A callable that scales the gradients so that their global norm is at most ``limit``."""
 
     def clip(parameters: Iterable[nn.Parameter]) -> None:
         nn.utils.clip_grad_norm_(parameters, limit)

@@ -1,1 +1,1 @@
-"""EVOS as a nerfstudio plugin: ``ns-train evos-nerfacto`` and its like choose their rays by the errors they make."""
+"""EVOS as a nerfstudio plugin: methods such as ``evos-nerfacto`` choose training rays by the model's errors."""

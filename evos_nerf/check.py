@@ -1,4 +1,4 @@
-"""Look at a scene before training starts: what is wrong is said in one line, and nothing has been written yet."""
+"""Validate a scene before training starts: a problem is reported in one line, before any file is written."""
 
 import json
 import math
@@ -25,33 +25,33 @@ INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
 MASK_MODES = ("1", "L", "P", "I", "I;16")  # Pillow's names of images of one channel
 FOCAL_OR_ANGLE = ("fl_x", "x_fov", "camera_angle_x")
 KINDS = {"transforms.json": "", "transforms_train.json": " blender-data", "poses_bounds.npy": " llff-data"}
-"""The file that a folder's kind is known by, and the data parser to name for it after `ns-train METHOD`."""
+"""The data parser to name after `ns-train METHOD`, by the file that identifies a scene's format."""
 
 
 @dataclass
 class CheckedTrainerConfig(TrainerConfig):
-    """Trainer options for `ns-train` that look at the scene before the run's first file is written.
+    """Trainer options for `ns-train` that validate the scene before the run writes its first file.
 
-    A bad scene ends in one line on stderr and exit status 2. Writing config.yml is the first thing that ns-train does
-    to the disk, so this is the place; the data manager comes later, and in every process of a distributed run.
+    An invalid scene ends in one line on stderr and exit status 2. The check is made in ``save_config`` because
+    config.yml is the first file that ns-train writes; the data manager is built later, and once per process.
     """
 
     @exit_on_input_error
     def save_config(self) -> None:
-        """Write config.yml, as the host does, if the scene is good."""
+        """Check the scene, then write config.yml as nerfstudio does."""
         check_data(self.pipeline.datamanager)
         super().save_config()
 
 
 def check_data(datamanager: Any) -> None:
-    """Check the scene that a data manager's options name, as far as its data parser is known here.
+    """Check the scene that a data manager's options point to; for data parsers not in `CHECKS`, only that it exists.
 
     Raises InputError as `check_scene`.
     """
     if not isinstance(datamanager, VanillaDataManagerConfig):
         return
     parser = datamanager.dataparser
-    # As the data manager does: its own folder goes before its parser's.
+    # As in nerfstudio, the data manager's own folder takes precedence over its parser's.
     data = Path(parser.data if datamanager.data is None else datamanager.data)
     check_exists(data)
     for kind, check in CHECKS.items():
@@ -62,10 +62,10 @@ def check_data(datamanager: Any) -> None:
 def check_scene(path: Path) -> None:
     """Check a Blender, nerfstudio, instant-ngp or LLFF scene, recognised by its files.
 
-    Raises InputError, naming the file: nothing there, an unreadable or malformed transforms file, frames without a
-    file_path or a finite 4 x 4 transform_matrix, no focal length, images that are missing (the first, and how many),
-    unreadable or of another size than stated, masks that are missing, of another size than their image or all black,
-    poses_bounds.npy that doesn't match the images.
+    Raises InputError, naming the file, for a missing scene; an unreadable or malformed transforms file; frames without
+    a file_path or a finite 4 x 4 transform_matrix; a missing focal length; images that are missing (names the first
+    and their number), unreadable or of another size than stated; masks that are missing, of another size than their
+    image or all black; a poses_bounds.npy that doesn't match the images.
     """
     path = Path(path)
     check_exists(path)
@@ -80,17 +80,17 @@ def check_scene(path: Path) -> None:
 
 
 def check_exists(path: Path) -> None:
-    """Raise InputError where there is no such folder or file."""
+    """Raise InputError unless the folder or file exists."""
     if not path.exists():
         raise InputError("--data", str(path), "the folder of a scene; this one doesn't exist")
 
 
 def check_blender(folder: Path) -> None:
-    """Raise InputError, as `check_scene`, for what is wrong with a scene of transforms_{train,val}.json (and test)."""
+    """Check a Blender scene: transforms_{train,val}.json and, if present, that of test. Raises as `check_scene`."""
     folder = Path(folder)
     for split in ("train", "val", "test"):
         path = folder / f"transforms_{split}.json"
-        if split == "test" and not path.exists():  # ns-eval wants it, training doesn't
+        if split == "test" and not path.exists():  # needed by ns-eval, not by training
             continue
         content, frames = read_transforms(path)
         angle = content.get("camera_angle_x")
@@ -104,11 +104,11 @@ def check_blender(folder: Path) -> None:
 
 
 def check_transforms(path: Path, focal: Sequence[str] = INTRINSICS, downscale_factor: int | None = None) -> None:
-    """Raise InputError, as `check_scene`, for what is wrong with a transforms.json of one camera or many.
+    """Check a transforms.json with one camera or several. Raises InputError as `check_scene`.
 
     Args:
         path: the JSON file, or its folder.
-        focal: names of which the file, or each of its frames, must have all (`INTRINSICS`) or one (`FOCAL_OR_ANGLE`).
+        focal: keys that the file or each frame must have: all of `INTRINSICS`, or one of `FOCAL_OR_ANGLE`.
         downscale_factor: above 1, images are taken from images_N and masks from masks_N.
     """
     path = Path(path) if Path(path).suffix == ".json" else Path(path) / "transforms.json"
@@ -134,7 +134,7 @@ def check_transforms(path: Path, focal: Sequence[str] = INTRINSICS, downscale_fa
 
 
 def read_transforms(path: Path) -> tuple[dict[str, Any], list[Frame]]:
-    """A transforms file and its frames: each has a file_path and a finite 4 x 4 transform_matrix, or InputError."""
+    """Read a transforms file; InputError unless each frame has a file_path and a finite 4 x 4 transform_matrix."""
     if not path.exists():
         raise _wrong_kind(path)
     content = read_json(path)
@@ -157,7 +157,7 @@ def read_transforms(path: Path) -> tuple[dict[str, Any], list[Frame]]:
 
 
 def check_mask(mask: Path, image: Path) -> None:
-    """Raise InputError where a mask has another size than its image or leaves no pixel of it."""
+    """Raise InputError if a mask differs in size from its image or excludes all of its pixels."""
     size = image_size(mask, MASK_MODES)
     if size != image_size(image):
         raise InputError(str(mask), _pixels(size), f"{_pixels(image_size(image))}, as its image {image.name}")
@@ -182,7 +182,7 @@ def _check_intrinsics(path: Path, number: int, known: dict[str, Any], focal: Seq
 
 
 def _image_of(folder: Path, name: str, reduced: int | None, kind: str) -> Path:
-    """Where nerfstudio looks for a picture; instant-ngp leaves .png out of the names."""
+    """Where nerfstudio looks for an image; instant-ngp scenes omit .png from the names."""
     path = folder / name if reduced is None else folder / f"{kind}_{reduced}" / Path(name).name
     plus_png = path.with_name(f"{path.name}.png")
     return plus_png if not path.exists() and plus_png.exists() else path
@@ -198,7 +198,7 @@ def _present(path: Path, files: list[Path], kind: str) -> list[Path]:
 
 
 def _wrong_kind(path: Path) -> InputError:
-    """There is no such transforms file; perhaps the folder is one for another data parser."""
+    """The error for a missing transforms file, with a hint if the folder is for another data parser."""
     there = [name for name in KINDS if (path.parent / name).exists()]
     hint = f" (it has {there[0]}: ns-train METHOD{KINDS[there[0]]} --data FOLDER)" if there else ""
     return InputError(str(path.parent), "a folder without " + path.name, "a folder with it" + hint)
@@ -218,4 +218,4 @@ CHECKS: dict[type[DataParserConfig], Callable[[Path, Any], None]] = {
     InstantNGPDataParserConfig: lambda data, _: check_transforms(data, FOCAL_OR_ANGLE),
     LlffDataParserConfig: lambda data, parser: load_llff(data, parser.downscale_factor) and None,
 }
-"""Which check goes with which data parser; of any other only the folder is checked."""
+"""The check for each data parser; for any other only the folder's existence is checked."""

@@ -1,6 +1,7 @@
-"""What nerfstudio 1.1.5 needs to run on torch >= 2.6 and without network; ``install`` is called when the plugin loads.
+"""Compatibility fixes for nerfstudio 1.1.5 on torch >= 2.6 and without a network connection.
 
-It works for every method, not only for EVOS': plain nerfacto trains, resumes and evaluates as well.
+``install`` is called when the plugin loads. The fixes apply to all methods: plain nerfacto trains, resumes and
+evaluates with them as well.
 """
 
 import math
@@ -17,8 +18,8 @@ from evos.metrics import LPIPS_SMALLEST, lpips_network
 
 
 def install() -> None:
-    """Allow nerfstudio's own checkpoints to be read safely, and stand in for LPIPS where its weights can't be had."""
-    # Schedulers compute learning rates with NumPy: checkpoints hold its scalars, which are plain values.
+    """Let torch load nerfstudio's checkpoints with ``weights_only=True``, and make LPIPS optional."""
+    # Schedulers compute learning rates with NumPy, so checkpoints hold NumPy scalars.
     kinds = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)]
     scalar: Any = np.float64(0).__reduce__()[0]  # its module differs between NumPy 1 and 2
     torch.serialization.add_safe_globals([scalar, np.dtype, *kinds])
@@ -26,9 +27,9 @@ def install() -> None:
 
 
 class OptionalLpips(lpip.LearnedPerceptualImagePatchSimilarity):
-    """LPIPS, or NaN where it can't be computed: no weights (one warning, one attempt a process), or a side below 32 px.
+    """LPIPS, or NaN if AlexNet's weights are unavailable (one attempt, one warning) or a side is below 32 px.
 
-    Models build torchmetrics' class when they start, which downloads AlexNet; without network that ends every method.
+    Models construct torchmetrics' class at start-up, which downloads AlexNet and would fail without a network.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -45,5 +46,5 @@ class OptionalLpips(lpip.LearnedPerceptualImagePatchSimilarity):
 
 
 def without_missing_lpips(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics without an LPIPS that is NaN, by whatever name (``lpips``, ``fine_lpips``, ``lpips_std``)."""
+    """The metrics without LPIPS entries (``lpips``, ``fine_lpips``, ``lpips_std``) that are NaN."""
     return {name: value for name, value in metrics.items() if "lpips" not in name or not math.isnan(float(value))}

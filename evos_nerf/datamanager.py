@@ -1,9 +1,10 @@
-"""The data manager: all training images on the device, in the order of their index, and a sampler that knows the step.
+"""The data manager: keeps all training images on the device, ordered by index, and passes the step to the sampler.
 
-nerfacto's own draws its pixels in worker processes, where errors cannot arrive; the others cache images in random
-order. This one serves every ray-based method.
+nerfacto's data manager draws pixels in worker processes, which residuals cannot reach; nerfstudio's others cache images
+in random order. This one works for any ray-based method.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,7 +43,7 @@ class EvosDataManagerConfig(VanillaDataManagerConfig):
         super().__post_init__()
         if self.patch_size != 1:
             raise InputError("patch_size", self.patch_size, "1 (EVOS selects pixel by pixel)")
-        if self.train_num_images_to_sample_from != -1:
+        if self.train_num_images_to_sample_from not in (-1, math.inf):  # all of them; inf since nerfstudio 1.1.5
             got = self.train_num_images_to_sample_from
             raise InputError("train_num_images_to_sample_from", got, "-1 (EVOS ranks all training images together)")
         check_range("factor", self.factor, 1)
@@ -51,25 +52,26 @@ class EvosDataManagerConfig(VanillaDataManagerConfig):
 
 
 class EvosDataManager(VanillaDataManager[TDataset], Generic[TDataset]):
-    """Keeps every training image where the model is; ``EvosDataManager[DepthDataset]`` for another data set."""
+    """Keeps all training images on the model's device; ``EvosDataManager[DepthDataset]`` uses another dataset class."""
 
     config: EvosDataManagerConfig
     train_pixel_sampler: EvosPixelSampler
 
     @cached_property
     def dataset_type(self) -> type[TDataset]:
-        """The data set in the brackets; plain images without."""
+        """The dataset class given in brackets; by default plain images."""
         alias = get_orig_class(self)
         return get_args(alias)[0] if alias is not None else InputDataset  # type: ignore
 
     def setup_train(self) -> None:
-        """Load every training image. Of different sizes they are lists, which the sampler lays out in one tensor."""
+        """Load all training images; images of different sizes stay a list, which the sampler flattens."""
         CONSOLE.print("Setting up training dataset...")
         with ThreadPoolExecutor() as pool:
             items = list(pool.map(self.train_dataset.__getitem__, range(len(self.train_dataset))))
         batch = self.config.collate_fn(items)
         if self.config.factor > 1:
-            batch["mask"] = every(batch["image"], batch.get("mask"), self.config.factor)
+            masks = subsampling_masks(batch["image"], batch.get("mask"), self.config.factor)
+            batch["mask"] = masks
         self.train_batch = {key: to_device(value, self.device) for key, value in batch.items()}
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)  # type: ignore
         self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device))
@@ -83,14 +85,14 @@ class EvosDataManager(VanillaDataManager[TDataset], Generic[TDataset]):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """None; but the trainer is known from here on, and with it the length of training."""
+        """No callbacks; this is where the trainer, and with it the number of steps, first becomes available."""
         if training_callback_attributes.trainer is not None:
             self.train_pixel_sampler.plan(training_callback_attributes.trainer.config.max_num_iterations)
         return []
 
 
-def every(images: Any, masks: Any, factor: int) -> Any:
-    """Masks of every ``factor``-th row and column of images (one tensor, or a list), within masks that there are."""
+def subsampling_masks(images: Any, masks: Any, factor: int) -> Any:
+    """Masks that keep every ``factor``-th row and column of images (one tensor, or a list), within the given masks."""
     kept = [torch.zeros_like(image[..., :1], dtype=torch.bool) for image in images]
     for number, mask in enumerate(kept):
         mask[::factor, ::factor] = True if masks is None else masks[number][::factor, ::factor].bool()
@@ -98,7 +100,7 @@ def every(images: Any, masks: Any, factor: int) -> Any:
 
 
 def to_device(value: Any, device: Any) -> Any:
-    """Tensors, alone or in a list, on ``device``."""
+    """Move tensors, alone or in a list, to ``device``."""
     if isinstance(value, Tensor):
         return value.to(device)
     return [to_device(v, device) for v in value] if isinstance(value, list) else value

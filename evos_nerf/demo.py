@@ -1,8 +1,8 @@
-"""The first thing to run with nerfstudio: a scene of our own, nerfacto against evos-nerfacto at equal rays.
+"""Demo of the nerfstudio plugin: nerfacto and evos-nerfacto on an embedded scene, with equal numbers of rays.
 
     make demo-nerf
 
-Everything goes through the programs a user has: ns-train, ns-eval. Ends with a table and runs/demo-nerf/report.png.
+Runs nerfstudio's own programs, ns-train and ns-eval, and writes a table and runs/demo-nerf/report.png.
 """
 
 import json
@@ -29,10 +29,10 @@ from evos.runs.progress import Progress
 from evos_nerf.scene import SceneConfig, read_options, write_scene
 
 METHODS = {"nerfacto": "nerfacto", "EVOS": "evos-nerfacto"}
-"""Title in the table: method of ns-train. nerfacto comes first; the others are compared with it."""
+"""The method of ns-train by its title in the table. nerfacto comes first: the others are compared with it."""
 
-# nerfacto made small enough for two CPU cores. Its scene contraction stays on: in a bare box two of seven trial runs,
-# both plain nerfacto's, collapsed to one saturated colour (11 and 13 dB), and to be better than those means nothing.
+# nerfacto reduced to what two CPU cores can train. Scene contraction stays on: without it two of seven trial runs, both
+# of plain nerfacto, collapsed to one saturated colour (11 and 13 dB), which would make the comparison meaningless.
 MODEL = {
     "num-levels": 8,
     "log2-hashmap-size": 15,
@@ -70,10 +70,10 @@ class DemoConfig:
     """Seed of the scene and of both runs, at least 0."""
 
     quick: bool = False
-    """See that everything works, in 20 steps on 4 views of 32 pixels; the numbers mean nothing."""
+    """Smoke test: 20 steps on 4 views of 32 pixels; its metrics are meaningless."""
 
     overwrite: bool = False
-    """Replace the demo that is in the folder."""
+    """Replace an existing demo run in the folder."""
 
     def __post_init__(self) -> None:
         check_range("steps", self.steps, 4)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if config.quick:
         config = replace(config, **QUICK)
     out = open_run(config.out, {"demo-nerf": asdict(config)}, resume=False, overwrite=config.overwrite).path
-    for name in ("scene", *METHODS.values()):  # open_run has made sure that they are a demo's
+    for name in ("scene", *METHODS.values()):  # open_run has checked that the folder is a demo's
         shutil.rmtree(out / name, ignore_errors=True)
     scene = write_scene(SceneConfig(str(out / "scene"), config.views, config.size, config.seed))
     results = {title: run_method(method, config, scene, out) for title, method in METHODS.items()}
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_method(method: str, config: DemoConfig, scene: Path, out: Path) -> dict[str, Any]:
-    """Train and evaluate one method: its numbers, the middle test view's truth and render, the selector's maps."""
+    """Train and evaluate one method: its metrics, the middle test view's truth and rendering, the selector's maps."""
     folder, renders = out / method / "run", out / method / "renders"
     with Progress(config.steps, method) as progress:
         call("ns-train", training_options(method, config, scene, out), out / method / "train.log", progress)
@@ -123,7 +123,7 @@ def run_method(method: str, config: DemoConfig, scene: Path, out: Path) -> dict[
 
 
 def training_options(method: str, config: DemoConfig, scene: Path, out: Path) -> list[Any]:
-    """The words after ns-train; those of the two methods differ in the name alone."""
+    """The arguments of ns-train, identical for both methods except for the method's name."""
     options: dict[str, Any] = {
         "output-dir": out.parent,
         "experiment-name": out.name,
@@ -134,7 +134,7 @@ def training_options(method: str, config: DemoConfig, scene: Path, out: Path) ->
         "machine.seed": config.seed,
         "steps-per-save": config.steps,
         "steps-per-eval-batch": 0,
-        "steps-per-eval-image": config.steps - 1,  # the last step: where the selector's maps are drawn
+        "steps-per-eval-image": config.steps - 1,  # the last step, which logs the selector's maps
         "logging.local-writer.max-log-size": 0,
         "pipeline.datamanager.train-num-rays-per-batch": config.rays,
         **{f"pipeline.model.{name}": value for name, value in MODEL.items()},
@@ -148,7 +148,7 @@ def training_options(method: str, config: DemoConfig, scene: Path, out: Path) ->
 
 
 def call(program: str, words: Sequence[Any], log: Path, progress: Progress) -> None:
-    """Run one of nerfstudio's programs with its output in a file, showing the steps that it reports."""
+    """Run one of nerfstudio's programs with its output in ``log``, and show the steps that it reports."""
     path = Path(sys.executable).with_name(program)
     if not path.exists():
         raise InputError(program, "none beside python", "an environment with the nerf extra (make install EXTRAS=nerf)")
@@ -175,12 +175,12 @@ def call(program: str, words: Sequence[Any], log: Path, progress: Progress) -> N
 
 
 def read_events(folder: Path) -> tuple[float, dict[str, np.ndarray]]:
-    """Seconds of training by the clock, and the last pictures of the selector (`drawn`, `error`) where it left any."""
+    """Wall-clock training seconds, and the selector's last logged maps (`drawn`, `error`), if any."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), {"scalars": 0, "images": 1}).Reload()
     clock = [entry.wall_time for entry in events.Scalars("Train Iter (time)")]
-    # The last step, with the evaluation of a picture in it, and the first, with what is only done once, are left out.
+    # Without the first step, which includes one-time set-up, and the last, which includes evaluating an image.
     seconds = (clock[-2] - clock[0]) / (len(clock) - 2) * len(clock)
     prefix = "Eval Images/evos_"
     pictures = {tag.removeprefix(prefix): tag for tag in events.Tags()["images"] if tag.startswith(prefix)}
@@ -191,13 +191,13 @@ def read_events(folder: Path) -> tuple[float, dict[str, np.ndarray]]:
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A picture as floats in [0, 1] before white, of shape (H, W, 3)."""
+    """An image composited over white, as floats in [0, 1] of shape (H, W, 3)."""
     pixels = np.asarray(PIL.Image.open(path).convert("RGBA"), dtype=np.float64) / 255
     return pixels[..., :3] * pixels[..., 3:] + 1 - pixels[..., 3:]
 
 
 def markdown_table(results: dict[str, dict[str, Any]]) -> str:
-    """PSNR and SSIM of the test views, seconds of training and rays of every method."""
+    """Markdown table of test PSNR, test SSIM, training seconds and number of rays of each method."""
     rows = [["", "PSNR (dB)", "SSIM", "training s", "rays"], ["---"] * 5]
     for title, result in results.items():
         numbers = result["metrics"]
@@ -207,7 +207,7 @@ def markdown_table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def write_report(path: Path, results: dict[str, dict[str, Any]], scene: Path) -> None:
-    """The truth, both renders and their errors on one scale, and where the selector looked on a training view."""
+    """Plot ground truth, renderings, their errors on a common scale, and the selector's maps of a training view."""
     import matplotlib.pyplot as plt
 
     errors = {title: np.abs(result["render"] - result["truth"]).mean(-1) for title, result in results.items()}
@@ -218,8 +218,8 @@ def write_report(path: Path, results: dict[str, dict[str, Any]], scene: Path) ->
         above.append((f"{title}: {result['metrics']['psnr']:.2f} dB over all test views", result["render"]))
         below.append((f"{title}: absolute error", errors[title]))
         for row, name, caption in [
-            (above, "drawn", "its rays on the training view"),
-            (below, "error", "errors it knows of"),
+            (above, "drawn", "rays drawn on the training view"),
+            (below, "error", "estimated error"),
         ]:
             if name in result["maps"]:
                 row.append((f"{title}: {caption}", result["maps"][name]))

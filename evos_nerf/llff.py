@@ -28,14 +28,14 @@ from evos.config import check_range
 from evos.errors import InputError
 from evos.images import list_images
 
-LARGEST_SIDE = 1600  # nerfstudio's own limit when the resolution is left to it
+LARGEST_SIDE = 1600  # nerfstudio's limit where no downscale factor is given
 NERF_AXES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 """Turns our world (z up, looking along +y) into NeRF's (y up, looking along -z), the one its NDC are defined in."""
 
 
 @dataclass(frozen=True)
 class LlffScene:
-    """An LLFF scene as its files have it, its views in the order of the pictures' names."""
+    """An LLFF scene as stored in its files, views sorted by image name."""
 
     images: list[Path]
     """The pictures, all of one size."""
@@ -44,23 +44,23 @@ class LlffScene:
     width: int
     """Of the pictures, in pixels."""
     poses: Float[Tensor, "N 3 4"]
-    """Camera-to-world matrices in OpenGL's axes: x right, y up, looking along -z; the world is the file's."""
+    """Camera-to-world matrices in OpenGL's axes: x right, y up, looking along -z; world coordinates as in the file."""
     focal: Float[Tensor, "N 2"]
     """Focal lengths along x and y, in pixels of the pictures."""
     bounds: Float[Tensor, "N 2"]
-    """Depths of the nearest and the farthest thing in view, in the file's unit."""
+    """Nearest and farthest depth in view, in the file's unit."""
 
 
 def load_llff(folder: Path, downscale_factor: int | None = None) -> LlffScene:
-    """Read a scene with its pictures reduced by the factor, or by the one `image_folder` finds.
+    """Read a scene with its images downscaled by ``downscale_factor`` (None: see `image_folder`).
 
     Raises InputError where a file is missing or unreadable, poses_bounds.npy has another shape than N x 17 or values
-    that are not finite, focal lengths or bounds make no sense, the poses don't match the pictures in number or size.
+    that are not finite, focal lengths or bounds are invalid, or the poses don't match the images in number or size.
     """
     folder = Path(folder)
     poses, shape_focal, bounds = read_poses_bounds(folder / "poses_bounds.npy")
     pictures = image_folder(folder, downscale_factor)
-    # LLFF lists by plain name: 10.png comes before 2.png.
+    # LLFF sorts names as plain strings: 10.png comes before 2.png.
     images = sorted(list_images(pictures), key=lambda path: path.name)
     if len(images) != len(poses):
         raise InputError(str(pictures), f"{len(images)} images", f"{len(poses)}, as many as poses_bounds.npy has poses")
@@ -108,9 +108,9 @@ def read_poses_bounds(path: Path) -> tuple[Float[Tensor, "N 3 4"], Float[Tensor,
 
 
 def image_folder(folder: Path, downscale_factor: int | None) -> Path:
-    """The folder of pictures reduced by the factor: images (1), images_4, images_8, ...
+    """The folder of images downscaled by the factor: images (1), images_4, images_8, ...
 
-    None means the finest whose pictures have no side above 1600 pixels, else the coarsest there is.
+    None: the largest resolution without a side above 1600 pixels, else the smallest available.
     """
     found = {factor_of(path): path for path in folder.glob("images*") if path.is_dir() and factor_of(path)}
     if not found:
@@ -127,15 +127,15 @@ def image_folder(folder: Path, downscale_factor: int | None) -> Path:
 
 
 def factor_of(pictures: Path) -> int:
-    """By how much a folder's pictures are reduced, by its name; 0 for a folder of other things."""
+    """The downscale factor stated by a folder's name; 0 if it is not the name of an image folder."""
     match = re.fullmatch(r"images(?:_([1-9]\d*))?", pictures.name)
     return int(match[1] or 1) if match else 0
 
 
 def image_size(path: Path, modes: tuple[str, ...] = ("L", "RGB", "RGBA")) -> tuple[int, int]:
-    """Width and height in pixels, from the file's head.
+    """Width and height in pixels, from the file's header.
 
-    Raises InputError where the file is no image, or its mode (Pillow's name) is one that nerfstudio's loader garbles.
+    Raises InputError where the file is no image, or its mode (Pillow's name) is one that nerfstudio's loader misreads.
     """
     try:
         with PIL.Image.open(path) as image:
@@ -148,7 +148,7 @@ def image_size(path: Path, modes: tuple[str, ...] = ("L", "RGB", "RGBA")) -> tup
 
 
 def average_pose(poses: Float[Tensor, "N 3 4"]) -> Float[Tensor, "3 4"]:
-    """The camera in the middle: mean position, mean viewing direction, mean up made orthogonal to it."""
+    """The average camera: mean position, mean viewing direction, and the mean up vector orthogonalized against it."""
     back = F.normalize(poses[:, :, 2].sum(0), dim=0)
     right = F.normalize(torch.linalg.cross(poses[:, :, 1].sum(0), back), dim=0)
     return torch.stack([right, torch.linalg.cross(back, right), back, poses[:, :, 3].mean(0)], dim=-1)
@@ -164,7 +164,7 @@ def world_transform(poses: Float[Tensor, "N 3 4"]) -> Float[Tensor, "3 4"]:
 def apply_transform(
     transform: Float[Tensor, "3 4"], scale: float, poses: Float[Tensor, "N 3 4"]
 ) -> Float[Tensor, "N 3 4"]:
-    """Move the world of camera-to-world matrices: rotate and shift it, then scale it."""
+    """Apply a rigid transform of the world, then a scale, to camera-to-world matrices."""
     moved = transform[:, :3] @ poses
     moved[..., 3] = scale * (moved[..., 3] + transform[:, 3])
     return moved
@@ -178,11 +178,11 @@ class LlffDataParserConfig(DataParserConfig):
     data: Path = Path("data/nerf_llff_data/fern")
     """Folder of the scene."""
     downscale_factor: int | None = None
-    """Which folder of pictures: 8 is images_8, 1 is images; none: the finest without a side above 1600 pixels."""
+    """Image folder: 8 is images_8, 1 is images; none: the largest resolution without a side above 1600 pixels."""
     eval_interval: int = 8
-    """Every so many views one is held out for validation and test, from the first on; at least 2."""
+    """Every eval_interval-th view, from the first, is held out for validation and test; at least 2."""
     nearest: float = 4 / 3
-    """Where the nearest depth bound comes to lie after scaling, above 0 (NeRF's 1 / 0.75)."""
+    """Distance of the nearest depth bound after scaling, above 0 (NeRF's 1 / 0.75)."""
 
     def __post_init__(self) -> None:
         check_range("downscale_factor", self.downscale_factor, 1)
@@ -194,7 +194,7 @@ class LlffDataParserConfig(DataParserConfig):
 class LlffDataParser(DataParser):
     """Turns an LLFF scene into nerfstudio's cameras; `metadata["bounds"]` has each view's depth bounds, scaled.
 
-    `metadata["ndc"]` says what normalised device coordinates are (evos_nerf/rendering.py): the first view's focal
+    `metadata["ndc"]` defines normalised device coordinates (evos_nerf/rendering.py): the first view's focal
     lengths over half its width and height, and the distance of the near plane, NeRF's three quarters of `nearest`.
     """
 

@@ -1,6 +1,6 @@
-"""The methods that ``ns-train`` lists: each is a host method's own config with EVOS' parts put in; and sobolev-nerf.
+"""The methods added to ``ns-train``: host methods with EVOS' data manager, sampler and pipeline; and sobolev-nerf.
 
-Made when asked for, not on import: nerfstudio looks for plugins while it is itself being imported.
+They are built on first access, not on import, because nerfstudio discovers plugins during its own import.
 """
 
 import copy
@@ -32,16 +32,16 @@ HOSTS = {
     "evos_depth_nerfacto": ("depth-nerfacto", "Depth-supervised nerfacto whose rays go where the error is (EVOS)."),
     "evos_vanilla_nerf": ("vanilla-nerf", "The original NeRF whose rays go where the error is (EVOS)."),
 }
-"""Entry point: (host method, description)."""
+"""(host method, description) by entry point."""
 
 
 @dataclass
 class EvosTrainerConfig(CheckedTrainerConfig):
-    """nerfstudio's options of a training run, whose scene is looked at before anything is written."""
+    """nerfstudio's trainer options, with the scene validated before anything is written."""
 
     @exit_on_input_error
     def save_config(self) -> None:
-        """Write config.yml, with the implementation that will run, if the model can have a scene of this kind."""
+        """Resolve the model's implementation, check that it supports the scene's format, and write config.yml."""
         choose_implementation(self.pipeline.model, self.machine.device_type)
         if isinstance(self.pipeline.model, TinyNerfModelConfig):
             check_parser(self.pipeline.datamanager)
@@ -49,7 +49,7 @@ class EvosTrainerConfig(CheckedTrainerConfig):
 
 
 def evos_method(host: TrainerConfig, name: str, description: str) -> MethodSpecification:
-    """The EVOS kind of a ray-based method: its own config, with EVOS' data manager, pixel sampler and pipeline.
+    """The EVOS variant of a ray-based method: its config with EVOS' data manager, pixel sampler and pipeline.
 
     Raises InputError for a method whose pipeline is not one of ``PIPELINES``.
     """

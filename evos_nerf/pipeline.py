@@ -1,9 +1,8 @@
-"""The pipeline: host pipelines that hand the errors a model was trained on to the pixel sampler, and save its state.
+"""Host pipelines extended by feedback to the pixel sampler, its state in checkpoints, and the derivative loss.
 
-They also add the derivatives' part of the loss (evos_nerf/sobolev.py) where it is on.
-
-The errors are taken where the model computes its loss, at ``model.rgb_loss(truth, prediction)``: so they hold whatever
-background the model blended in, at random or not, and the weights that a strategy gives its rays can enter there.
+Residuals are captured where the model computes its loss, at ``model.rgb_loss(truth, prediction)``: they include the
+background that the model blended in, and the strategy's importance weights are applied there. The derivative loss is in
+evos_nerf/sobolev.py.
 """
 
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from evos_nerf.viewer import ViewsControl
 
 UNSAVED = ("_step", "_steps_since_update", "depth_sigma")
 """State that nerfstudio's modules keep in plain attributes and leave out of checkpoints: the proposal sampler's step,
-and its count of steps since its networks last learned; the decaying uncertainty of the depth loss."""
+and its count of steps since its networks were last updated; the decaying uncertainty of the depth loss."""
 
 if TYPE_CHECKING:
     Host = VanillaPipeline
@@ -41,13 +40,13 @@ else:
 
 
 def choose_implementation(model: ModelConfig, device: str | torch.device) -> None:
-    """Set a model to its torch implementation where tiny-cuda-nn cannot run; to be done before it is built."""
+    """Select a model's torch implementation where tiny-cuda-nn cannot run; call before the model is built."""
     if hasattr(model, "implementation") and (torch.device(device).type != "cuda" or not TCNN_EXISTS):
         model.implementation = "torch"  # type: ignore
 
 
 class EvosFeedback(Host):
-    """What EVOS adds to a host pipeline: feedback, a picture of it, and a checkpoint that resumes exactly."""
+    """Mixin for a host pipeline: feedback to the sampler, maps of what it drew, and checkpoints that resume exactly."""
 
     def __init__(
         self,
@@ -60,7 +59,7 @@ class EvosFeedback(Host):
     ) -> None:
         keep_freed_memory(device)
         choose_implementation(config.model, device)
-        # As if alone: the host would wrap the model for CUDA devices only. The data are whole in every process anyway.
+        # World size 1: nerfstudio wraps the model in DDP on CUDA only; it is wrapped below. Each process has all data.
         super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)  # type: ignore
         self.world_size = world_size
         if world_size > 1:
@@ -70,7 +69,7 @@ class EvosFeedback(Host):
         self._gathered: list[Any] | None = None
         self._generators: dict[str, Any] | None = None
         if isinstance(loss := getattr(self.model, "rgb_loss", None), nn.Module):
-            loss.register_forward_pre_hook(self._meet_loss)
+            loss.register_forward_pre_hook(self._before_loss)
         if self.sampler is not None:  # the viewer finds its controls among a pipeline's attributes
             self.views_control = ViewsControl(self.datamanager.train_dataset, self.sampler)
             self.training_views, self.latest_views = self.views_control.choice, self.views_control.again
@@ -78,14 +77,14 @@ class EvosFeedback(Host):
 
     @property
     def sampler(self) -> EvosPixelSampler | None:
-        """The training sampler, where it is one that learns from errors and training data are loaded."""
+        """The training pixel sampler if it is EVOS' and training data are loaded, else None."""
         sampler = getattr(self.datamanager, "train_pixel_sampler", None)
         return sampler if isinstance(sampler, EvosPixelSampler) else None
 
     # ---- feedback ----------------------------------------------------------------------------------------------
 
-    def _meet_loss(self, loss: nn.Module, arguments: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Note the residual that the loss is about to see, and weigh it: with a network of several levels, the last."""
+    def _before_loss(self, loss: nn.Module, arguments: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Record the residual that enters the loss, of the finest level, and apply importance weights."""
         sampler = self.sampler
         if not self.training or sampler is None or not sampler.is_feedback_wanted:
             return None
@@ -98,9 +97,9 @@ class EvosFeedback(Host):
         return truth, truth + factor[:, None] * (prediction - truth)
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """The host's training step, with the derivatives' loss; then the sampler learns the errors of its rays."""
+        """The host's training step and the derivative loss; the sampler receives the residuals of its rays."""
         if self._generators is not None:
-            # Not when they were loaded: writers and viewer have drawn numbers since.
+            # Not restored on loading: writers and viewer draw random numbers between loading and the first step.
             set_rng_state(self._generators)
             self._generators = None
         self._residual = None
@@ -108,7 +107,7 @@ class EvosFeedback(Host):
         sampler = self.sampler
         if sampler is not None and sampler.is_feedback_wanted:
             residual = self._residual
-            if residual is None:  # a model with a loss of its own
+            if residual is None:  # a model without rgb_loss
                 residual = (outputs["rgb"] - self.datamanager.last_batch["image"][..., :3]).detach()  # type: ignore
             sampler.observe(residual)
             metrics |= sampler.metrics()
@@ -119,7 +118,7 @@ class EvosFeedback(Host):
     # ---- evaluation --------------------------------------------------------------------------------------------
 
     def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The host's, and maps of the first training view: what was drawn, and the error that the sampler knows of."""
+        """The host's metrics and images, and maps of the first training view: rays drawn and estimated error."""
         metrics, images = super().get_eval_image_metrics_and_images(step)
         if self.sampler is not None:
             images |= self.sampler.maps(0)
@@ -128,7 +127,7 @@ class EvosFeedback(Host):
     def get_average_eval_image_metrics(
         self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
     ) -> dict[str, float]:
-        """The host's, without an LPIPS that can't be computed."""
+        """The host's metrics, without LPIPS where it can't be computed."""
         return without_missing_lpips(super().get_average_eval_image_metrics(step, output_path, get_std))
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ class EvosFeedback(Host):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """The host's; with several processes also one that gathers their states just before a checkpoint is saved."""
+        """The host's callbacks; with several processes also one that gathers their states before each checkpoint."""
         callbacks = super().get_training_callbacks(training_callback_attributes)
         trainer = training_callback_attributes.trainer
         if comms.get_world_size() == 1 or trainer is None:
@@ -144,14 +143,14 @@ class EvosFeedback(Host):
         last = trainer._start_step + trainer.config.max_num_iterations - 1
 
         def gather(step: int) -> None:
-            # Only the first process saves, so all must have met before.
+            # Only rank 0 saves, so the states of all ranks must be gathered beforehand.
             if step == last or step_check(step, trainer.config.steps_per_save):
                 self.gather_states()
 
         return [*callbacks, TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], func=gather)]
 
     def gather_states(self) -> None:
-        """Bring the states of all processes to the first; all must call it."""
+        """Gather the states of all processes on rank 0; a collective that every process must call."""
         self._gathered = [None] * comms.get_world_size() if comms.is_main_process() else None
         dist.gather_object(self._own_state(), self._gathered)
 
@@ -170,11 +169,11 @@ class EvosFeedback(Host):
         }
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Sampler, generators and what nerfstudio leaves out, of every process."""
+        """Of each process: sampler, random generators, and module state that nerfstudio doesn't save."""
         return {"version": 1, "processes": self._gathered or [self._own_state()]}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Go on exactly where this process stood; a process that there was not begins afresh. Evaluation needs none."""
+        """Resume this process exactly; a rank that the checkpoint doesn't have starts fresh. Ignored in evaluation."""
         if not self.training:
             return
         if state.get("version") != 1:
@@ -190,7 +189,7 @@ class EvosFeedback(Host):
             setattr(self.model.get_submodule(module), key, value)
 
     def load_state_dict(self, state_dict: Any, strict: bool | None = None) -> None:
-        """The host's, which loads what fits and leaves the rest at random; here that ends in an InputError."""
+        """As the host's, but raises InputError for missing parameters, which the host would leave at random."""
         saved = {key.removeprefix("_model.").removeprefix("module.") for key in state_dict}
         missing = [key for key in self.model.state_dict() if key not in saved and not key.startswith("lpips.")]
         if missing:
@@ -228,4 +227,4 @@ class EvosDynamicBatchPipelineConfig(DynamicBatchPipelineConfig):
 
 
 PIPELINES = {VanillaPipeline: EvosPipelineConfig, DynamicBatchPipeline: EvosDynamicBatchPipelineConfig}
-"""The options of the EVOS kind of each host pipeline."""
+"""The config of the EVOS variant of each host pipeline."""

@@ -1,6 +1,6 @@
-"""The selectors as a nerfstudio pixel sampler: each step ``num_rays_per_batch`` tiles, a random pixel in each.
+"""A nerfstudio pixel sampler driven by a selector: ``num_rays_per_batch`` tiles a step, a random pixel in each.
 
-The pipeline hands back the errors of the rays that were trained on (``EvosPipeline``), so nothing is rendered twice.
+The pipeline (``EvosPipeline``) reports the residuals of the rays trained on; no ray is rendered for selection alone.
 Evaluation calls ``sample`` without a step, which is nerfstudio's own uniform sampling.
 """
 
@@ -35,27 +35,31 @@ from evos.selection import (
     UniformConfig,
     build_selector,
 )
+from evos_nerf.half_precision import packed, unpacked
 from evos_nerf.tiles import TileGrid, build_grid, tile_side
 
 STEPS_AHEAD = 64
-"""For how many steps rays are drawn at once at most, where nothing that is learned in between changes the odds."""
+"""Maximum number of steps whose rays are drawn at once, where feedback in between would not change the odds."""
 
 MAPS = ("evos_drawn", "evos_error")
-"""What the sampler shows of each training image, in TensorBoard and in the viewer: see EvosPixelSampler.tile_values."""
+"""Maps of each training image shown in TensorBoard and in the viewer; see EvosPixelSampler.tile_values."""
 
 STRATEGIES = ("tiles", "uniform", "soft", "egra", "expansive")
-"""The strategies that can choose rays. The others have to look at every pixel in every step, or every so many."""
+"""The strategies that can choose rays; the others evaluate all pixels in some or all steps."""
+
+HOST = "host"
+"""Not a strategy: nerfstudio draws the rays as it does without EVOS, for comparison."""
 
 
 @dataclass
 class EvosPixelSamplerConfig(PixelSamplerConfig):
-    """Options of the pixel sampler; those of each strategy are its own."""
+    """Options of the pixel sampler, with a group of options for each strategy."""
 
     _target: type = field(default_factory=lambda: EvosPixelSampler)
     """The class to instantiate."""
 
-    selector: Literal["tiles", "uniform", "soft", "egra", "expansive"] = "tiles"
-    """Strategy that chooses the tiles of training rays: tiles is EVOS over tiles."""
+    selector: Literal["tiles", "uniform", "soft", "egra", "expansive", "host"] = "tiles"
+    """Strategy that chooses the tiles of training rays: tiles is EVOS over tiles; host: nerfstudio's own sampler."""
 
     tiles: TilesConfig = field(default_factory=TilesConfig)
     """Options of EVOS over tiles."""
@@ -73,18 +77,18 @@ class EvosPixelSamplerConfig(PixelSamplerConfig):
     """Options of expansive supervision; the rays of a step are drawn from keep_ratio of the tiles."""
 
     visits: float = 4.0
-    """How often a tile is seen, on average, in the whole of training; above 0. It sets the side of the tiles."""
+    """Mean number of rays drawn from a tile over the whole training, above 0; determines the side of the tiles."""
 
     max_tiles: int = 1 << 18
-    """Most tiles of all images together (50 bytes and some sorting each), at least 1; never below one an image."""
+    """Maximum number of tiles over all images (54 bytes each), at least 1; every image has at least one."""
 
     tile_side: int | None = None
-    """Side of the tiles in pixels, at least 1; none: from visits."""
+    """Side of the tiles in pixels, at least 1; none: derived from visits."""
 
     def __post_init__(self) -> None:
         if self.selector in SELECTORS and self.selector not in STRATEGIES:
             raise InputError("selector", self.selector, f"{', '.join(STRATEGIES)} (this one renders every pixel)")
-        check_choice("selector", self.selector, STRATEGIES)
+        check_choice("selector", self.selector, (*STRATEGIES, HOST))
         check_range("visits", self.visits, 0, open_low=True)
         check_range("max_tiles", self.max_tiles, 1)
         check_range("tile_side", self.tile_side, 1)
@@ -97,9 +101,9 @@ class EvosPixelSampler(PixelSampler):
 
     def __init__(self, config: EvosPixelSamplerConfig, **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        # Of the global generator, which nerfstudio seeds with seed + rank; now, so that a resumed run leaves it alone.
+        # From the global generator, which nerfstudio seeds with seed + rank; drawn before a resumed run restores it.
         self.seed = int(torch.randint(2**31, ()))
-        self.falls_back = bool(config.is_equirectangular) or config.fisheye_crop_radius is not None
+        self.uses_host_sampler = bool(config.is_equirectangular) or config.fisheye_crop_radius is not None
         self.total_steps = 30_000
         self.grid: TileGrid | None = None
         self.selector: Selector[Any] | None = None
@@ -113,13 +117,13 @@ class EvosPixelSampler(PixelSampler):
     # ---- what the data manager and the pipeline call -----------------------------------------------------------
 
     def plan(self, total_steps: int) -> None:
-        """Set the length of training, for the schedules; a resumed run keeps the one that it began with."""
+        """Set the length of training, for the schedules; a resumed run keeps its original length."""
         if self._saved is None and self.grid is None:
             self.total_steps = total_steps
 
     @property
     def is_feedback_wanted(self) -> bool:
-        """Whether the rays of the last step were chosen by the selector, so that their errors are of use."""
+        """Whether the selector chose the rays of the last step, so that their residuals are to be reported."""
         return self.last_selection is not None
 
     @torch.no_grad()
@@ -128,9 +132,9 @@ class EvosPixelSampler(PixelSampler):
 
         ``image_batch`` holds all training images in the order of their index. Without a step: uniform pixels.
         """
-        if step is None:
+        if step is None or self.config.selector == HOST:
             return super().sample(image_batch)
-        if self.falls_back:
+        if self.uses_host_sampler:
             warn_of_fallback()
             return super().sample(image_batch)
         began = time.perf_counter()
@@ -149,20 +153,20 @@ class EvosPixelSampler(PixelSampler):
         return batch
 
     def weigh(self, residual: Float[Tensor, "K C"]) -> Float[Tensor, " K"] | None:
-        """The weights in the loss of the rays last drawn, given their signed errors (None = all alike)."""
+        """The loss weights of the rays last drawn, given their signed errors (None = equal weights)."""
         assert self.selector is not None and self.last_selection is not None
         self.last_selection = self.selector.weigh(self.last_selection, residual[None])
         return None if self.last_selection.weight is None else self.last_selection.weight[0]
 
     def observe(self, residual: Float[Tensor, "K C"]) -> None:
-        """Take note of the signed errors (prediction - target) of the rays last drawn."""
+        """Record the signed errors (prediction - target) of the rays last drawn."""
         began = time.perf_counter()
         assert self.selector is not None and self.last_selection is not None
         self._unobserved.append((self.last_selection, residual))
         self._seconds += time.perf_counter() - began
 
-    def pass_on(self) -> None:
-        """Pass the errors noted on to the selector, those of all steps alike at once: it needs none in between."""
+    def flush_feedback(self) -> None:
+        """Report the recorded residuals to the selector, those of all steps that were drawn together in one call."""
         if not self._unobserved:
             return
         assert self.selector is not None
@@ -176,18 +180,18 @@ class EvosPixelSampler(PixelSampler):
     # ---- selection ---------------------------------------------------------------------------------------------
 
     def _is_drawn(self, step: int) -> bool:
-        """Whether the rays of ``step`` were drawn ahead, as many as are wanted now."""
+        """Whether rays of ``step`` have been drawn ahead, in the number now requested."""
         return bool(self._ahead) and self._ahead[0][0].step == step and self._rays == self.num_rays_per_batch
 
     def _draw(self, step: int) -> Iterator[tuple[Selection, dict[str, Tensor]]]:
-        """The rays of ``step`` and of those that follow without a ranking, at once: on a GPU the number of kernels is
-        what a step pays for, not the number of rays."""
+        """Draw the rays of ``step`` and of the steps up to the next ranking at once: on a GPU the cost of drawing is
+        the number of kernels, not the number of rays."""
         assert self.grid is not None and self.selector is not None
-        self.pass_on()
+        self.flush_feedback()
         steps, rays = self._steps_alike(step), self.num_rays_per_batch
         self._rays = rays
         chosen = self.selector.select(step, count=rays * steps)
-        # Survivors come first: every steps-th goes to the same step, so that each has its share of them.
+        # Survivors come first: taking every steps-th draw gives each step the same fraction of them.
         index, weight = (
             None if of_point is None else rearrange(of_point, "1 (k n) -> n 1 k", n=steps)
             for of_point in (chosen.index, chosen.weight)
@@ -203,25 +207,25 @@ class EvosPixelSampler(PixelSampler):
             own = Selection(chosen.rows, index[i], own_weight, is_key, step + i)
             yield own, {key: values[i] for key, values in batches.items()}
 
-    def _forget_ahead(self) -> None:
-        """Draw anew, for the number of rays as it is, with all errors told."""
-        self.pass_on()
+    def _discard_ahead(self) -> None:
+        """Report all residuals and discard the rays drawn ahead, so that the next step draws anew."""
+        self.flush_feedback()
         self._ahead.clear()
         self._rays = self.num_rays_per_batch
 
     def _steps_alike(self, step: int) -> int:
-        """How many steps from ``step`` on draw from the same odds; 1 while the number of rays changes."""
+        """Number of steps from ``step`` on that draw with the same odds; 1 while the number of rays changes."""
         assert self.selector is not None
         if self._rays != self.num_rays_per_batch:
             return 1
-        # In a run that goes on past its planned end each step may be the last.
+        # Past the planned end of training any step may be the last.
         left = max(1, self.selector.total_steps + 1 - step)
         return min(self.selector.steps_alike(step), STEPS_AHEAD, left)
 
     # ---- grids of tiles ----------------------------------------------------------------------------------------
 
     def _start(self, image_batch: dict[str, Any]) -> None:
-        """Lay out the pixels and the first grid, and go on from a saved state if there is one."""
+        """Flatten the images into one tensor, build the tile grid, and restore the saved state if there is one."""
         images = image_batch["image"]
         device = images[0].device
         in_order = torch.arange(len(images), device=image_batch["image_idx"].device)
@@ -252,35 +256,35 @@ class EvosPixelSampler(PixelSampler):
             self._saved = None
 
     def _build(self, side: int, device: torch.device) -> None:
-        """Make the grid of ``side`` and the selector over it."""
+        """Build the grid with tiles of ``side`` px and the selector over it."""
         self.grid = build_grid(self.sizes, side, device, self.mask)
-        usable = self.grid.usable
-        pool = Pool(1, self.grid.shape, tile=side, mask=None if usable is None else usable[None])
+        mask, weight = (None if tiles is None else tiles[None] for tiles in (self.grid.usable, self.grid.pixels))
+        pool = Pool(1, self.grid.shape, tile=side, mask=mask, weight=weight)
         self.drawn = torch.zeros(pool.cells, device=device)
         self.one = torch.ones(1, device=device)
         config: SelectorConfig = getattr(self.config, self.config.selector)
         needs_target = "target" in SELECTORS[config.name][1].needs
-        # Three channels: an alpha channel is no colour.
+        # Three channels, without alpha.
         target = self.grid.means(self.pixels["image"][:, :3])[None] if needs_target else None
         self.selector = build_selector(
             config, pool, total_steps=self.total_steps, device=device, seed=self.seed, target=target
         )
 
-    # ---- what it did -------------------------------------------------------------------------------------------
+    # ---- metrics and maps --------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float | Tensor]:
-        """The selector's metrics, and milliseconds a step spent here (the mean so far).
+        """The selector's metrics, and the mean milliseconds per step spent in the sampler.
 
-        On a GPU these are the host's milliseconds: what the sampler enqueues runs beside the host.
+        On a GPU this is host time: the kernels that the sampler launches run asynchronously.
         """
         chosen = {} if self.selector is None else self.selector.metrics()
         return {"sampler_ms": 1000 * self._seconds / max(1, self._steps), **chosen}
 
     def tile_values(self) -> dict[str, Float[Tensor, " P"]]:
-        """By the name of a map: how often each tile was drawn since the start or the resume, and the cached error
-        by which they were last ranked.
+        """The value of each tile by map name: draws since the start or resumption, and the root of the selector's
+        cached mean squared error.
 
-        From zero to 1, the most of all images. Empty before the first step; without the error where none is cached.
+        In [0, 1], 1 being the maximum over all images. Empty before the first step; no error map without a cache.
         """
         if self.grid is None or self.selector is None:
             return {}
@@ -301,20 +305,20 @@ class EvosPixelSampler(PixelSampler):
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The selector's state by image index and tile, error estimates in half precision; None before the first step.
+        """The selector's state, with its error maps in half precision; None before the first step.
 
-        The run goes on from what it saved, rounded as it is and without rays drawn ahead: so does a run that resumes,
-        and both are the same.
+        Saving discards rays drawn ahead and loads the rounded maps back, so that the run that saved continues exactly
+        as a resumed one does.
         """
         if self.grid is None or self.selector is None:
             return self._saved
-        self._forget_ahead()
+        self._discard_ahead()
         state = packed(self.selector.state_dict())
         self.selector.load_state_dict(unpacked(state))
         return {"version": 1, "side": self.grid.side, "total_steps": self.total_steps, "selector": state}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Go on from a saved state, at the next step. InputError for another version or strategy."""
+        """Resume from a saved state at the next step. Raises InputError for another version or strategy."""
         if state is None:
             return
         if state.get("version") != 1:
@@ -322,27 +326,11 @@ class EvosPixelSampler(PixelSampler):
         if state["selector"]["name"] != self.config.selector:
             raise InputError("selector", self.config.selector, f"{state['selector']['name']}, as in the checkpoint")
         self._unobserved.clear()
-        self._forget_ahead()
+        self._discard_ahead()
         self._saved, self.grid, self.selector, self.last_selection = state, None, None, None
 
 
 @cache
 def warn_of_fallback() -> None:
-    """Say once that EVOS doesn't choose the rays."""
+    """Warn once that nerfstudio's sampler draws the rays, not EVOS."""
     CONSOLE.print("[bold yellow]Warning: equirectangular or fisheye cameras: nerfstudio's own sampler draws the rays.")
-
-
-def packed(state: dict[str, Any]) -> dict[str, Any]:
-    """A selector's state with its float maps of all cells in half precision."""
-    cells = state["seen"].shape if "seen" in state else None
-
-    def is_map(value: Any) -> bool:
-        return isinstance(value, Tensor) and value.is_floating_point() and value.shape[:2] == cells
-
-    return {name: value.half() if is_map(value) else value for name, value in state.items()}
-
-
-def unpacked(state: dict[str, Any]) -> dict[str, Any]:
-    """The state that ``packed`` packed, in single precision."""
-    half = torch.float16
-    return {n: v.float() if isinstance(v, Tensor) and v.dtype == half else v for n, v in state.items()}

@@ -1,4 +1,4 @@
-"""A scene of our own, ray-traced: textured solids under thin rods, with highlights, shadows and nothing behind them.
+"""An embedded ray-traced scene: textured solids and thin rods with highlights, shadows and a transparent background.
 
     python -m evos_nerf.scene --out DIR --views 40 --size 100
 
@@ -32,7 +32,7 @@ from evos.runs.progress import Progress
 CAMERA_ANGLE_X = 0.6911112070083618  # NeRF-synthetic's field of view, radians
 RADIUS = 4.0  # of the sphere the cameras stand on; the objects lie within 1.25 of its centre
 SAMPLES = 2  # rays along each side of a pixel
-GENERATOR = "evos_nerf.scene"  # written into the JSON files: --overwrite replaces nothing else
+GENERATOR = "evos_nerf.scene"  # written into the JSON files; --overwrite replaces only scenes that have it
 
 Points = Float[Tensor, "N 3"]
 Texture = Callable[[Points], Points]
@@ -56,7 +56,7 @@ class SceneConfig:
     """Seed of the camera positions and of the textures' noise, at least 0."""
 
     overwrite: bool = False
-    """Replace a scene that this program wrote before."""
+    """Replace a scene that this program wrote."""
 
     def __post_init__(self) -> None:
         check_range("views", self.views, 1)
@@ -173,7 +173,7 @@ def _slab(
 
 
 def _entry(near: Float[Tensor, "N"], far: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
-    """The entry into a convex solid that is left again and does not lie behind (comparisons with nan are False)."""
+    """Distance to the entry into a convex solid; inf for rays that miss it (nan) or have it behind them."""
     return torch.where((near < far) & (far > 0), near, math.inf)
 
 
@@ -190,8 +190,8 @@ def plain(colour: str) -> Texture:
     return lambda point: rgb(colour).expand_as(point)
 
 
-def _mix(share: Float[Tensor, "N"], first: str, second: str) -> Points:
-    return torch.lerp(rgb(first), rgb(second), share[:, None])
+def _mix(fraction: Float[Tensor, "N"], first: str, second: str) -> Points:
+    return torch.lerp(rgb(first), rgb(second), fraction[:, None])
 
 
 def globe_checks(first: str, second: str, count: int) -> Texture:
@@ -262,7 +262,7 @@ def marble(first: str, second: str, radius: float, generator: torch.Generator) -
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape with its place and its looks."""
+    """A shape with its position, orientation and texture."""
 
     shape: Shape
     texture: Texture
@@ -329,7 +329,7 @@ def build_scene(generator: torch.Generator) -> list[Thing]:
 def first_hit(
     things: Sequence[Thing], origin: Points, direction: Points
 ) -> tuple[Float[Tensor, "N"], Int[Tensor, "N"]]:
-    """Distance to the first thing on each ray, inf where there is none, and its number."""
+    """Distance to the first object on each ray, inf where there is none, and its index in ``things``."""
     distances = [
         thing.shape.hit(thing.inside(origin), thing.inside(direction, is_point=False)).nan_to_num(math.inf, math.inf)
         for thing in things
@@ -339,7 +339,7 @@ def first_hit(
 
 
 def trace(things: Sequence[Thing], origin: Points, direction: Points) -> tuple[Points, Bool[Tensor, "N"]]:
-    """Colours in [0, 1] along rays that start outside every thing, 0 where they hit none, and whether they hit one.
+    """Colours in [0, 1] along rays that start outside all objects, 0 where they hit none, and whether they hit one.
 
     One distant light from above with hard shadows, light from the sky that falls off with the normal's tilt, and a
     white highlight (Blinn's half vector).
@@ -352,7 +352,7 @@ def trace(things: Sequence[Thing], origin: Points, direction: Points) -> tuple[P
         mine = ((number == i) & distance.isfinite()).nonzero()[:, 0]
         own = thing.inside(point[mine])
         normal = thing.shape.normal(own) @ thing.axes.T
-        # Off the surface by what float32 needs, lest a thing shade itself.
+        # Offset from the surface beyond float32 rounding, so that an object does not shadow itself.
         start = point[mine] + 2e-3 * normal
         lit = first_hit(things, start, to_light.expand_as(start))[0].isinf()
         sun = (normal @ to_light).clamp(min=0) * lit
@@ -382,10 +382,10 @@ def on_sphere(azimuth: Float[Tensor, "N"], height: Float[Tensor, "N"]) -> Points
 
 
 def camera_poses(split: str, count: int, generator: torch.Generator) -> Float[Tensor, "N 4 4"]:
-    """Random positions, uniform over the upper hemisphere's area, or for the test a turn that rises from 10° to 60°."""
+    """Random positions, uniform over the upper hemisphere; for the test split an orbit that rises from 10° to 60°."""
     if split == "test":
-        share = torch.linspace(0, 1, count)
-        positions = on_sphere(2 * math.pi * share, torch.sin(torch.deg2rad(10 + 50 * share)))
+        turn = torch.linspace(0, 1, count)
+        positions = on_sphere(2 * math.pi * turn, torch.sin(torch.deg2rad(10 + 50 * turn)))
     else:
         draws = torch.rand(count, 2, generator=generator)
         # Not the pole itself, where upright is not defined.
@@ -405,7 +405,7 @@ def camera_rays(pose: Float[Tensor, "4 4"], size: int, samples: int = SAMPLES) -
 
 
 def render(things: Sequence[Thing], pose: Float[Tensor, "4 4"], size: int) -> Float[Tensor, "H W 4"]:
-    """One view as straight RGBA: the colour is the mean over the rays that hit, alpha the share of them."""
+    """One view as straight RGBA: the colour is the mean over the rays that hit, alpha the fraction that hit."""
     colour, hit = trace(things, *camera_rays(pose, size))
     pattern = "(H i W j) C -> H W C"
     colour, alpha = (
@@ -416,7 +416,7 @@ def render(things: Sequence[Thing], pose: Float[Tensor, "4 4"], size: int) -> Fl
 
 
 def write_scene(config: SceneConfig, quiet: bool = False) -> Path:
-    """Render all splits into the folder, which appears when it is whole; the same seed gives the same files.
+    """Render all splits into a folder that appears only once complete; the same seed gives the same files.
 
     Raises InputError where the folder exists (unless it is a scene of ours and `overwrite` is set) or can't be written.
     """
@@ -473,7 +473,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that reports what is wrong as an InputError."""
+    """argparse that reports errors as an InputError."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError("command line", message, "options as in --help")

@@ -1,12 +1,13 @@
 """Sobolev supervision of a radiance field: the derivative of the rendered colour by the pixel's row and column.
 
-Source: ECCV 2022, arXiv 2207.10395. A model that carries tangents (evos_nerf/tiny_nerf.py) gives the derivative itself,
-in one forward pass; its target is a finite difference of the full-resolution picture (evos.derivatives).
+Source: ECCV 2022, arXiv 2207.10395. A model that propagates tangents (evos_nerf/tiny_nerf.py) computes the derivative
+in one forward pass; its target is a finite difference of the full-resolution image (evos.derivatives).
 
-Any other model renders the next pixel in each direction as well, three rays for one, and the difference in colour is
-trained to be that of the picture. Forward mode cannot go through nerfacto: its density's activation is an autograd
-function without a rule for it, tiny-cuda-nn's grids are one altogether, and the derivative of a hash grid jumps from
-cell to cell, finer than pixels. The same jitter is used for all three rays: else it would be most of the difference.
+With any other model the next pixel in each direction is rendered too, three rays in place of one, and the differences
+in rendered colour are trained to match those of the image. nerfacto does not support forward mode: its density
+activation and tiny-cuda-nn's grids are autograd functions without a forward-mode rule, and the derivative of a hash
+grid is discontinuous between cells smaller than a pixel. All three rays share the jitter of their samples, which would
+otherwise dominate the differences.
 """
 
 from dataclasses import dataclass
@@ -35,12 +36,12 @@ class SobolevConfig:
     """Options of Sobolev supervision."""
 
     supervision: Literal["val", "der", "val_der"] = "val_der"
-    """Train on colours (val), on their derivatives by pixel (der) or on both."""
+    """Train on colours (val), on their derivatives by pixel (der) or on both (val_der)."""
     lambda_der: float = 0.0
-    """Weight of the derivatives' loss beside that of the colours, at least 0; 0 is off."""
+    """Weight of the derivative loss relative to the colour loss, at least 0; 0: off."""
     der_operator: Literal["sobel", "diff", "scharr"] = "sobel"
-    """Finite difference of the picture that a model which carries tangents (sobolev-nerf) is trained on; with the other
-    models it is the difference to the next pixel, in picture and rendering alike."""
+    """Finite difference of the image, the target of models that propagate tangents (sobolev-nerf); other models use the
+    difference to the next pixel, of image and rendering alike."""
 
     def __post_init__(self) -> None:
         check_choice("supervision", self.supervision, SUPERVISION)
@@ -56,27 +57,27 @@ class SobolevConfig:
 
 
 class DerivativeTerm:
-    """The derivatives' part of a pipeline's loss.
+    """The derivative term of a pipeline's loss.
 
     Args:
-        config: options; on.
-        model: of which the term listens to the rays it gets in training.
-        datamanager: of the training views.
+        config: options, with ``is_on`` true.
+        model: the term registers a hook before its forward pass.
+        datamanager: provides the training views and their cameras.
     """
 
     def __init__(self, config: SobolevConfig, model: nn.Module, datamanager: EvosDataManager) -> None:
         self.config, self.datamanager = config, datamanager
-        self.is_carried = getattr(model, "carries_tangents", False)
+        self.is_forward_mode = getattr(model, "propagates_tangents", False)
         renderer = getattr(model, "renderer_rgb", None)
-        # The colours that the model is trained to render: those of a picture with alpha are blended.
+        # Colours as the model's loss sees them: images with alpha are blended with the background.
         self.blend = (lambda colours: colours[:, :3]) if renderer is None else renderer.blend_background
-        model.register_forward_pre_hook(self._meet_rays)
+        model.register_forward_pre_hook(self._before_forward)
 
-    def _meet_rays(self, model: nn.Module, arguments: tuple[Any, ...]) -> None:
-        """Give the rays the tangents that a model carries, or note what its jitter begins with."""
+    def _before_forward(self, model: nn.Module, arguments: tuple[Any, ...]) -> None:
+        """Attach pixel tangents for a model that propagates them; else save the generators' state before its jitter."""
         if not model.training:
             return
-        if self.is_carried:
+        if self.is_forward_mode:
             assert arguments[0].camera_indices is not None
             cameras, index = self.datamanager.train_ray_generator.cameras, arguments[0].camera_indices[:, 0]
             focal = torch.cat([cameras.fx[index], cameras.fy[index]], dim=-1)
@@ -88,15 +89,15 @@ class DerivativeTerm:
     def add_to(
         self, losses: dict[str, Tensor], outputs: dict[str, Any], model: nn.Module, sampler: EvosPixelSampler | None
     ) -> dict[str, Tensor]:
-        """The losses of the rays last drawn with that of the derivatives, and without the colours' where it is all.
+        """Add the derivative loss of the rays last drawn; with supervision ``der`` it replaces the colour loss.
 
         Raises:
-            InputError: cameras whose rays nerfstudio's own sampler draws.
+            InputError: equirectangular or fisheye cameras, whose rays nerfstudio's own sampler draws.
         """
         if sampler is None or sampler.grid is None or sampler.last_selection is None:
             raise InputError("sobolev.lambda_der", self.config.lambda_der, "0 with equirectangular or fisheye cameras")
         points, pixels = self.datamanager.last_batch["indices"], sampler.pixels["image"]
-        if self.is_carried:
+        if self.is_forward_mode:
             found = outputs["rgb_by_pixel"]
             target = picture_derivative(self.blend(pixels), sampler.grid, points, self.config.der_operator)
         else:
@@ -114,7 +115,7 @@ class DerivativeTerm:
         grid: TileGrid,
         points: Int[Tensor, "N 3"],
     ) -> tuple[Float[Tensor, "N 3 2"], Float[Tensor, "N 3 2"]]:
-        """Differences in rendered and in true colour to the next row and column; at the last: from the one before."""
+        """Rendered and true differences in colour to the next row and column; at the border, from the previous one."""
         after, pairs = rng_state(), []
         true = self.blend(pixels[grid.flat(points)])
         for axis in (0, 1):
@@ -131,21 +132,21 @@ class DerivativeTerm:
 
 
 def rendered(outputs: dict[str, Any]) -> Float[Tensor, "N 3"]:
-    """The colours a model shows: of a model of two levels, the fine one's."""
+    """The rendered colours; of a model with coarse and fine levels, the fine ones."""
     return outputs["rgb"] if "rgb" in outputs else outputs["rgb_fine"]
 
 
 def picture_derivative(
     pixels: Float[Tensor, "M 3"], grid: TileGrid, points: Int[Tensor, "N 3"], operator: str
 ) -> Float[Tensor, "N 3 2"]:
-    """Derivatives by row and column of pictures at pixels (image, y, x), as evos.derivatives.spatial_gradient has them.
+    """Image derivatives by row and column at pixels (image, y, x), equal to evos.derivatives.spatial_gradient's.
 
-    From the 3 x 3 pixels around each, so that no derivative of a whole picture has to be kept.
+    Computed from the 3 x 3 neighbourhood of each pixel, so that no derivative maps of whole images are stored.
 
     Args:
-        pixels: of all pictures, in the grid's order.
-        grid: knows where a picture's pixels are among them.
-        points: which.
+        pixels: those of all images, flattened in the grid's order.
+        grid: maps (image, y, x) to an index into ``pixels``.
+        points: the pixels (image, y, x) to differentiate at.
         operator: diff, sobel or scharr.
     """
     image, extent = points[:, 0], grid.extent[points[:, 0]]

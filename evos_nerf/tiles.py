@@ -1,12 +1,13 @@
 """Tiles: the cells that EVOS ranks when the signal is a set of training images.
 
-Every image is cut evenly into ceil(height / side) by ceil(width / side) tiles. Evenly, not clipped at the border: tiles
-of an image then have the same area (in fractions of a pixel), so a uniform tile and a uniform place in it make a pixel
-that is exactly uniform over the image. Between images of different sizes the tile's area differs by less than
-(1 + side / shortest image side)²; nerfstudio's own sampler gives every such image the same number of rays instead.
+Each image is divided evenly into ceil(height / side) by ceil(width / side) tiles. Dividing evenly, rather than clipping
+at the border, gives all tiles of an image the same (fractional) area, so that a uniformly drawn tile and a uniform
+position in it give a pixel that is exactly uniform over the image. Between images of different sizes the tile's area
+differs by a factor below (1 + side / shortest image side)²; nerfstudio's own sampler gives each image the same number
+of rays instead.
 
 The pool is one row of (N, rows, columns) cells, all images ranked together; images with fewer tiles than the largest
-leave cells unusable. N images, P cells, M pixels of all images one after the other, K points.
+leave cells unusable. Letters: N images, P cells, M pixels of all images one after the other, K points.
 """
 
 import math
@@ -37,9 +38,9 @@ def smallest_side(sizes: Sequence[Size], tiles: float) -> int:
 
 
 def tile_side(sizes: Sequence[Size], rays: int, total_steps: int, *, visits: float, max_tiles: int) -> int:
-    """The smallest side in px of tiles that ``rays`` a step see ``visits`` times in training; at most ``max_tiles``.
+    """The smallest tile side in px that gives a mean of ``visits`` rays per tile in training and at most ``max_tiles``.
 
-    They need not be seen between two rankings: a tile that was not yet is ranked by its neighbourhood (RunningCache).
+    Tiles need not be visited between two rankings: an unvisited tile is ranked by its neighbourhood (RunningCache).
     """
     return smallest_side(sizes, min(max_tiles, rays * total_steps / visits))
 
@@ -78,11 +79,16 @@ class TileGrid:
     members: Members | None
     """The pixels that may be drawn; None = all."""
 
-    def draw(self, cells: Int[Tensor, " K"], generator: torch.Generator) -> Int[Tensor, "K 3"]:
-        """A uniformly random pixel (image, y, x) of each tile; masked ones never.
+    @property
+    def pixels(self) -> Int[Tensor, " P"] | None:
+        """How many pixels of each tile may be drawn, where masks make that differ; None = as many of each."""
+        return None if self.members is None else self.members.count
 
-        With masks it is a place in the tile's list of unmasked pixels: exact however few there are, and of static
-        shape, which drawing again until a pixel is valid is not.
+    def draw(self, cells: Int[Tensor, " K"], generator: torch.Generator) -> Int[Tensor, "K 3"]:
+        """A uniformly random unmasked pixel (image, y, x) of each tile.
+
+        With masks a pixel is drawn from the tile's list of unmasked ones: exact however few there are, and of static
+        shape, unlike rejection sampling.
         """
         image = cells // (self.shape[1] * self.shape[2])
         if self.members is None:
@@ -91,15 +97,15 @@ class TileGrid:
             point = place.long().minimum(self.extent[image] - 1)
         else:
             count = self.members.count[cells]
-            chance = torch.rand(len(cells), generator=generator, device=cells.device)
-            place = self.members.first[cells] + (chance * count).long().minimum(count - 1)
+            uniform = torch.rand(len(cells), generator=generator, device=cells.device)
+            place = self.members.first[cells] + (uniform * count).long().minimum(count - 1)
             inside = self.members.pixel[place] - self.start[image]
             width = self.extent[image, 1]
             point = torch.stack((inside // width, inside % width), dim=1)
         return torch.cat((image[:, None], point), dim=1)
 
     def flat(self, points: Int[Tensor, "K 3"]) -> Int[Tensor, " K"]:
-        """Where pixels (image, y, x) lie among all pixels."""
+        """Indices of pixels (image, y, x) among the flattened pixels of all images."""
         image, y, x = points.unbind(1)
         return self.start[image] + y * self.extent[image, 1] + x
 
@@ -119,7 +125,7 @@ class TileGrid:
         return result.flatten(0, 2)
 
     def picture(self, cells: Float[Tensor, " P"], image: int) -> Float[Tensor, "H W"]:
-        """One image whose pixels have the value of their tile."""
+        """An image in which each pixel has the value of its tile."""
         (height, width), (rows, columns) = self.extent[image].tolist(), self.tiles[image].tolist()
         y = (2 * torch.arange(height, device=cells.device) + 1) * rows // (2 * height)
         x = (2 * torch.arange(width, device=cells.device) + 1) * columns // (2 * width)
@@ -137,7 +143,7 @@ def build_grid(
 ) -> TileGrid:
     """Tiles of at most ``side`` px over images of ``sizes`` (height, width); ``mask`` is False for pixels never drawn.
 
-    Waits for the host (it lists the unmasked pixels): for the start of a stage, not for every step.
+    Synchronizes with the host to list the unmasked pixels: call it once before training, not in every step.
     """
     extent = torch.tensor(sizes, device=device)
     tiles = (extent + side - 1) // side

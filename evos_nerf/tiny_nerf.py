@@ -1,10 +1,10 @@
 """TinyNeRF, the radiance field of the Sobolev paper's inverse rendering, as a nerfstudio model.
 
-One network (no coarse and fine), NDC rays, stratified samples; in training the derivatives of the rendered colour by
-the pixel's row and column come with it where a ray brings its ``pixel_tangents``. Source: "Sobolev Training for
+One network (no coarse and fine), NDC rays, stratified samples; where rays have ``pixel_tangents``, the
+derivatives of the rendered colour by pixel row and column are computed as well. Source: "Sobolev Training for
 Implicit Neural Representations with Approximated Image Derivatives" (ECCV 2022, arXiv 2207.10395), inverse rendering,
-and NeRF for what a network of trunk and head is. What differs: no skip connection, the fields of evos/fields having
-none; instead ReLU layers begin with He's weights, with which the signal gets through all of them.
+and NeRF for the architecture of trunk and head. What differs: no skip connection, which the fields of evos/fields don't
+have; instead ReLU layers use He initialization, which preserves the variance of the activations through all layers.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from evos.fields.mlp import PemlpConfig, PositionalEncoding, ReluConfig
 from evos.fields.siren import SirenConfig
 from evos.metrics import image_metrics
 from evos_nerf.llff import LlffDataParserConfig
-from evos_nerf.rendering import Carried, Rays, render, to_ndc
+from evos_nerf.rendering import Rays, WithTangents, render, to_ndc
 
 POINT_FREQUENCIES, VIEW_FREQUENCIES = 10, 4
 
@@ -38,15 +38,15 @@ class TinyNerfModelConfig(ModelConfig):
     _target: type = field(default_factory=lambda: TinyNerfModel)
     """The class to instantiate."""
     enable_collider: bool = False
-    """No: rays end at infinity."""
+    """Off: rays extend to infinity."""
     activation: Literal["relu", "sine"] = "relu"
     """relu with positional encoding (10 octaves for points, 4 for directions), or sine (SIREN, omega 30) without."""
     layers: int = 8
-    """Hidden layers of the trunk, which knows the place but not the direction; at least 1."""
+    """Hidden layers of the trunk, whose input is the position alone; at least 1."""
     hidden_features: int = 256
-    """Width of the trunk; the one layer of the head, which knows both, has half of it; at least 2."""
+    """Width of the trunk, at least 2; the head, one hidden layer that also receives the direction, has half of it."""
     samples: int = 128
-    """Samples of a ray, one in each of as many equal parts of it; at least 2."""
+    """Samples per ray, one in each of as many equal intervals; at least 2."""
 
     def __post_init__(self) -> None:
         check_choice("activation", self.activation, ("relu", "sine"))
@@ -76,27 +76,29 @@ class TinyNerf(nn.Module):
             for layer in (layer for field in fields for layer in field.layers[:-1]):
                 nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
 
-    def forward(self, points: Carried, views: Carried) -> Carried:
+    def forward(self, points: WithTangents, views: WithTangents) -> WithTangents:
         """Raw colours and densities "N S 4" at points "N S 3" in NDC, seen in unit directions "N 3"."""
         samples = points.value.shape[1]
-        found = through(self.trunk, points.map(lambda x: rearrange(x, "... n s d -> ... (n s) d")))
-        encoded = Carried(*encode_with_tangents(self.view_encoding, *views))
+        found = evaluate(self.trunk, points.map(lambda x: rearrange(x, "... n s d -> ... (n s) d")))
+        encoded = WithTangents(*encode_with_tangents(self.view_encoding, *views))
         pairs = zip(found, encoded, strict=True)
-        seen = Carried(*(torch.cat([a[..., 1:], repeat(b, "... n e -> ... (n s) e", s=samples)], -1) for a, b in pairs))
-        pairs = zip(through(self.head, seen), found, strict=True)
-        raw = Carried(*(torch.cat([colour, density[..., :1]], -1) for colour, density in pairs))
+        seen = WithTangents(
+            *(torch.cat([a[..., 1:], repeat(b, "... n e -> ... (n s) e", s=samples)], -1) for a, b in pairs)
+        )
+        pairs = zip(evaluate(self.head, seen), found, strict=True)
+        raw = WithTangents(*(torch.cat([colour, density[..., :1]], -1) for colour, density in pairs))
         return raw.map(lambda x: rearrange(x, "... (n s) c -> ... n s c", s=samples))
 
 
-def through(field: nn.Module, x: Carried) -> Carried:
-    """A field's values at "N D", with tangents if the coordinates have some."""
+def evaluate(field: nn.Module, x: WithTangents) -> WithTangents:
+    """A field's values at "N D", with tangents where the coordinates have them."""
     if len(x.tangents):
-        return Carried(*value_and_tangents(field, *x))
-    return Carried.constant(field(x.value))
+        return WithTangents(*value_and_tangents(field, *x))
+    return WithTangents.constant(field(x.value))
 
 
 def check_parser(datamanager: Any) -> None:
-    """Raise InputError where a data manager's scene is not of LLFF's kind: without NDC, which its parser tells."""
+    """Raise InputError unless the data parser is LLFF's, the only one that provides NDC."""
     parser = datamanager.dataparser
     if not isinstance(parser, LlffDataParserConfig):
         raise InputError("data parser", type(parser).__name__, "llff-data: sobolev-nerf sees scenes from the front")
@@ -106,8 +108,8 @@ class TinyNerfModel(Model):
     """TinyNeRF in nerfstudio."""
 
     config: TinyNerfModelConfig
-    carries_tangents: ClassVar[bool] = True
-    """For the pipeline: give the rays ``pixel_tangents`` and get ``rgb_by_pixel``."""
+    propagates_tangents: ClassVar[bool] = True
+    """Tells the pipeline to give the rays ``pixel_tangents`` and to expect ``rgb_by_pixel``."""
 
     def populate_modules(self) -> None:
         """The network and the loss."""
@@ -124,11 +126,11 @@ class TinyNerfModel(Model):
     def get_outputs(self, ray_bundle: RayBundle) -> dict[str, Tensor]:
         """Colour, depth along the ray and, where rays have ``pixel_tangents`` "N 2 3", ``rgb_by_pixel`` "N 3 2"."""
         tangents = ray_bundle.metadata.get("pixel_tangents")
-        directions = ray_bundle.directions * ray_bundle.metadata["directions_norm"]  # of which they are the tangents
-        carried = Carried.constant(directions)
+        directions = ray_bundle.directions * ray_bundle.metadata["directions_norm"]  # unnormalised, as their tangents
+        with_tangents = WithTangents.constant(directions)
         if tangents is not None:
-            carried = Carried(directions, rearrange(tangents, "n k d -> k n d"))
-        rays = to_ndc(ray_bundle.origins, carried, self.ndc)
+            with_tangents = WithTangents(directions, rearrange(tangents, "n k d -> k n d"))
+        rays = to_ndc(ray_bundle.origins, with_tangents, self.ndc)
         depths = self.sample_depths(len(directions))
         colour, weights = render(self.field, rays, depths)
         outputs = {
@@ -141,7 +143,7 @@ class TinyNerfModel(Model):
         return outputs
 
     def sample_depths(self, rays: int) -> Float[Tensor, "N S"]:
-        """Depths in [0, 1), one in each of S equal parts: anywhere in it in training, else its middle."""
+        """Depths in [0, 1), one in each of S equal intervals: uniformly random in training, else the midpoint."""
         shape, device = (rays, self.config.samples), self.device
         within = torch.rand(shape, device=device) if self.training else torch.full(shape, 0.5, device=device)
         return (torch.arange(self.config.samples, device=device) + within) / self.config.samples
@@ -149,7 +151,7 @@ class TinyNerfModel(Model):
     def distance(
         self, origins: Float[Tensor, "N 3"], rays: Rays, disparity: Float[Tensor, "N 1"]
     ) -> Float[Tensor, "N 1"]:
-        """Where along the ray, in the world's unit, the mean of 1 - depth is: near / (1 - depth) along the y axis."""
+        """Distance along the ray, in the world's unit, at the mean disparity 1 - depth; y = near / (1 - depth)."""
         return (self.ndc[2] / disparity - origins[:, 1:2]) / rays.views.value[:, 1:2]
 
     def get_metrics_dict(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -174,5 +176,5 @@ class TinyNerfModel(Model):
 
 
 def colours(batch: dict[str, Any], outputs: dict[str, Tensor]) -> Tensor:
-    """A batch's true colours, where the rendered ones are."""
+    """A batch's true colours, on the device of the rendered ones."""
     return batch["image"][..., :3].to(outputs["rgb"])

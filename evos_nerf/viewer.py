@@ -1,4 +1,4 @@
-"""Controls of nerfstudio's viewer: training views as photos, or coloured by what was drawn or by the error known."""
+"""Viewer controls: show the training views as photos, or coloured by rays drawn or by estimated error."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ PHOTO = "photo"
 
 @dataclass
 class ShownViews:
-    """A data set's cameras with other pictures: what the viewer needs to draw them."""
+    """A dataset's cameras with replacement images, in the form that the viewer expects."""
 
     dataset: Any
     picture: Callable[[int], Float[Tensor, "H W 3"]]
@@ -35,11 +35,11 @@ class ShownViews:
 
 
 class ViewsControl(ViewerControl):
-    """What the training cameras in the viewer show: the dropdown chooses, the button brings it up to date.
+    """Chooses what the training cameras in the viewer show (dropdown) and refreshes it (button).
 
     Args:
         dataset: the training views.
-        sampler: whose maps are shown; one that it does not have (yet) is shown as the photos.
+        sampler: provides the maps; until a map is available, the photos are shown.
     """
 
     def __init__(self, dataset: Any, sampler: EvosPixelSampler) -> None:
@@ -49,12 +49,12 @@ class ViewsControl(ViewerControl):
             PHOTO,
             [PHOTO, *MAPS],
             cb_hook=self.show,
-            hint="rays drawn or error known, by tile",
+            hint="rays drawn or estimated error, by tile",
         )
         self.again = ViewerButton("Show the latest", cb_hook=self.show)
 
     def show(self, _: Any = None) -> None:
-        """Draw the training cameras again, with the pictures of the choice."""
+        """Redraw the training cameras with the chosen images."""
         values = self.sampler.tile_values().get(self.choice.value)
         views = self.dataset if values is None else ShownViews(self.dataset, partial(self.sampler.picture, values))
         self.viewer.init_scene(views, self.viewer.train_state)  # type: ignore[arg-type]

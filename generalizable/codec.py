@@ -12,7 +12,7 @@ It needs neither optimizer nor selector.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class Codec:
     def __init__(self, model: Model, options: Options, device: torch.device) -> None:
         self.model, self.options, self.device = model, options, device
         self.task = build_task(options.data)
+        self.task.prepare(device)
 
     @classmethod
     def load(cls, run: str | Path, device: str = "auto") -> "Codec":
@@ -70,7 +71,7 @@ class Codec:
         load_weights(model, load_checkpoint(folder / "checkpoint.pt"), built)
         return cls(model.to(target), built, target)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> AbstractContextManager[object]:
         """The run's precision."""
         precision = self.options.run.precision
         kind = torch.float16 if precision == "fp16" else torch.bfloat16

@@ -87,6 +87,10 @@ class SignalTask(ABC):
         return Task(self.name, self.shape)
 
     @abstractmethod
+    def prepare(self, device: torch.device) -> None:
+        """Make on a device what each step needs, so that no step waits for it."""
+
+    @abstractmethod
     def cells(self, signal: Float[Tensor, "B *S"]) -> Float[Tensor, "B P C"]:
         """The values of all cells, in C order over the grid."""
 
@@ -126,7 +130,10 @@ class SignalTask(ABC):
 
     @abstractmethod
     def support_points(self, instance: Instance, views: Sequence[int], most: int, noise: float) -> dict[str, Tensor]:
-        """The points that an inner loop adapts patterns to: {"coords": "_ N D", "target": "B N C"}; ``most``: rays, for views."""
+        """The points that an inner loop adapts patterns to: {"coords": "_ N D", "target": "B N C"}.
+
+        ``most``: how many rays of scenes at the most; images and sounds give all cells.
+        """
 
     # ---- error -----------------------------------------------------------------------------------------------
 
@@ -182,6 +189,10 @@ class GridTask(SignalTask):
         super().__init__(config)
         self.centres: coords.Centres = config.centres
         self._grids: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def prepare(self, device: torch.device) -> None:
+        """Make the grid."""
+        self.grid(device)
 
     def grid(self, device: torch.device) -> tuple[Float[Tensor, "P D"], Float[Tensor, " D"]]:
         """Coordinates of all cells and the distances between neighbours; made once for a device."""
@@ -295,6 +306,9 @@ class ViewTask(SignalTask):
     def load(self, path: Path, piece: int = 0, generator: np.random.Generator | None = None) -> Instance:
         """The first views of a scene folder."""
         return scene(path, self.config.views, self.config.size)
+
+    def prepare(self, device: torch.device) -> None:
+        """Nothing: rays depend on the instance."""
 
     @property
     def model_task(self) -> Task:

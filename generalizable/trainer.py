@@ -77,7 +77,8 @@ class Trainer:
             seed=options.run.seed,
             rank=world.rank,
         )
-        self.codec, self.task = Codec(self.best, options, device), task
+        self.codec = Codec(self.best, options, device)
+        self.task = self.codec.task
         self.points_trained = 0
         seed_everything(mixed_seed(options.run.seed, world.rank))  # noise of its own for each process
 

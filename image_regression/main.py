@@ -21,7 +21,7 @@ from image_regression.summary import check_summary, sentence, write_summary
 def main(argv: list[str] | None = None) -> None:
     """The program."""
     options = parse(argv)
-    resolve_device(options.run.device)  # refused once, not for every picture
+    resolve_device(options.run.device)  # an invalid device is refused once, not once per input
     inputs = find_inputs(options.run.input)
     out = Path(options.run.out)
     is_folder = options.run.input is not None and Path(options.run.input).is_dir()
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
                 except InputError as error:
                     if not is_folder:
                         raise
-                    # One bad input must not lose the others.
+                    # One bad input must not abort the others.
                     failures.append(error)
                     print(f"error: {error}", file=sys.stderr)
         except Stopped as stopped:
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 def resume_command(options: Options, argv: list[str] | None) -> str:
     """The command that continues this run, from any folder and shell."""
     words = sys.argv[1:] if argv is None else argv
-    # The last word on an option counts, over a config file too.
+    # The last occurrence of an option wins, also over a config file.
     again = ["--resume", *(["--overwrite", "false"] if options.run.overwrite else [])]
     return shlex.join([sys.executable, __file__, *words, *again])
 

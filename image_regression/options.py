@@ -1,7 +1,7 @@
 """Options of image and sound regression, and how evos/command_line.py reads them.
 
-Options of the three exchangeable parts carry their part's name: ``--selector evos --selector.keep_ratio 0.25``,
-``--field siren --field.omega 30``, ``--transform gamma --transform.gamma 2.2``. The command line beats the config file.
+Options of the three exchangeable parts are prefixed with its name: ``--selector evos --selector.keep_ratio 0.25``,
+``--field siren --field.omega 30``, ``--transform gamma --transform.gamma 2.2``. The command line overrides files.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "clip_ratio": 1.05,
     },
 }
-"""Sets of defaults by name; options of a part (``field.init_scale``) count only with the part named there."""
+"""Sets of defaults by name; options of a part (``field.init_scale``) apply only with the part that the recipe names."""
 FREE = ("recipe", "out", "resume", "overwrite", "save_every", "eval_every", "device", "quiet")
 """Options that may differ between a run and its resumption."""
 
@@ -45,8 +45,8 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     """Options of one regression run."""
 
     recipe: Literal["none", "paper", "fast"] = "none"
-    """Set of defaults, which config file and command line beat: none, paper (full batch, Adam 1e-4) or fast (the
-    fastest that was measured)."""
+    """Set of defaults, overridden by config file and command line: none, paper (full batch, Adam 1e-4) or fast (the
+    fastest measured)."""
 
     input: str | None = None
     """Picture (png jpg tiff webp bmp; any mode; 8 and 16 bit), sound (wav flac ogg) or folder of them to fit; none: the
@@ -56,21 +56,21 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     """Folder the run is written to."""
 
     size: int | None = None
-    """Reduce the picture first, antialiased, so that its longer side has this many pixels; none: as it is."""
+    """Downscale the image first, antialiased, so that its longer side has this many pixels; none: original size."""
 
     factor: int = 1
     """Train on every factor-th pixel along each axis (or sample), from the first, and test on the others, at least 1;
     the signal is cropped to a multiple of it. 1: on every pixel."""
 
     supervision: Literal["val", "der", "val_der"] = "val"
-    """What is trained on: val (the values), der (their derivatives, which leave the mean open: it is taken from the
-    pixels trained on whenever values are needed) or val_der (both)."""
+    """Targets: val (values), der (their derivatives, which determine values up to a constant; predictions are shifted
+    to the mean of the training pixels) or val_der (both)."""
 
     lambda_der: float = 1.0
     """Weight of the derivative loss, at least 0."""
 
     der_operator: Literal["sobel", "diff", "scharr"] = "sobel"
-    """Finite differences of the whole signal that the derivatives are trained on, per pixel: sobel, diff or scharr."""
+    """Finite difference of the whole signal, per pixel, that is the target of derivatives: sobel, diff or scharr."""
 
     selector: str = "evos"
     """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int, nint, evos or
@@ -86,20 +86,22 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     """Training steps, at least 1."""
 
     polish: int = 0
-    """How many of the steps, the last ones, are ten iterations of L-BFGS on every point each, at least 0; they begin
-    with the weights that results were measured with. Not in bf16."""
+    """Number of final steps that are ten iterations of L-BFGS on all points each, at least 0; they start from the
+    weights used for evaluation (averaged ones, if any). Not in bf16."""
 
     cfs_weight: float | None = None
     """Weight of cross-frequency supervision, at least 0; none: 0.65 with the evos selector, 0 with any other."""
 
     cfs_ratio: float = 0.3
-    """Ratio of the steps, from the first, with cross-frequency supervision, in [0, 1]; dense key steps all have it."""
+    """Fraction of the steps, from the first, with cross-frequency supervision, in [0, 1]; dense key steps always have
+    it."""
 
     compile: bool = False
     """Compile the field with torch.compile: slower start, faster steps."""
 
     chunk: int = 262144
-    """Most points in one pass through the network; larger batches go in pieces with the same gradient. At least 1."""
+    """Maximum number of points per pass through the network, at least 1; larger batches are split, with the same
+    gradient."""
 
     lpips: bool = True
     """Measure LPIPS at the end (null where its weights can't be had)."""
@@ -150,7 +152,7 @@ class Options:
 
 
 def program(base: type = RegressionConfig) -> Program:
-    """What the command line of a program with these options consists of."""
+    """The command-line specification of a program with these options."""
 
     def choose(texts: Mapping[str, str]) -> Mapping[str, str]:
         defaults = {option.name: option.default for option in options(base)}
@@ -195,7 +197,7 @@ def given_values(
 
 
 def recipe_values(recipe: str, names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What a recipe sets; with the names of the parts chosen, without its options of other parts."""
+    """The defaults that a recipe sets; given the parts chosen, without its options of other parts."""
     check_choice("--recipe", recipe, RECIPES)
     found = RECIPES[recipe]
 
@@ -207,9 +209,9 @@ def recipe_values(recipe: str, names: Mapping[str, str] | None = None) -> dict[s
 
 
 def from_values(values: Mapping[str, Any], names: Mapping[str, str], base: type = RegressionConfig) -> Options:
-    """Options from values by their names on the command line, which beat those of the recipe among them.
+    """Options from values by command-line name; they override those of the recipe that they name.
 
-    ``names`` says which parts they belong to.
+    ``names``: the chosen name of each part.
     """
     values = {**recipe_values(values.get("recipe", "none"), names), **values}
     own = {name: value for name, value in values.items() if "." not in name}

@@ -1,4 +1,4 @@
-"""One run of one signal: what is trained, what is measured, and what is written."""
+"""One run on one signal: training, evaluation and the files written."""
 
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ def fit_signal(
     """Fit a signal into the run folder ``path``; returns what its metrics.json holds.
 
     Args:
-        signal: what is fitted.
+        signal: the signal to fit.
         options: of the run; ``run.out`` and ``run.input`` are ignored.
         path: the run folder.
         stopper: checked after every step.
@@ -47,9 +47,8 @@ def fit_signal(
     device = resolve_device(settings.device)
     seed_everything(settings.seed)
     keep_freed_memory(device)
-    training = SignalTraining(
-        Fit(signal, options, device), lpips_steps
-    )  # before the folder: bad options leave none behind
+    # Built before the run folder, so that invalid options leave no folder behind.
+    training = SignalTraining(Fit(signal, options, device), lpips_steps)
     run = open_run(path, options.resolved(), resume=settings.resume, overwrite=settings.overwrite, free=FREE)
     if settings.resume and run.metrics_path.exists():
         return read_json(run.metrics_path)
@@ -76,7 +75,7 @@ def fit_signal(
 
 
 class SignalTraining(Trainable):
-    """A fit for the training loop; remembers its last evaluation.
+    """Adapts a ``Fit`` to the training loop and keeps its last evaluation.
 
     Attributes:
         values: the whole signal as last predicted, in [0, 1] units.

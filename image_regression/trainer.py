@@ -1,6 +1,6 @@
-"""The training loop: fit one signal with one field on the points that a selector chooses.
+"""Fit one signal with one field on the points that a selector chooses: training step, evaluation and state.
 
-The signal's grid is what is fitted and measured; with a ``factor`` above 1 the training grid, the pool that the
+The whole signal is evaluated; with a ``factor`` above 1 the training grid, the pool that the
 selector chooses from, is every factor-th cell of it along each axis. Derivatives are per cell of the signal's grid, so
 targets made of the whole signal go with any factor (Sobolev training, ECCV 2022, arXiv 2207.10395).
 """
@@ -38,7 +38,7 @@ from image_regression.signals import Signal, subsample
 
 @dataclass
 class Work:
-    """What training has cost so far, in points passed through the network."""
+    """Cost of training so far, in points passed through the network."""
 
     evaluated: int = 0
     trained: int = 0
@@ -53,18 +53,18 @@ class Fit:
         self.values = signal.values.to(device)
         self.grid = coords.grid(signal.shape, device)
         self.transform = fit_transform(options.transform, self.values)
-        self.mean = float(signal.values.double().mean())  # what a checkpoint knows its signal by
+        self.mean = float(signal.values.double().mean())  # identifies the signal in a checkpoint
 
-        # The training grid: its coordinates, values, targets, and targets of derivatives, channels and axes in one.
+        # On the training grid: coordinates, values, targets, and derivative targets with channels and axes flattened.
         whole_target = self.transform.forward(self.values)
-        self.coords, self.trained, self.target = map(self.training, (self.grid, self.values, whole_target))
+        self.coords, self.trained, self.target = map(self.on_training_grid, (self.grid, self.values, whole_target))
         self.pool = Pool(1, tuple(len(range(0, size, run.factor)) for size in signal.shape))
         self.cell = torch.tensor(coords.spacing(signal.shape), device=device)
-        self.slopes: Float[Tensor, "p V"] | None = None
+        self.derivatives: Float[Tensor, "p V"] | None = None
         if run.supervision != "val":
             maps = rearrange(whole_target.unflatten(0, signal.shape), "... c -> 1 c ...")
-            slopes = spatial_gradient(maps, run.der_operator)
-            self.slopes = self.training(rearrange(slopes, "1 c d ... -> (...) (c d)"))
+            derivatives = spatial_gradient(maps, run.der_operator)
+            self.derivatives = self.on_training_grid(rearrange(derivatives, "1 c d ... -> (...) (c d)"))
 
         channels = signal.values.shape[-1]
         self.field = build_field(options.field, len(signal.shape), channels, seed=run.seed, device=device)
@@ -84,23 +84,23 @@ class Fit:
             target=self.trained[None],
         )
         self.cfs_steps = math.floor(run.cfs_ratio * run.steps)
-        # Cross-frequency supervision needs the residuals of cells not selected: where the selector keeps none, we do.
-        self.keeps_residuals = self.selector.cache is None
+        # Cross-frequency supervision needs residuals of cells not selected: without a selector's cache, keep our own.
+        self.owns_cache = self.selector.cache is None
         self.cache = self.selector.cache or ResidualCache(self.pool, device)
         self.work = Work()
         self.visits = torch.zeros(self.pool.cells, dtype=torch.int32, device=device)
-        self.first_bad = torch.zeros((), dtype=torch.int64, device=device)
+        self.first_non_finite = torch.zeros((), dtype=torch.int64, device=device)
         if run.precision == "tf32":
             torch.set_float32_matmul_precision("high")
 
-    def training(self, values: Float[Tensor, "P V"]) -> Float[Tensor, "p V"]:
-        """Those of the signal's values that lie on the training grid."""
+    def on_training_grid(self, values: Float[Tensor, "P V"]) -> Float[Tensor, "p V"]:
+        """The values at the cells of the training grid."""
         return subsample(values, self.signal.shape, self.options.run.factor)
 
     # ---- one step --------------------------------------------------------------------------------------------
 
     def step(self, step: int) -> Tensor:
-        """Select, train, and tell the selector; returns the loss without waiting for it."""
+        """Select points, update the weights, report to the selector; returns the loss, still on the device."""
         if step > self.options.run.steps - self.options.run.polish:
             return self.polish(step)
         self.set_learning_rate(step)
@@ -112,8 +112,8 @@ class Fit:
             self.visits.index_add_(0, selection.index[0], torch.ones_like(selection.index[0], dtype=torch.int32))
 
         coordinates = selection.gather(self.coords)
-        # With derivatives in the loss, its slope along a coordinate is no longer that of the value error.
-        if "coord_grad" in self.selector.needs and self.slopes is None:
+        # With derivatives in the loss, its gradient by coordinate is no longer that of the value error.
+        if "coord_grad" in self.selector.needs and self.derivatives is None:
             coordinates = coordinates.detach().requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)
         selection, loss, residual = self.backward(selection, coordinates)
@@ -125,15 +125,17 @@ class Fit:
 
         update = None if before is None else self.update(before)
         self.selector.observe(selection, Feedback(residual, coord_grad=coordinates.grad, update=update))
-        if self.keeps_residuals and self.supervises_frequencies(selection):
+        if self.owns_cache and self.supervises_frequencies(selection):
             self.cache.write(selection, residual)
         if self.average is not None:
             update_average(self.average, self.field.parameters(), self.options.run.ema, step)
-        self.first_bad = torch.where((self.first_bad == 0) & ~loss.isfinite(), step, self.first_bad)
+        self.first_non_finite = torch.where(
+            (self.first_non_finite == 0) & ~loss.isfinite(), step, self.first_non_finite
+        )
         return loss
 
     def polish(self, step: int) -> Tensor:
-        """Some iterations of L-BFGS on every point; returns the loss before them. Its line search waits for losses."""
+        """Ten iterations of L-BFGS on all points; returns the loss before them. Waits for the device."""
         if not self.polishing:
             with evaluation_weights(self.field, self.optimizer, self.average):
                 measured = [weight.detach().clone() for weight in self.field.parameters()]
@@ -149,11 +151,13 @@ class Fit:
 
         optimizer: Any = self.optimizer  # torch declares losses as floats
         loss: Tensor = optimizer.step(closure)
-        self.first_bad = torch.where((self.first_bad == 0) & ~loss.isfinite(), step, self.first_bad)
+        self.first_non_finite = torch.where(
+            (self.first_non_finite == 0) & ~loss.isfinite(), step, self.first_non_finite
+        )
         return loss
 
     def begin_polish(self) -> None:
-        """From here on L-BFGS moves the weights, and these are what is measured."""
+        """Switch to L-BFGS; from here on the field's own weights are evaluated, not an average."""
         self.polishing, self.optimizer, self.average = True, polisher(self.field), None
 
     def backward(
@@ -172,13 +176,13 @@ class Fit:
         for output in outputs:
             output.requires_grad_()
         selection, loss, residual = self.loss(selection, *outputs)
-        # Supervised by derivatives alone, the values have no slope.
-        slopes = torch.autograd.grad(loss, outputs, allow_unused=True, materialize_grads=True)
-        piece_slopes = zip(*(slope.split(self.options.run.chunk, dim=1) for slope in slopes), strict=True)
+        # With derivative supervision alone the values have no gradient.
+        output_grads = torch.autograd.grad(loss, outputs, allow_unused=True, materialize_grads=True)
+        piece_grads = zip(*(grad.split(self.options.run.chunk, dim=1) for grad in output_grads), strict=True)
         point_grads = []
-        for piece, piece_slope in zip(pieces, piece_slopes, strict=True):
+        for piece, piece_grad in zip(pieces, piece_grads, strict=True):
             piece.requires_grad_(coordinates.requires_grad)
-            torch.autograd.backward(self.outputs(piece), piece_slope)
+            torch.autograd.backward(self.outputs(piece), piece_grad)
             point_grads.append(piece.grad)
         if coordinates.requires_grad:
             coordinates.grad = torch.cat(point_grads, dim=1)
@@ -190,7 +194,7 @@ class Fit:
 
     @torch.no_grad()
     def update(self, before: dict[str, Tensor]) -> Float[Tensor, "B P C"]:
-        """How the field at every cell changes along the loss's gradient, to first order, in [0, 1] units.
+        """First-order change of the field at every cell along the loss's gradient by parameters, in [0, 1] units.
 
         ``before``: the weights at which the gradient was taken, before the optimizer's step.
         """
@@ -202,8 +206,8 @@ class Fit:
         return change[None] / (self.transform.derivative or 2.0)
 
     def outputs(self, coordinates: Float[Tensor, "B K D"]) -> tuple[Tensor, ...]:
-        """What the loss is made of: predictions and, where they are supervised, their derivatives "B K C D" a cell."""
-        if self.slopes is None:
+        """Inputs of the loss: predictions and, where they are supervised, their derivatives "B K C D" per cell."""
+        if self.derivatives is None:
             return (self.forward(coordinates),)
         # In float32 whatever the run's precision: differences of neighbours are below what bfloat16 resolves.
         values, jacobian = self.derive(coordinates.flatten(0, 1))
@@ -213,7 +217,7 @@ class Fit:
     def loss(
         self, selection: Selection, prediction: Float[Tensor, "B K C"], jacobian: Float[Tensor, "B K C D"] | None = None
     ) -> tuple[Selection, Float[Tensor, ""], Float[Tensor, "B K C"]]:
-        """Value and derivative loss on the transformed target, plus cross-frequency supervision where it is due.
+        """Value and derivative loss on the transformed target, plus cross-frequency supervision if due.
 
         The residual, in the signal's [0, 1] units, is without gradient.
         """
@@ -224,9 +228,9 @@ class Fit:
         loss = prediction.new_zeros(())
         if run.supervision != "der":
             loss = value_loss(prediction, target, selection)
-        if jacobian is not None and self.slopes is not None:
-            slopes = selection.gather(self.slopes).view_as(jacobian)
-            loss = loss + run.lambda_der * derivative_loss(jacobian, slopes, selection.weight)
+        if jacobian is not None and self.derivatives is not None:
+            derivatives = selection.gather(self.derivatives).view_as(jacobian)
+            loss = loss + run.lambda_der * derivative_loss(jacobian, derivatives, selection.weight)
         if cfs:
             cached = self.cache.read(selection.rows)
             loss = loss + self.options.cfs_weight * cross_frequency_loss(cached, selection, residual, self.pool)
@@ -251,9 +255,9 @@ class Fit:
     def aligned(
         self, prediction: Float[Tensor, "*N P C"], known: Float[Tensor, "*N K C"], target: Float[Tensor, "*N K C"]
     ) -> Float[Tensor, "*N P C"]:
-        """Predictions with the constant that derivatives leave open: what gives ``known`` the mean of its target.
+        """Predictions shifted by the constant that gives ``known`` the mean of its target.
 
-        As they are where values are supervised.
+        Derivative supervision leaves that constant undetermined; where values are supervised, nothing is shifted.
         """
         if self.options.run.supervision != "der":
             return prediction
@@ -274,10 +278,10 @@ class Fit:
     # ---- evaluation ------------------------------------------------------------------------------------------
 
     def predict(self) -> Float[Tensor, "P C"]:
-        """The whole signal as the field has it, averaged where weights are, in [0, 1] units, unclamped."""
+        """The whole signal predicted with the evaluation weights (averaged, if any), in [0, 1] units, unclamped."""
         with evaluation_weights(self.field, self.optimizer, self.average):
             output = self.evaluate_at(self.grid)
-        return self.transform.inverse(self.aligned(output, self.training(output), self.target))
+        return self.transform.inverse(self.aligned(output, self.on_training_grid(output), self.target))
 
     @torch.no_grad()
     def evaluate_at(self, coordinates: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
@@ -285,7 +289,7 @@ class Fit:
         return torch.cat([self.forward(piece[None])[0] for piece in coordinates.split(self.options.run.chunk)])
 
     def evaluate(self, rows: Tensor) -> Float[Tensor, "B P C"]:
-        """Residuals of the whole training grid, for strategies that look before they choose."""
+        """Residuals on the whole training grid, for strategies that evaluate all cells before they select."""
         self.work.evaluated += self.pool.cells
         output = self.evaluate_at(self.coords)
         return (self.transform.inverse(self.aligned(output, output, self.target)) - self.trained)[None]
@@ -294,19 +298,19 @@ class Fit:
         """PSNR of the whole signal in dB."""
         return psnr(self.predict()[None], self.values[None])
 
-    def bad_step(self, step: int) -> int:
-        """The first of the steps up to ``step`` that gave a loss or weights that are not finite, 0 without one.
+    def non_finite_step(self, step: int) -> int:
+        """The first step up to ``step`` whose loss was not finite, or ``step`` if the weights are not; 0 if all are.
 
-        Waits for the device. Weights count because the loss of a step tells nothing of the weights it leaves, and these
-        are what a checkpoint keeps.
+        Waits for the device. Weights are checked too because a step's loss is computed before its update, and a
+        checkpoint holds the weights after it.
         """
         finite = all(bool(parameter.isfinite().all()) for parameter in self.field.parameters())
-        return int(self.first_bad) or (0 if finite else step)
+        return int(self.first_non_finite) or (0 if finite else step)
 
     # ---- state -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training continues from; ``average``: the weights measured, where the field's are not."""
+        """The state to resume from; ``average``: the evaluation weights, where they are not the field's own."""
         with evaluation_weights(self.field, self.optimizer, self.average) as averaged:
             average = {name: weight.clone() for name, weight in self.field.state_dict().items()} if averaged else None
         return {
@@ -317,7 +321,7 @@ class Fit:
             "average": average,
             "selector": self.selector.state_dict(),
             "transform": self.transform.state_dict(),
-            "residual": self.cache.residual if self.keeps_residuals else None,
+            "residual": self.cache.residual if self.owns_cache else None,
             "visits": self.visits,
             "mean": self.mean,
             "work": [self.work.evaluated, self.work.trained],
@@ -338,7 +342,7 @@ class Fit:
             for (name, _), mine in zip(self.field.named_parameters(), self.average or (), strict=False):
                 mine.copy_(state["average"][name])
             self.selector.load_state_dict(state["selector"])
-            if self.keeps_residuals and state["residual"] is not None:
+            if self.owns_cache and state["residual"] is not None:
                 self.cache.residual = state["residual"].to(self.device, copy=True)
             self.visits = state["visits"].to(self.device, copy=True)
             self.work = Work(*state["work"])

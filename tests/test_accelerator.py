@@ -193,7 +193,7 @@ def test_training_over_many_signals(model: str, task: str, tmp_path: Path) -> No
     sizes = {"sound": ["data.seconds=0.004", "data.rate=8000"], "views": ["data.size=8", "data.views=4"]}
     words = [f"model={model}", *MODELS[model], f"data.task={task}", *sizes.get(task, ["data.size=8"])]
     words += ["model.hidden_features=8", "model.features=8", "model.frequency=4", "train.batch=4", "train.steps=6"]
-    words += ["selector=evos", "selector.keep_ratio=0.25", "train.optimizer=muon", "train.clip=1"]
+    words += ["selector=error", "selector.keep_ratio=0.25", "train.optimizer=muon", "train.clip=1"]
     options = parse([*words, f"data.root={tmp_path}", "out=none"])
     shape = {"image": (4, 3, 8, 8), "sound": (4, 1, 32), "views": (4, 4, 3, 8, 8)}[task]
     poses = torch.eye(3, 4).expand(4, 4, 3, 4) if task == "views" else None
@@ -201,7 +201,7 @@ def test_training_over_many_signals(model: str, task: str, tmp_path: Path) -> No
     with accelerator():
         with waiting():
             trainer = Trainer(options, World(), DEVICE, 11)
-        with NoWaits(), mock.patch.object(trainer, "draw_views", lambda: [0] if task == "views" else []):
+        with NoWaits(), mock.patch.object(trainer.task, "draw_support_views", lambda: [0] if task == "views" else []):
             for step in range(1, 5):
                 trainer.step(step, Batch(tuple(range(step, step + 4)), instance, ()))
 

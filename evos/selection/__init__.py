@@ -30,7 +30,7 @@ SELECTORS: dict[str, tuple[type[SelectorConfig], type[Selector[Any]]]] = {
     "error": (ErrorConfig, ErrorSelector),
     "tiles": (TilesConfig, TilesSelector),
 }
-"""Every strategy by name. To add one, write its config and selector in a file of its own and name them here."""
+"""The strategies by name. To add one, write its config and selector in a file of its own and name them here."""
 
 
 def build_selector(
@@ -47,12 +47,12 @@ def build_selector(
 
     Args:
         config: one of the classes in ``SELECTORS``.
-        pool: what is selected from.
+        pool: the cells to select from.
         total_steps: length of the training, for the schedules.
-        device: where its state lives.
-        seed: with ``rank``, what its own generator is seeded by.
+        device: device of its state.
+        seed: seed of its own generator, together with ``rank``.
         rank: of this process among those that train together.
-        target: the signal in [0, 1], for the strategies that know the target's edges beforehand.
+        target: the signal in [0, 1], for strategies that use its edges.
 
     Raises:
         InputError: a strategy with edge priors and no target; an unknown strategy.

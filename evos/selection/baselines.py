@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from evos.selection.base import Evaluate, Selection, Selector, SelectorConfig
+from evos.selection.draws import draw_from_two_groups
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,23 @@ class UniformConfig(SelectorConfig):
 
 
 class UniformSelector(Selector[UniformConfig]):
-    """Uniform sampling without replacement."""
+    """Uniform sampling without replacement; of cells with weights, ``count`` of their points with replacement."""
+
+    def select(
+        self,
+        step: int,
+        rows: Int[Tensor, " B"] | None = None,
+        *,
+        count: int | None = None,
+        evaluate: Evaluate | None = None,
+    ) -> Selection:
+        """As every selector's; a point of any cell is as likely as one of another, whatever keep_ratio."""
+        if count is None or self.weight is None:
+            return super().select(step, rows, count=count, evaluate=evaluate)
+        rows = self.all_rows if rows is None else rows
+        weight, anyhow = self.weight[rows], torch.arange(self.pool.cells, device=self.device).expand(len(rows), -1)
+        points = weight.sum(1, keepdim=True)
+        return Selection(rows, draw_from_two_groups(anyhow, 0, 0, points, count, self.generator, weight), step=step)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """``keep_ratio`` of the cells, all equally likely."""

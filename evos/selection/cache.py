@@ -1,4 +1,4 @@
-"""The cache of signed residuals, one map a row: all the state that fitness needs."""
+"""Caches of signed residuals, one map per row, from which fitness is computed."""
 
 from math import prod
 from typing import Any, TypeAlias
@@ -14,17 +14,17 @@ from evos.fitness import mean_square
 from evos.selection.base import ConfigT, Pool, Selection, Selector
 
 LARGEST = 1e6
-"""Largest error that is remembered, in [0, 1] units: of ten million such cells the sum of fitnesses is finite."""
+"""Cached residuals are clamped to ± this, in [0, 1] units: fitness summed over ten million cells stays finite."""
 
 Errors: TypeAlias = tuple[Float[Tensor, "B P C"], Float[Tensor, "B P"]]
 """Residual of every cell, and its square averaged over channels."""
 
 
 class ResidualCache:
-    """The last residual at every cell, and which cells were seen; allocated at the first write, which tells C.
+    """The last residual of each cell, and which cells were seen; allocated at the first write, which determines C.
 
-    Residuals that are not finite are not taken: the cell stays as it was. Those of masked cells are not either, so they
-    read 0, as what lies outside the grid does. All others are clamped to ±1e6, whose squares can be summed.
+    Residuals that are not finite are ignored: the cell keeps its value. So are those of masked cells, which read 0 like
+    cells outside the grid. All others are clamped to ±1e6.
     """
 
     maps = ("residual",)
@@ -36,7 +36,7 @@ class ResidualCache:
         self.valid = None if pool.mask is None else pool.mask.to(device)
 
     def write(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> None:
-        """Renew the residuals of the selected cells; of a cell drawn twice, one of its new residuals counts."""
+        """Overwrite the residuals of the selected cells; a cell selected twice keeps one of its new residuals."""
         residual, taken = self.accepted(selection, residual)
         if self.residual is None:
             self.residual = residual.new_zeros(self.pool.rows, self.pool.cells, residual.shape[-1])
@@ -48,7 +48,7 @@ class ResidualCache:
     def accepted(
         self, selection: Selection, residual: Float[Tensor, "B K C"]
     ) -> tuple[Float[Tensor, "B K C"], Bool[Tensor, "B K"]]:
-        """Clamped residuals in single precision, and which of the cells' may be written."""
+        """Clamped residuals in single precision, and which of them may be written."""
         residual = residual.detach().float()
         taken = residual.isfinite().all(-1)
         if self.valid is not None:
@@ -57,7 +57,7 @@ class ResidualCache:
         return residual.clamp(-LARGEST, LARGEST), taken
 
     def read(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P C"]:
-        """Residual maps of some rows, zero where nothing was seen; a view, not a copy, where the pool has one row."""
+        """Residual maps of some rows, zero at unseen cells; a view, not a copy, where the pool has one row."""
         if self.residual is None:
             return torch.zeros(len(rows), self.pool.cells, 1, device=self.device)
         return self.residual if self.pool.rows == 1 else self.residual[rows]
@@ -72,7 +72,7 @@ class ResidualCache:
         return self.errors(rows)[1]
 
     def forget(self, rows: Int[Tensor, " B"]) -> None:
-        """Forget what is known of some rows, which are to stand for another signal."""
+        """Reset some rows, which hold another signal from now on."""
         for name in (*self.maps, "seen"):
             if (values := getattr(self, name)) is not None:
                 values[rows] = 0
@@ -83,25 +83,28 @@ class ResidualCache:
 
 
 class RunningCache(ResidualCache):
-    """Running means of the residual and of its square, for cells that stand for several points, as tiles do.
+    """Running means of the residual and of its square, for cells that contain several points, such as tiles.
 
-    Each visit counts ``momentum`` times as much as the next one, visits written together alike. A cell of which little
-    is known borrows from its neighbours: its estimate is the mean over its own visits and ``pooling`` visits with the
-    estimate of the 2 × 2 block around it, which is made alike from the block of blocks, and so on up to the mean of the
-    row. So fine cells are ranked from the first step on: at first like coarse ones, and by their own errors as visits
-    come in.
+    Each visit has ``momentum`` times the weight of the next; visits written together have the same. Estimates are
+    smoothed over a pyramid of levels: that of a cell is the mean over its own visits and ``pooling`` pseudo-visits with
+    the estimate of the 2 × 2 block around it, which is formed from the next coarser level in the same way, up to the
+    mean of the row. Small cells can therefore be ranked from the first step on, coarsely at first, and by their own
+    errors as visits accumulate.
     """
 
-    maps = ("sums",)
+    maps = ("sums", "visits")
 
     def __init__(self, pool: Pool, device: torch.device, momentum: float, pooling: float) -> None:
         super().__init__(pool, device)
         self.momentum, self.pooling = momentum, pooling
-        # By age: sums of residuals, of their mean squares, of ones (the visits): S = C + 2, in one tensor for one pass.
+        # Weighted by age: sums of residuals, of their mean squares and of ones (visits): S = C + 2, in one tensor.
+        # Every residual taken is a visit, also a cell's second one in a step. These do not age: at a momentum of 0.7,
+        # aged ones would stay below 3.4 in a cell that is drawn once between two writes.
+        self.visits: Int[Tensor, "R P"] = torch.zeros(pool.rows, pool.cells, dtype=torch.int32, device=device)
         self.sums: Float[Tensor, "R P S"] | None = None
 
     def write(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> None:
-        """Age what is known of the selected cells and add their residuals, all of them where a cell is drawn twice."""
+        """Decay the sums of the selected cells and add their residuals; a cell selected twice adds both."""
         residual, taken = self.accepted(selection, residual)
         rows, cells = self.pool.rows, self.pool.cells
         if self.sums is None:
@@ -114,20 +117,21 @@ class RunningCache(ResidualCache):
         flat[place] = self.momentum * flat[place]
         flat.index_add_(0, place, visit)
         self.seen.view(-1)[place] = flat[place, -1] > 0
+        self.visits.view(-1).index_add_(0, place, taken.int())
 
     def read(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P C"]:
-        """Mean residual of every cell, with what it borrows."""
+        """Smoothed mean residual of each cell."""
         return super().read(rows) if self.sums is None else self.errors(rows)[0]
 
     def errors(self, rows: Int[Tensor, " B"]) -> Errors:
-        """Mean residual and mean squared residual of every cell, with what they borrow: one pass for both."""
+        """Smoothed mean residual and mean squared residual of each cell, in one pass."""
         if self.sums is None:
             return super().errors(rows)
         means = self.means(self.sums[rows])
         return means[..., :-1], means[..., -1]
 
     def means(self, sums: Float[Tensor, "B P S"]) -> Float[Tensor, "B P E"]:
-        """The other sums over the visits (E = S - 1), each cell drawn to its neighbourhood."""
+        """Smoothed means of all summed quantities but the visits (E = S - 1)."""
         shape, axes = self.pool.shape, self.pool.grid_axes
         grids = (prod(shape[:-axes]), *([1] * (2 - axes)), *shape[-axes:])
         maps = rearrange(sums, "b p s -> b s p").unflatten(-1, grids)
@@ -136,11 +140,11 @@ class RunningCache(ResidualCache):
 
 
 def pooled_means(sums: Float[Tensor, "B S G *N"], strength: float) -> Float[Tensor, "B E G *N"]:
-    """All sums but the last, the visits, over these, each cell drawn to the block around it by ``strength`` visits.
+    """Means, i.e. sums over visits (the last channel), each smoothed by ``strength`` pseudo-visits at its block's mean.
 
-    N: the two or three axes along which cells are neighbours; G grids side by side. A cell is drawn to its block's
-    mean: blocks are two cells wide along each axis, then two blocks wide, until one is left; that is drawn to the mean
-    of all. Nothing seen: 0. E = S - 1.
+    N: the two or three axes along which cells are neighbours; G independent grids; E = S - 1. Blocks are two cells wide
+    along each axis, then two blocks wide, until one is left, which is smoothed towards the mean over all grids. 0 where
+    nothing was seen.
     """
     pool = F.avg_pool3d if sums.ndim == 6 else F.avg_pool2d
     total, count = split_visits(reduce(sums, "b s ... -> b s", "sum"))
@@ -160,12 +164,12 @@ def pooled_means(sums: Float[Tensor, "B S G *N"], strength: float) -> Float[Tens
 
 
 def split_visits(sums: Float[Tensor, "B S *M"]) -> tuple[Float[Tensor, "B E *M"], Float[Tensor, "B 1 *M"]]:
-    """The sums, and the last of them, the visits, apart."""
+    """The sums without the last channel, and the last channel, the visits."""
     return sums[:, :-1], sums[:, -1:]
 
 
 class CachingSelector(Selector[ConfigT]):
-    """A selector whose state includes a cache of what is known of each cell."""
+    """A selector whose state includes a cache of residuals."""
 
     cache: ResidualCache
 
@@ -174,11 +178,11 @@ class CachingSelector(Selector[ConfigT]):
         self.cache = self.make_cache()
 
     def make_cache(self) -> ResidualCache:
-        """The cache, empty: of last residuals."""
+        """An empty cache; by default of last residuals."""
         return ResidualCache(self.pool, self.device)
 
     def forget(self, rows: Int[Tensor, " B"]) -> None:
-        """Forget the cells of some rows."""
+        """Reset the cache of some rows."""
         self.cache.forget(rows)
 
     def state_dict(self) -> dict[str, Any]:

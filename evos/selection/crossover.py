@@ -1,8 +1,7 @@
 """Crossover: from two fitness maps to one order of the population, the fittest first (EVOS, section 3.2).
 
-Pure functions on score maps. A cell's place in the order is all that selection needs: the first n are the survivors.
-Everything has a static shape and stays on the device: the fraction of places each parent gives is data, and enters as a
-comparison of ranks.
+Pure functions on fitness maps. The first n cells of the order are the survivors. All shapes are static and nothing
+leaves the device: the number of cells taken from each parent depends on the data and is applied by comparing ranks.
 """
 
 import torch
@@ -11,19 +10,22 @@ from torch import Tensor
 
 from evos.selection.draws import Count
 
+Counted = Bool[Tensor, "B P"] | Int[Tensor, "B P"] | None
+"""Which cells count, or how many times each does; None: all alike."""
+
 
 def ranks(order: Int[Tensor, "B P"]) -> Int[Tensor, "B P"]:
-    """The inverse of a permutation: the place of each cell in ``order``."""
+    """The inverse of a permutation: the position of each cell in ``order``."""
     places = torch.arange(order.shape[1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places)
 
 
 def fittest_first(fitness: Float[Tensor, "B P"]) -> Int[Tensor, "B P"]:
-    """Cells by falling fitness, ties by index."""
+    """Cells by descending fitness, ties by index."""
     return fitness.argsort(dim=1, descending=True, stable=True)
 
 
-def masked_mean(values: Float[Tensor, "B P"], counted: Bool[Tensor, "B P"] | None) -> Float[Tensor, "B 1"]:
+def masked_mean(values: Float[Tensor, "B P"], counted: Counted) -> Float[Tensor, "B 1"]:
     """Mean of each row over the counted cells (None = all)."""
     if counted is None:
         return values.mean(1, keepdim=True)
@@ -31,27 +33,27 @@ def masked_mean(values: Float[Tensor, "B P"], counted: Bool[Tensor, "B P"] | Non
 
 
 def cross_none(
-    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Bool[Tensor, "B P"] | None = None
+    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Counted = None
 ) -> Int[Tensor, "B P"]:
     """Order by the low-frequency fitness alone."""
     return fittest_first(low)
 
 
 def cross_add(
-    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Bool[Tensor, "B P"] | None = None
+    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Counted = None
 ) -> Int[Tensor, "B P"]:
     """Order by the sum of the two fitnesses."""
     return fittest_first(low + high)
 
 
 def cross_select(
-    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Bool[Tensor, "B P"] | None = None
+    low: Float[Tensor, "B P"], high: Float[Tensor, "B P"], n: Count, counted: Counted = None
 ) -> Int[Tensor, "B P"]:
     """The paper's crossover, whose first ``n`` cells are the offspring.
 
     Parents are the ``n`` fittest of each map. The offspring are their intersection; of the places that remain, the
     fraction p = mean low / (mean low + mean high) goes to the fittest found by ``low`` alone, the rest to the fittest
-    found by ``high`` alone. All other cells follow by falling ``low``. The means run over the ``counted`` cells.
+    found by ``high`` alone. All other cells follow by descending ``low``. The means run over the ``counted`` cells.
     """
     low_order, high_order = fittest_first(low), fittest_first(high)
     low_rank, high_rank = ranks(low_order), ranks(high_order)
@@ -69,7 +71,7 @@ def cross_select(
     place_high = place_among(only_high, high_order, high_rank)
     taken_low, taken_high = only_low & (place_low < from_low), only_high & (place_high < open_places - from_low)
 
-    # Places in the order: the intersection, those taken from low, those from high, all others. No third sort.
+    # Positions, without a third sort: the intersection, those taken from low, those from high, all others.
     rest = ~(common | taken_low | taken_high)
     after_common = n - open_places
     position = n + place_among(rest, low_order, low_rank)
@@ -82,7 +84,7 @@ def cross_select(
 def place_among(
     members: Bool[Tensor, "B P"], order: Int[Tensor, "B P"], rank: Int[Tensor, "B P"]
 ) -> Int[Tensor, "B P"]:
-    """For each member, how many members come before it in ``order`` (whose inverse is ``rank``)."""
+    """For each member, the number of members before it in ``order`` (whose inverse is ``rank``)."""
     return (members.gather(1, order).cumsum(1) - 1).gather(1, rank)
 
 

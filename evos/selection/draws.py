@@ -12,27 +12,32 @@ Count = int | Int[Tensor, "B 1"]
 
 
 def weighted_draw(odds: Float[Tensor, "B P"], count: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
-    """``count`` distinct cells of each row with the given odds, which are finite; those of 0 and less come last.
+    """``count`` distinct cells of each row in proportion to finite ``odds``; cells with negative odds come last.
 
     Equal in distribution to drawing one after the other without replacement: the largest odds / exponential numbers are
     taken (Efraimidis and Spirakis 2006). Without ``torch.multinomial``'s limit of 2^24 categories.
     """
-    return (odds / torch.empty_like(odds).exponential_(generator=generator)).topk(count, dim=1, sorted=False).indices
+    log_uniform = torch.rand(odds.shape, generator=generator, device=odds.device).log()  # - an exponential number
+    return (odds / log_uniform).topk(count, dim=1, largest=False, sorted=False).indices
 
 
 def uniform_draw(
-    rows: int, cells: int, count: int, generator: torch.Generator, valid: Bool[Tensor, "B P"] | None = None
+    rows: Int[Tensor, " B"],
+    cells: int,
+    count: int,
+    generator: torch.Generator,
+    valid: Bool[Tensor, "B P"] | None = None,
 ) -> Int[Tensor, "B K"]:
     """``count`` distinct cells of each of ``rows``, all equally likely; those that are not ``valid`` come last."""
-    keys = torch.rand(rows, cells, generator=generator, device=generator.device)
+    keys = torch.rand(len(rows), cells, generator=generator, device=rows.device)
     return masked(keys, valid).topk(count, dim=1, sorted=False).indices
 
 
 def random_order(
-    rows: int, cells: int, generator: torch.Generator, valid: Bool[Tensor, "B P"] | None = None
+    rows: Int[Tensor, " B"], cells: int, generator: torch.Generator, valid: Bool[Tensor, "B P"] | None = None
 ) -> Int[Tensor, "B P"]:
     """All cells of each row in random order, those that are not ``valid`` last."""
-    keys = torch.rand(rows, cells, generator=generator, device=generator.device)
+    keys = torch.rand(len(rows), cells, generator=generator, device=rows.device)
     return masked(keys, valid).argsort(dim=1, descending=True)
 
 
@@ -48,7 +53,7 @@ def survivors_and_mutants(
     Cells that are not ``valid`` are drawn when nothing else is left.
     """
     rest = order[:, survivors:]
-    keys = torch.rand(rest.shape, generator=generator, device=generator.device)
+    keys = torch.rand(rest.shape, generator=generator, device=rest.device)
     keys = masked(keys, None if valid is None else valid.gather(1, rest))
     drawn = rest.gather(1, keys.topk(mutants, dim=1, sorted=False).indices)
     return torch.cat((order[:, :survivors], drawn), dim=1)
@@ -56,50 +61,62 @@ def survivors_and_mutants(
 
 def draw_from_two_groups(
     order: Int[Tensor, "B P"],
-    fit: Count,
+    fittest: Count,
     survivors: Count,
     usable: Count,
     count: int,
     generator: torch.Generator,
+    weight: Int[Tensor, "B P"] | None = None,
 ) -> Int[Tensor, "B K"]:
-    """``count`` uniform draws, repeats possible, of the fit and of the others.
+    """``count`` uniform draws with replacement, from the fittest cells and from the others.
 
-    The first ``survivors`` of them are among the first ``fit`` cells of ``order``, the others among those from ``fit``
-    to ``usable``.
+    The first ``survivors`` draws are from the first ``fittest`` cells of ``order``, the rest from cells ``fittest`` to
+    ``usable``. With ``weight``, the number of points in each cell, a point is drawn and its cell returned: ``fittest``
+    and ``usable`` then count points, and one cell may have points on both sides.
     """
     # float64: float32 has too few values to address every cell of a large pool.
-    kind = torch.float32 if order.device.type == "mps" else torch.float64
-    chance = torch.rand(len(order), count, generator=generator, device=order.device, dtype=kind)
+    dtype = torch.float32 if order.device.type == "mps" else torch.float64
+    uniform = torch.rand(len(order), count, generator=generator, device=order.device, dtype=dtype)
     survives = torch.arange(count, device=order.device) < survivors
-    place = torch.where(survives, chance * fit, fit + chance * (usable - fit))
-    return order.gather(1, place.long().clamp(max=order.shape[1] - 1))
+    place = torch.where(survives, uniform * fittest, fittest + uniform * (usable - fittest)).long()
+    if weight is not None:
+        points = weight.gather(1, order).cumsum(1)
+        place = torch.searchsorted(points, place.minimum(points[:, -1:] - 1), right=True)
+    return order.gather(1, place.clamp(max=order.shape[1] - 1))
+
+
+def cells_within(
+    order: Int[Tensor, "B P"], points: Int[Tensor, "B 1"], weight: Int[Tensor, "B P"]
+) -> Int[Tensor, "B 1"]:
+    """How many of the first cells of ``order`` it takes to have that many ``points``, ``weight`` of them in each."""
+    return torch.searchsorted(weight.gather(1, order).cumsum(1), points) + (points > 0)
 
 
 def stratified(selected: Int[Tensor, "B K"], count: int, generator: torch.Generator) -> Int[Tensor, "B k"]:
-    """``count`` of the ``selected`` cells, one at random from each of ``count`` equal stretches.
+    """``count`` of the ``selected`` cells, one at random from each of ``count`` equal segments.
 
-    So each part of a selection (anchors, others) keeps its ratio. All of them, in order, where ``count`` is their
-    number.
+    Each part of a selection (anchors, others) thus keeps its proportion. ``selected`` itself where it has ``count``
+    cells.
     """
     if selected.shape[1] == count:
         return selected
-    kind = torch.float32 if selected.device.type == "mps" else torch.float64
-    chance = torch.rand(count, generator=generator, device=selected.device, dtype=kind)
-    place = (torch.arange(count, device=selected.device) + chance) * (selected.shape[1] / count)
+    dtype = torch.float32 if selected.device.type == "mps" else torch.float64
+    uniform = torch.rand(count, generator=generator, device=selected.device, dtype=dtype)
+    place = (torch.arange(count, device=selected.device) + uniform) * (selected.shape[1] / count)
     return selected[:, place.long().clamp(max=selected.shape[1] - 1)]
 
 
 def effective_sample_fraction(
-    error: Float[Tensor, "B P"], known: Bool[Tensor, "B P"] | None = None
+    error: Float[Tensor, "B P"], known: Bool[Tensor, "B P"] | Int[Tensor, "B P"] | None = None
 ) -> Float[Tensor, "B 1"]:
     """(Σe)² / (n Σe²) over the n ``known`` cells (None = all), whose errors e are at least 0.
 
-    1 where all errors are alike or 0, 1 / n where a single cell has all of it (Kish's effective sample size over n).
+    1 where all errors are equal, 1 / n where one cell has all the error (Kish's effective sample size over n). Numbers
+    in ``known`` are how many points a cell has, each with the cell's error: n is then the number of points.
     """
-    if known is not None:
-        error = error * known
+    one = error if known is None else error * known
     count = error.shape[1] if known is None else known.sum(1, keepdim=True).clamp(min=1)
-    total, squares = error.sum(1, keepdim=True), error.square().sum(1, keepdim=True)
+    total, squares = one.sum(1, keepdim=True), (one * error).sum(1, keepdim=True)
     fraction = total.square() / squares.clamp(min=torch.finfo(error.dtype).tiny) / count
     return torch.where(squares > 0, fraction, 1.0)
 

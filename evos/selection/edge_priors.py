@@ -1,4 +1,4 @@
-"""Strategies that know the target's edges beforehand: EGRA and expansive supervision."""
+"""Strategies that use the target's edges as a prior: EGRA and expansive supervision."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -41,7 +41,7 @@ class EgraConfig(SelectorConfig):
 
 
 class EgraSelector(Selector[EgraConfig]):
-    """Draws cells without replacement with more probability near Canny edges (thresholds 30 and 40 of 255).
+    """Draws cells without replacement, with higher odds near Canny edges (thresholds 30 and 40 of 255).
 
     Each edge cell is shifted anew at every step by a random number of cells, so that its neighbourhood is covered.
     """
@@ -62,10 +62,10 @@ class EgraSelector(Selector[EgraConfig]):
         moved = (torch.arange(cells, device=self.device) + shift) % cells
         near = torch.zeros_like(edges).scatter_reduce(1, moved, edges, "amax")
         odds = config.edge_odds * near + (1 - config.edge_odds) * config.base_odds
-        # Cells without any odds (edge_odds 1) fill up what the edges leave open, ahead of masked ones.
+        # With edge_odds 1 cells off the edges have no odds; tiny ones keep them ahead of masked cells.
         odds = odds.clamp(min=torch.finfo(odds.dtype).tiny)
         if self.valid is not None:
-            odds = odds * self.valid[rows]
+            odds = odds.masked_fill(~self.valid[rows], -1.0)
         return self.selection(rows, weighted_draw(odds, self.keep_count(step), self.generator), step)
 
 
@@ -84,7 +84,7 @@ class ExpansiveConfig(SelectorConfig):
 
 
 class ExpansiveSelector(Selector[ExpansiveConfig]):
-    """A fixed anchor set on the target's edges, and a uniform sample of everything else that stands for the rest.
+    """A fixed anchor set on the target's edges, and a uniform sample of the other cells.
 
     The paper searches Canny thresholds until edges cover about the wanted fraction, dilates them, and drops the surplus
     at random. Here edges are ranked by gradient magnitude after a 2×2 dilation and cut at exactly that fraction: no
@@ -101,8 +101,8 @@ class ExpansiveSelector(Selector[ExpansiveConfig]):
             # F.pad counts axes from the last, and a negative pad crops.
             strength = torch.maximum(strength, F.pad(strength, (0, 0) * (axis - 1) + (1, -1)))
         # Flat regions tie at zero: break ties at random, or the anchors would fill from the first line down.
-        chance = torch.rand(pool.rows, pool.cells, generator=self.generator, device=self.device)
-        strength = strength.flatten(1) + 1e-6 * chance
+        jitter = torch.rand(pool.rows, pool.cells, generator=self.generator, device=self.device)
+        strength = strength.flatten(1) + 1e-6 * jitter
         if self.valid is not None:
             strength = strength.masked_fill(~self.valid, -1.0)
         count = min(int(config.anchor_ratio * config.keep_ratio * self.usable_cells + 1e-6), self.fewest_usable)
@@ -115,6 +115,6 @@ class ExpansiveSelector(Selector[ExpansiveConfig]):
         anchors = anchors[:, :keep]
         odds = torch.ones(len(rows), self.pool.cells, device=self.device)
         if self.valid is not None:
-            odds = odds * self.valid[rows]  # masked cells fill up rows of few cells, anchors never
-        others = weighted_draw(odds.scatter(1, anchors, -1.0), keep - anchors.shape[1], self.generator)
+            odds = odds.masked_fill(~self.valid[rows], -1.0)  # they may pad rows with few usable cells, anchors never
+        others = weighted_draw(odds.scatter(1, anchors, -1e30), keep - anchors.shape[1], self.generator)
         return self.selection(rows, torch.cat((anchors, others), dim=1), step)

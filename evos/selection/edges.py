@@ -12,7 +12,7 @@ from evos.selection.base import Pool
 
 
 def grey_maps(target: Float[Tensor, "R P C"], pool: Pool) -> Float[Tensor, "N 1 H W"]:
-    """The grey target as pictures: one of a single line for a 1-D signal, one a view for a stack of views."""
+    """The grey target as images: a single line for a 1-D signal, one image per view for a stack of views."""
     maps = grey(target.float()).unflatten(-1, pool.shape)
     if pool.grid_axes == 1:
         return rearrange(maps.flatten(0, -2), "n t -> n 1 1 t")

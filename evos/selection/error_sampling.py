@@ -1,9 +1,9 @@
 """Sampling by error: part of the points drawn uniformly, the rest in proportion to the error last seen.
 
 What the recipe ``fast`` trains on. The size of the loss's gradient at a point is in proportion to the point's error, so
-these are the odds of importance sampling (Katharopoulos and Fleuret 2018), here without weights that undo them: the
-point is to train more where more is wrong. The uniform part keeps every cell's error known. No cell is looked at
-without being trained on, so a step costs what a uniform batch of its size costs.
+these are the odds of importance sampling (Katharopoulos and Fleuret 2018), here without the importance weights that
+would undo them: the aim is to train more where the error is larger. The uniform part keeps the cached errors of all
+cells up to date. No cell is evaluated without being trained on, so a step costs as much as a uniform batch.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class ErrorConfig(SelectorConfig):
     """Fraction of the cells trained on in a step, in (0, 1]; where a schedule changes it, its start."""
 
     uniform_ratio: float = 0.5
-    """Part of a cell's odds that is the same for all, in [0, 1]; the rest is in proportion to its error."""
+    """Uniform fraction of a cell's odds, in [0, 1]; the rest is in proportion to its error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,16 +48,16 @@ class ErrorSelector(CachingSelector[ErrorConfig]):
         rows = self.all_rows if rows is None else rows
         odds = self.odds(rows)
         if self.valid is not None:
-            odds = odds * self.valid[rows]
+            odds = odds.masked_fill(~self.valid[rows], -1.0)
         return self.selection(rows, weighted_draw(odds, self.keep_count(step), self.generator), step)
 
     def odds(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
-        """Odds of every cell, 1 for one of mean error; a cell not seen yet is taken for one."""
+        """Odds of each cell, 1 at the mean error, which unseen cells are assumed to have."""
         error, seen = mean_square(self.cache.read(rows)).sqrt(), self.cache.seen[rows]
         uniform = self.config.uniform_ratio
         relative = error / masked_mean(error, seen).clamp(min=TINY)
         return torch.where(seen, uniform + (1 - uniform) * relative, 1.0)
 
     def observe(self, selection: Selection, feedback: Feedback) -> None:
-        """Renew the errors of the points just trained on."""
+        """Cache the errors of the points just trained on."""
         self.cache.write(selection, feedback.residual)

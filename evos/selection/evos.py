@@ -4,9 +4,9 @@ Every coordinate (cell) is an individual, its fitness is the error the field sti
 are trained on:
 
 1. Sparse fitness evaluation (section 3.1): on key steps every cell is trained on and its error is cached; until the
-   next one the cache serves.
+   next key step the cached errors are used.
 2. Frequency-guided crossover (3.2): survivors are bred from the fittest by value error and by Laplacian error.
-3. Augmented unbiased mutation (3.3): part of the places goes to cells drawn uniformly from those that did not survive.
+3. Augmented unbiased mutation (3.3): part of the batch is drawn uniformly from the cells that did not survive.
 
 The fourth part, cross-frequency supervision (3.4), is a loss: ``evos.losses.cross_frequency_loss``.
 
@@ -50,7 +50,7 @@ class EvosConfig(SelectorConfig):
     is the paper's 1e-5 on 0-255)."""
 
     mutation_ratio: float = 0.5
-    """Fraction of the initially kept places that is filled at random, in [0, 1]; where scheduled, its start."""
+    """Random cells (mutants) per initially kept cell, in [0, 1]; where a schedule changes it, its start."""
 
     mutation_schedule: Literal["constant", "linear", "exp"] = "constant"
     """How mutation_ratio changes over training."""
@@ -75,7 +75,7 @@ class EvosConfig(SelectorConfig):
 
 
 class EvosSelector(CachingSelector[EvosConfig]):
-    """The method. Its state is the residual cache and, of each row's last crossover, the cells in order."""
+    """EVOS. Its state is the residual cache and each row's order of cells from its last crossover."""
 
     state = ("order",)
 
@@ -83,8 +83,8 @@ class EvosSelector(CachingSelector[EvosConfig]):
         super().__init__(config, pool, **kwargs)
         start, end = default_key_intervals(self.total_steps)
         self.intervals = (config.key_interval or start, config.key_interval_end or end)
-        # Until the first crossover every cell is as good as any other.
-        self.order: Int[Tensor, "R P"] = random_order(pool.rows, pool.cells, self.generator, self.valid)
+        # Until the first crossover the order is random.
+        self.order: Int[Tensor, "R P"] = random_order(self.all_rows, pool.cells, self.generator, self.valid)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """Every cell on a key step; else the survivors of the last crossover and fresh mutants."""
@@ -110,7 +110,7 @@ class EvosSelector(CachingSelector[EvosConfig]):
         return keep - mutants, mutants
 
     def fitness(self, rows: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B P"]]:
-        """Low- and high-frequency fitness of every cell, from the cached residuals; -1, below all, of masked cells."""
+        """Low- and high-frequency fitness of every cell, from the cached residuals; -1 at masked cells."""
         residual, config = self.cache.read(rows), self.config
         low = low_fitness(residual)
         if config.crossover == "none":
@@ -128,6 +128,6 @@ class EvosSelector(CachingSelector[EvosConfig]):
         self.order[rows] = CROSSOVERS[self.config.crossover](*self.fitness(rows), survivors, self.valid_in(rows))
 
     def forget(self, rows: Int[Tensor, " B"]) -> None:
-        """Of other signals any cell is as good as any other, until their first key step."""
+        """Reset the cache of ``rows``, and their order to a random one, until their next key step."""
         super().forget(rows)
-        self.order[rows] = random_order(len(rows), self.pool.cells, self.generator, self.valid_in(rows))
+        self.order[rows] = random_order(rows, self.pool.cells, self.generator, self.valid_in(rows))

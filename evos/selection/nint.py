@@ -1,13 +1,13 @@
 """NINT: teaching guided by the neural tangent kernel (CVPR 2026, arXiv 2511.15487).
 
 A cell's score is the norm of its row of K g, the tangent kernel K = J Jᵀ times the loss's gradient g by the field's
-values. As Jᵀ g is the loss's gradient by the parameters, that row is how the field would change there along the
-gradient: one forward pass with tangents (``evos.derivatives.parameter_jvp``), no kernel.
+values. As Jᵀ g is the loss's gradient by the parameters, that row is the first-order change of the field along the
+gradient: one forward pass with tangents (``evos.derivatives.parameter_jvp``) gives it without forming the kernel.
 
 Key steps train on every cell and score it; until the next one the batch is the cells of highest score and a uniform
 draw among the others. Ratio and interval are those of the released code, which differs from this in that it ranks by
-error in the steps between, evaluating every cell in each of them, and lets the kernel's part in favour of the error's
-fade within the first 30 steps.
+error in the steps between, evaluating every cell in each of them, and shifts the weight of the score from the kernel
+to the error within the first 30 steps.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class NintSelector(Selector[NintConfig]):
 
     def __init__(self, config: NintConfig, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
-        self.order: Int[Tensor, "R P"] = random_order(pool.rows, pool.cells, self.generator, self.valid)
+        self.order: Int[Tensor, "R P"] = random_order(self.all_rows, pool.cells, self.generator, self.valid)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """Every cell on a key step; else the highest scored of the last one and uniform draws."""
@@ -74,5 +74,5 @@ class NintSelector(Selector[NintConfig]):
         self.order[selection.rows] = fittest_first(score)
 
     def forget(self, rows: Int[Tensor, " B"]) -> None:
-        """Of other signals any cell is as good as any other, until their first key step."""
-        self.order[rows] = random_order(len(rows), self.pool.cells, self.generator, self.valid_in(rows))
+        """Reset the order of ``rows`` to a random one until their next key step."""
+        self.order[rows] = random_order(rows, self.pool.cells, self.generator, self.valid_in(rows))

@@ -1,4 +1,4 @@
-"""Nonparametric teaching of neural fields (INT, ICML 2024): the cells of largest error, looked for at intervals."""
+"""Nonparametric teaching of neural fields (INT, ICML 2024): the cells of largest error, updated at intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +19,8 @@ class IntConfig(SelectorConfig):
     name: ClassVar[str] = "int"
 
     variant: Literal["incremental", "reverse-incremental", "dense", "dense2"] = "incremental"
-    """How often the whole signal is evaluated: incremental (ever less), reverse-incremental, dense (each step) or
-    dense2 (each second)."""
+    """How often the whole signal is evaluated: incremental (at growing intervals), reverse-incremental (at
+    shrinking ones), dense (each step) or dense2 (each second)."""
 
 
 class IntSelector(Selector[IntConfig]):
@@ -58,7 +58,7 @@ class IntSelector(Selector[IntConfig]):
         self.chosen[rows] = self.uniform(rows, self.chosen.shape[1])
 
     def restored(self, name: str, state: dict[str, Any], shape: Sequence[int]) -> Tensor:
-        """As every selector's; the number of chosen cells may have grown with the keep ratio."""
+        """As for all selectors, but the number of chosen cells may have grown with the keep ratio."""
         chosen = super().restored(name, state, (self.pool.rows, *state.get(name, self.chosen).shape[1:]))
         if int(chosen.max()) >= self.pool.cells:
             raise InputError(f"selector state {name}", f"cell {int(chosen.max())}", f"cells below {self.pool.cells}")

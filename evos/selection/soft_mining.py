@@ -1,4 +1,4 @@
-"""Soft mining (arXiv 2312.00075): points follow the error by Langevin Monte Carlo, their loss is corrected for it."""
+"""Soft mining (arXiv 2312.00075): points follow the error by Langevin Monte Carlo, with importance weights."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -35,7 +35,7 @@ class SoftConfig(SelectorConfig):
     """Standard deviation b of the walk's noise, in units of the whole signal's extent, at least 0."""
 
     uniform_ratio: float = 0.1
-    """Fraction of the points drawn anew uniformly in every step, in [0, 1]."""
+    """Fraction of the points redrawn uniformly in every step, in [0, 1]."""
 
     restart_ratio: float = 0.1
     """Fraction of the points, those of least error, restarted at the target's edges in every step, in [0, 1]."""
@@ -95,8 +95,8 @@ class SoftSelector(CachingSelector[SoftConfig]):
 
     def edge_points(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B K D"]:
         """Points at cells drawn in proportion to the target's gradient."""
-        chance = self.rand(len(rows), self.count).double()
-        cells = torch.searchsorted(self.edge_cdf[rows], chance, right=True).clamp(max=self.pool.cells - 1)
+        uniform = self.rand(len(rows), self.count).double()
+        cells = torch.searchsorted(self.edge_cdf[rows], uniform, right=True).clamp(max=self.pool.cells - 1)
         return (cells[..., None] // self.strides % self.sizes) / self.last_cell.clamp(min=1)
 
     def nearest_cells(self, points: Float[Tensor, "B K D"]) -> Int[Tensor, "B K"]:
@@ -110,7 +110,7 @@ class SoftSelector(CachingSelector[SoftConfig]):
         moved = self.points[rows] + config.step_size * self.log_error_grad[rows] + config.noise * noise
         error = self.error[rows]
         least = error.kthvalue(max(1, int(config.restart_ratio * self.count)), dim=1, keepdim=True).values
-        # A point whose gradient is not finite is nowhere inside either.
+        # A position that is not finite fails this test too.
         outside = ~((moved >= 0) & (moved <= 1)).all(-1)
         restart = outside | (error <= least) if config.restart_ratio > 0 else outside
         # The last points of the set are the ones drawn anew: which ones does not matter, the walk has no order.
@@ -118,7 +118,7 @@ class SoftSelector(CachingSelector[SoftConfig]):
         moved = torch.where(drawn_anew[None, :, None], self.uniform_points(rows), moved)
         restart = restart & ~drawn_anew
         moved = torch.where(restart[..., None], self.edge_points(rows), moved).clamp(0, 1)
-        # Points of which no error is known yet have nowhere to walk to.
+        # Points without an observed error stay in place.
         return torch.where(self.observed[rows, None, None], moved, self.points[rows])
 
     def select(
@@ -129,7 +129,7 @@ class SoftSelector(CachingSelector[SoftConfig]):
         count: int | None = None,
         evaluate: Evaluate | None = None,
     ) -> Selection:
-        """As every selector's; the walking points themselves are the ``count`` points, in place of keep_ratio."""
+        """As for all selectors, but ``count`` sets the number of walking points, in place of keep_ratio."""
         if count is not None and count != self.count:
             if bool(self.observed.any()):
                 raise InputError("selector", "soft", f"a number of points a step that stays {self.count}, not {count}")
@@ -137,7 +137,7 @@ class SoftSelector(CachingSelector[SoftConfig]):
         return super().select(step, rows, evaluate=evaluate)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
-        """The cells nearest to the walking points, weighted by the correction of the errors last seen there."""
+        """The cells nearest to the walking points, after a step of the walk; ``weigh`` adds the importance weights."""
         rows = self.all_rows if rows is None else rows
         points = self.walk(rows) if step > 1 else self.points[rows]
         if self.valid is not None:  # a point on a masked cell restarts on a usable one
@@ -151,7 +151,7 @@ class SoftSelector(CachingSelector[SoftConfig]):
         exponent = min(selection.step / (self.config.correction_warmup * self.total_steps), self.config.alpha)
         error = 2 * residual.abs().mean(-1)
         weight = error.clamp(min=torch.finfo(torch.float16).eps).pow(-exponent)
-        # Rows are corrected by themselves: a batch equals its rows one by one.
+        # Bounds are per row, so that a batch of rows equals its rows one by one.
         bound = weight.mean(1, keepdim=True) + weight.std(1, keepdim=True, correction=0)
         return replace(selection, weight=weight.clamp(min=0.2).minimum(bound))
 
@@ -174,13 +174,13 @@ class SoftSelector(CachingSelector[SoftConfig]):
         self.observed[selection.rows] = True
 
     def forget(self, rows: Int[Tensor, " B"]) -> None:
-        """Uniform points anew. The edges at which points restart stay those of the target it was built with."""
+        """Restart the points of ``rows`` uniformly. Restarts at edges still use the target given at construction."""
         super().forget(rows)
         self.points[rows] = self.uniform_points(rows)
         self.log_error_grad[rows], self.error[rows], self.observed[rows] = 0, 0, False
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """As every selector's, with as many points as were saved."""
+        """As for all selectors; the number of points is that of the saved state."""
         saved = state.get("error")
         if isinstance(saved, Tensor) and saved.ndim == 2 and saved.shape[1] != self.count:
             self.set_points(saved.shape[1])

@@ -1,10 +1,11 @@
-"""EVOS where a cell stands for many points, as a tile of a training image does for its rays.
+"""EVOS where a cell contains many points, as a tile of a training image contains many rays.
 
-Three things differ from the method on single points (``evos.py``). Nothing is evaluated for the selector's sake: the
-errors of the points trained on keep a running mean of each tile, and a tile of which little is known borrows from its
-neighbourhood (``RunningCache``). A step trains on ``count`` points drawn from the selected population. And how hard to
-select follows from how concentrated the error is: errors alike everywhere give uniform points, errors in few places the
-configured fractions of fittest tiles and mutants.
+Four things differ from the method on single points (``evos.py``). Nothing is evaluated for selection alone: each tile
+has a running mean of the errors of the points trained on, smoothed by its neighbourhood while it has few visits
+(``RunningCache``). A step trains on ``count`` points drawn from the selected population. The selection pressure follows
+the concentration of the error: evenly distributed errors give uniform points, concentrated errors the configured
+fractions of fittest tiles and mutants. And the most wrong of the tiles that were visited often enough leave the fittest
+(``outliers.py``): what is still that wrong cannot be learned.
 """
 
 from dataclasses import dataclass
@@ -19,13 +20,22 @@ from evos.config import check_range
 from evos.fitness import high_fitness
 from evos.schedules import is_key_step
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
-from evos.selection.cache import CachingSelector, ResidualCache, RunningCache
-from evos.selection.crossover import CROSSOVERS
-from evos.selection.draws import Count, draw_from_two_groups, effective_sample_fraction, random_order
+from evos.selection.cache import CachingSelector, RunningCache
+from evos.selection.crossover import CROSSOVERS, fittest_first
+from evos.selection.draws import (
+    cells_within,
+    draw_from_two_groups,
+    effective_sample_fraction,
+    random_order,
+)
+from evos.selection.outliers import largest_errors, trimmed
+
+Counts = Int[Tensor, "B 1"]
+"""One number a row."""
 
 EVEN_ERROR = 0.6
-"""Effective sample fraction of errors that are spread evenly: that of normal errors, alike everywhere, squared and
-averaged over three channels."""
+"""Effective sample fraction of evenly distributed errors: that of i.i.d. normal errors, squared and averaged over three
+channels."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +45,10 @@ class TilesConfig(SelectorConfig):
     name: ClassVar[str] = "tiles"
 
     keep_ratio: float = 0.15
-    """Fraction of the tiles in the selected population where the error is concentrated, in (0, 1]."""
+    """Fraction of the tiles in the selected population while the error is concentrated, in (0, 1]."""
 
     mutation_ratio: float = 0.1
-    """Fraction of the points drawn from the other tiles where the error is concentrated, in [0, 1]."""
+    """Fraction of the points drawn from the other tiles while the error is concentrated, in [0, 1]."""
 
     crossover: Literal["none", "add", "select"] = "select"
     """How value and Laplacian fitness are combined: none (value only), add (their sum) or select (the paper's)."""
@@ -50,13 +60,19 @@ class TilesConfig(SelectorConfig):
     """Steps between rankings, at least 1."""
 
     warmup_steps: int = 16
-    """Steps of uniform points, whose errors count, before anything is selected; at least 0."""
+    """Initial steps with uniform points, whose errors are cached, before selection begins; at least 0."""
 
     momentum: float = 0.7
-    """How much a visit to a tile counts against the next one, in [0, 0.99]."""
+    """Weight of a visit to a tile relative to the next visit, in [0, 0.99]."""
 
     pooling: float = 2.0
-    """Weight, in visits, of the neighbourhood's error in a tile's own, above 0."""
+    """Weight, in visits, of the neighbourhood's error in a tile's estimate, above 0."""
+
+    trim_ratio: float = 0.02
+    """Fraction of the tiles that leave the fit as outliers, the most wrong of those visited often enough, in [0, 1]."""
+
+    trim_visits: int = 4
+    """Visits before a tile can be an outlier, at least 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,31 +82,37 @@ class TilesConfig(SelectorConfig):
         check_range("warmup_steps", self.warmup_steps, 0)
         check_range("momentum", self.momentum, 0, 0.99)
         check_range("pooling", self.pooling, 0, open_low=True)
+        check_range("trim_ratio", self.trim_ratio, 0, 1)
+        check_range("trim_visits", self.trim_visits, 1)
 
 
 class TilesSelector(CachingSelector[TilesConfig]):
     """EVOS over tiles.
 
-    Its state is the running cache and, of each row's last ranking, the tiles in order, the fittest first, and the
+    Its state is the running cache and, from each row's last ranking, the order of the tiles, fittest first, and the
     effective sample fraction of their errors.
     """
 
     state = ("order", "sample_fraction")
+    cache: RunningCache
 
     def __init__(self, config: TilesConfig, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
         self.usable: Int[Tensor, "R 1"] = self.count_usable()
-        self.order: Int[Tensor, "R P"] = random_order(pool.rows, pool.cells, self.generator, self.valid)
+        self.order: Int[Tensor, "R P"] = random_order(self.all_rows, pool.cells, self.generator, self.valid)
         self.sample_fraction: Float[Tensor, "R 1"] = torch.ones(pool.rows, 1, device=self.device)
+        self.trim_count = round(config.trim_ratio * self.usable_cells)
         self.zero = torch.zeros((), device=self.device)
         self.ratios = {"survivor_ratio": self.zero, "mutant_ratio": 1 - self.zero}
 
-    def make_cache(self) -> ResidualCache:
+    def make_cache(self) -> RunningCache:
         """Running means instead of last values."""
         return RunningCache(self.pool, self.device, self.config.momentum, self.config.pooling)
 
     def count_usable(self) -> Int[Tensor, "R 1"]:
-        """How many tiles of each row are not masked."""
+        """How many tiles of each row are not masked; of tiles with weights, how many points these have."""
+        if self.weight is not None:
+            return self.weight.sum(1, keepdim=True)
         if self.valid is None:
             return torch.full((self.pool.rows, 1), self.pool.cells, device=self.device)
         return self.valid.sum(1, keepdim=True)
@@ -103,17 +125,18 @@ class TilesSelector(CachingSelector[TilesConfig]):
         count: int | None = None,
         evaluate: Evaluate | None = None,
     ) -> Selection:
-        """``count`` draws, repeats possible, of the fittest tiles and of mutants; None: as many as are kept."""
-        # A row of a batch is ranked whenever it comes up: it was last ranked when it was last drawn.
+        """``count`` draws with replacement, from the fittest tiles and from the others; None: as many as are kept."""
+        # Where a step has some of the rows, these are ranked now: they may not be present in key steps.
         is_key = self.ranks_at(step)
         if step > self.config.warmup_steps and (is_key or rows is not None):
             self.rank(step, self.all_rows if rows is None else rows)
         rows = self.all_rows if rows is None else rows
         count = self.keep_count(step) if count is None else count
-        fit, survivors = (0, 0) if step <= self.config.warmup_steps else self.group_sizes(step, rows, count)
+        fittest, survivors = (0, 0) if step <= self.config.warmup_steps else self.group_sizes(step, rows, count)
         survivor_ratio = (self.zero + survivors / count).mean()
         self.ratios = {"survivor_ratio": survivor_ratio, "mutant_ratio": 1 - survivor_ratio}
-        index = draw_from_two_groups(self.order[rows], fit, survivors, self.usable[rows], count, self.generator)
+        order, weight = self.order[rows], self.weight_in(rows)
+        index = draw_from_two_groups(order, fittest, survivors, self.usable[rows], count, self.generator, weight)
         return Selection(rows, index, is_key=is_key, step=step)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
@@ -124,16 +147,16 @@ class TilesSelector(CachingSelector[TilesConfig]):
         """Add the errors of the points just trained on to their tiles' running means."""
         self.cache.write(selection, feedback.residual)
 
-    def group_sizes(self, step: int, rows: Int[Tensor, " B"], count: int) -> tuple[Count, Count]:
-        """How many tiles of each row are fit, and how many of ``count`` draws go to them.
+    def group_sizes(self, step: int, rows: Int[Tensor, " B"], count: int) -> tuple[Counts, Counts]:
+        """Number of fittest tiles of each row (points, if they have weights), and how many of ``count`` draws go there.
 
-        With s the effective sample fraction, the population is (s / 0.6)⁴ of the tiles, and mutants are that fraction
-        of the draws, neither below what is configured, nor above 1.
+        With s the effective sample fraction, (s / 0.6)⁴ is the fraction of the tiles in the population, and that of the
+        draws that are mutants: each at least the configured ratio and at most 1.
         """
         keep = self.keep_count(step) / self.usable_cells
         evenness = (self.sample_fraction[rows] / EVEN_ERROR).pow(4).clamp(max=1)
         kept, mutants = evenness.clamp(min=keep), evenness.clamp(min=self.config.mutation_ratio)
-        # However few the draws: without a mutant among them no other tile would ever be seen again.
+        # At least one mutant, however few the draws: otherwise the other tiles would never be visited again.
         most = count - 1 if self.config.mutation_ratio > 0 and count > 1 else count
         survivors = (count * (1 - mutants)).round().clamp(max=most)
         return (kept * (1 - mutants) * self.usable[rows]).round().long(), survivors.long()
@@ -141,15 +164,21 @@ class TilesSelector(CachingSelector[TilesConfig]):
     def rank(self, step: int, rows: Int[Tensor, " B"]) -> None:
         """Measure how concentrated the error is, and put the tiles of ``rows`` in order, masked ones last."""
         residual, square = self.cache.errors(rows)
-        valid = self.valid_in(rows)
-        self.sample_fraction[rows] = effective_sample_fraction(square, valid)
+        valid, weight = self.valid_in(rows), self.weight_in(rows)
+        counted = valid if weight is None else weight
+        self.sample_fraction[rows] = effective_sample_fraction(square, counted)
         low, high = 4 * square, torch.zeros_like(square)
         if self.config.crossover != "none":
             high = high_fitness(residual, self.pool.shape, self.pool.grid_axes, self.config.laplacian_weight)
+        if self.trim_count > 0:
+            outliers = largest_errors(square, self.cache.visits[rows] >= self.config.trim_visits, self.trim_count)
+            low, high = trimmed(low, outliers), trimmed(high, outliers)
         if valid is not None:
             low, high = low.masked_fill(~valid, -1.0), high.masked_fill(~valid, -1.0)
-        fit, _ = self.group_sizes(step, rows, 1)
-        self.order[rows] = CROSSOVERS[self.config.crossover](low, high, fit, valid)
+        fittest, _ = self.group_sizes(step, rows, 1)
+        if weight is not None:
+            fittest = cells_within(fittest_first(low), self.usable[rows].minimum(fittest), weight)
+        self.order[rows] = CROSSOVERS[self.config.crossover](low, high, fittest, counted)
 
     def ranks_at(self, step: int) -> bool:
         """Whether the tiles are ranked at ``step``."""
@@ -165,7 +194,7 @@ class TilesSelector(CachingSelector[TilesConfig]):
     def forget(self, rows: Int[Tensor, " B"]) -> None:
         """Uniform points until the next ranking."""
         super().forget(rows)
-        self.order[rows] = random_order(len(rows), self.pool.cells, self.generator, self.valid_in(rows))
+        self.order[rows] = random_order(rows, self.pool.cells, self.generator, self.valid_in(rows))
         self.sample_fraction[rows] = 1.0
 
     def metrics(self) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def test_weights_enter_the_loss_and_not_the_error(kind, pipeline, monkeypatch):
     one = pipeline(selector="soft", soft=SoftConfig(correction_warmup=0.001))
     power = 2 if kind is nn.MSELoss else 1
     one.model.rgb_loss = kind()
-    one.model.rgb_loss.register_forward_pre_hook(one._meet_loss)
+    one.model.rgb_loss.register_forward_pre_hook(one._before_loss)
     found = observed(one, monkeypatch)
     _, losses, _ = one.get_train_loss_dict(3)
     weight = one.sampler.last_selection.weight[0]
@@ -122,7 +122,7 @@ def test_every_strategy_trains(selector, pipeline):
 def test_evaluation_teaches_the_sampler_nothing(pipeline):
     one = pipeline()
     one.get_train_loss_dict(0)
-    one.sampler.pass_on()
+    one.sampler.flush_feedback()
     before = one.sampler.last_selection, one.sampler.selector.cache.sums.clone()
     one.get_eval_loss_dict(0)
     metrics, images = one.get_eval_image_metrics_and_images(0)

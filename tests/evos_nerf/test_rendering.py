@@ -10,7 +10,7 @@ pytest.importorskip("nerfstudio.configs.method_configs", reason="needs the nerf 
 
 from evos.losses import derivative_loss
 from evos_nerf.llff import NERF_AXES
-from evos_nerf.rendering import Carried, Rays, composite, pinhole_tangents, points_along, render, to_ndc
+from evos_nerf.rendering import Rays, WithTangents, composite, pinhole_tangents, points_along, render, to_ndc
 from evos_nerf.tiny_nerf import TinyNerf
 
 pytestmark = pytest.mark.nerf
@@ -47,26 +47,26 @@ class Problem:
         self.pixels = 10 * torch.randn(5, 2)
         self.depths = (torch.arange(6) + torch.rand(5, 6)) / 6
         self.field = TinyNerf(activation, 2, width).double()
-        self.colours, self.slopes = torch.rand(5, 3), 0.1 * torch.randn(5, 3, 2)
+        self.colours, self.derivatives = torch.rand(5, 3), 0.1 * torch.randn(5, 3, 2)
 
     def colour(self, pixels):
         """Plain rendering, no tangents."""
-        directions = Carried.constant(directions_of(pixels, self.rotations, self.focal))
+        directions = WithTangents.constant(directions_of(pixels, self.rotations, self.focal))
         return render(self.field, to_ndc(self.origins, directions, NDC), self.depths)[0].value
 
     def carried(self):
         directions = directions_of(self.pixels, self.rotations, self.focal)
-        rays = to_ndc(self.origins, Carried(directions, pinhole_tangents(self.rotations, self.focal)), NDC)
+        rays = to_ndc(self.origins, WithTangents(directions, pinhole_tangents(self.rotations, self.focal)), NDC)
         return render(self.field, rays, self.depths)[0]
 
     def loss(self, colour, jacobian):
-        return (colour - self.colours).square().mean() + derivative_loss(jacobian, self.slopes)
+        return (colour - self.colours).square().mean() + derivative_loss(jacobian, self.derivatives)
 
 
 def test_ndc_are_those_of_nerf():
     rotations, origins, focal = cameras(5)
     directions = directions_of(10 * torch.randn(5, 2), rotations, focal)
-    rays = to_ndc(origins, Carried.constant(directions), NDC)
+    rays = to_ndc(origins, WithTangents.constant(directions), NDC)
     (o, d), near = ((x @ NERF_AXES.double().T).unbind(-1) for x in (origins, directions)), NDC[2]
     t = -(near + o[2]) / d[2]  # to the near plane; then equations 25 and 26
     o = [a + t * b for a, b in zip(o, d, strict=True)]
@@ -79,7 +79,7 @@ def test_ndc_are_those_of_nerf():
 
 def test_a_point_and_its_ndc_lie_at_the_same_place():
     origins, directions = torch.tensor([[0.2, -0.1, 0.3]]), torch.tensor([[0.1, 1.0, -0.2]])
-    rays = to_ndc(origins, Carried.constant(directions), NDC)
+    rays = to_ndc(origins, WithTangents.constant(directions), NDC)
     x, y, z = (origins + 4 * directions)[0]  # y is the distance from the plane of the average camera
     found = points_along(rays, (1 - NDC[2] / y)[None, None]).value[0, 0]
     torch.testing.assert_close(found, torch.stack([NDC[0] * x / y, NDC[1] * z / y, 1 - 2 * NDC[2] / y]))
@@ -87,7 +87,7 @@ def test_a_point_and_its_ndc_lie_at_the_same_place():
 
 def test_colour_is_that_of_a_slow_loop():
     raw, lengths = 2 * torch.randn(4, 5, 4), torch.rand(4, 4)
-    colour, weights = composite(Carried.constant(raw), Carried.constant(lengths))
+    colour, weights = composite(WithTangents.constant(raw), WithTangents.constant(lengths))
     for ray in range(4):
         light, seen = 1.0, torch.zeros(3)
         for sample in range(5):
@@ -144,12 +144,12 @@ def test_gradients_of_colour_and_derivatives_pass_gradcheck():
 
 
 def test_only_the_front_of_a_wall_is_seen_and_one_of_one_colour_has_no_derivatives():
-    rays = Rays(*(Carried(torch.randn(2, 3), torch.randn(2, 2, 3)) for _ in range(3)))
+    rays = Rays(*(WithTangents(torch.randn(2, 3), torch.randn(2, 2, 3)) for _ in range(3)))
     wall = torch.full((2, 6, 4), -40.0)
     wall[:, 3:, 3] = 400.0
 
     def field(points, views):
-        return Carried(wall, torch.zeros(2, *wall.shape))
+        return WithTangents(wall, torch.zeros(2, *wall.shape))
 
     colour, weights = render(field, rays, (torch.arange(6) / 6).expand(2, 6))
     torch.testing.assert_close(weights, torch.eye(6)[3].expand(2, 6), atol=1e-12, rtol=0)

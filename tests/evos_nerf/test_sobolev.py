@@ -9,7 +9,7 @@ pytest.importorskip("nerfstudio")
 
 from evos.derivatives import SMOOTHING, spatial_gradient
 from evos.errors import InputError
-from evos_nerf.datamanager import EvosDataManager, EvosDataManagerConfig, every
+from evos_nerf.datamanager import EvosDataManager, EvosDataManagerConfig, subsampling_masks
 from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig
 from evos_nerf.sobolev import DerivativeTerm, SobolevConfig, picture_derivative
 from evos_nerf.tiles import build_grid
@@ -113,12 +113,12 @@ def test_wrong_options_are_refused(options, name):
 
 
 def test_every_factor_th_pixel_within_the_masks_that_there_are(pictures):
-    kept = every(pictures, None, 3)
+    kept = subsampling_masks(pictures, None, 3)
     assert kept[0].nonzero()[:, :2].tolist() == [[y, x] for y in (0, 3) for x in (0, 3, 6)]
     given = [torch.ones_like(p[..., :1], dtype=torch.bool) for p in pictures]
     given[1][0] = False
-    assert every(pictures, given, 3)[1].nonzero()[:, :2].tolist() == [[3, 0], [3, 3]]
-    assert every(torch.stack(pictures[:1]), None, 4).shape == (1, 5, 7, 1)
+    assert subsampling_masks(pictures, given, 3)[1].nonzero()[:, :2].tolist() == [[3, 0], [3, 3]]
+    assert subsampling_masks(torch.stack(pictures[:1]), None, 4).shape == (1, 5, 7, 1)
 
 
 def test_a_factor_and_ignored_masks_are_refused():

@@ -18,7 +18,7 @@ from evos.derivatives import spatial_gradient
 from evos.errors import InputError
 from evos.selection import TilesConfig
 from evos_nerf.llff import LlffDataParserConfig
-from evos_nerf.rendering import Carried, pinhole_tangents
+from evos_nerf.rendering import WithTangents, pinhole_tangents
 from evos_nerf.sobolev import SobolevConfig
 from evos_nerf.tiny_nerf import TinyNerfModelConfig
 
@@ -126,7 +126,7 @@ def test_a_wall_is_as_far_as_it_is(pipeline):
     def wall(points, views):  # at 3 units along y: third NDC coordinate 1 - 2 near / 3
         raw = torch.zeros(*points.value.shape[:-1], 4)
         raw[..., 3] = torch.where(points.value[..., 2] < 1 - 2 / 3, -60.0, 1e4)
-        return Carried.constant(raw)
+        return WithTangents.constant(raw)
 
     model.field = None
     object.__setattr__(model, "field", wall)

@@ -277,7 +277,7 @@ def test_a_fit_that_diverges_does_not_lose_the_other_pictures(tmp_path, tiny, pi
     monkeypatch.setattr(
         Fit, "step", lambda fit, step: original(fit, step) * (1 if fit.signal.name == "b" else torch.nan)
     )
-    monkeypatch.setattr(Fit, "bad_step", lambda fit, step: step if fit.signal.name == "a" else 0)
+    monkeypatch.setattr(Fit, "non_finite_step", lambda fit, step: step if fit.signal.name == "a" else 0)
     with pytest.raises(SystemExit) as stop:
         main([*tiny, "--steps", "3", "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2 and "loss" in capsys.readouterr().err

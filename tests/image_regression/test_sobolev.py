@@ -122,7 +122,7 @@ def test_every_strategy_learns_on_the_training_grid(selector, supervision, fit):
     run = fit("--selector", selector, *half, *options)
     losses = train(run, 30)
     assert losses[-1] < 0.7 * losses[0] or selector == "soft"  # whose points gather where the error is
-    assert run.bad_step(30) == 0 and len(run.visits) == 64
+    assert run.non_finite_step(30) == 0 and len(run.visits) == 64
     assert run.work.trained <= 30 * 64
 
 
@@ -226,6 +226,6 @@ def test_the_configs_of_a_method_differ_in_their_supervision_alone(name):
 def test_a_signal_of_one_line_has_derivatives_along_it_alone(fit):
     line = Signal("line", torch.rand(12, 3), (1, 12))
     run = fit(*FULL, *VAL_DER, *FAST, signal=line)
-    assert run.slopes is not None
-    assert torch.equal(run.slopes.view(12, 3, 2)[..., 0], torch.zeros(12, 3))
-    assert train(run, 20)[-1] < float("inf") and run.bad_step(20) == 0
+    assert run.derivatives is not None
+    assert torch.equal(run.derivatives.view(12, 3, 2)[..., 0], torch.zeros(12, 3))
+    assert train(run, 20)[-1] < float("inf") and run.non_finite_step(20) == 0

@@ -165,7 +165,7 @@ def test_every_strategy_works_on_sound(selector, supervision, sound_fit):
     for step in range(1, 41):
         run.step(step)
     gain = 1 if selector == "soft" else 3  # soft's points begin anywhere, and walk towards what is hardest
-    assert run.bad_step(40) == 0 and run.psnr() > before + gain and len(run.visits) == 200
+    assert run.non_finite_step(40) == 0 and run.psnr() > before + gain and len(run.visits) == 200
 
 
 def test_half_a_fit_and_the_other_half_are_a_whole_fit(sound_fit, tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from evos.selection.draws import (
+    cells_within,
     draw_from_two_groups,
     effective_sample_fraction,
     random_order,
@@ -48,8 +49,8 @@ def test_weighted_draws_take_cells_without_odds_last():
 def test_uniform_draws_and_orders_are_distinct_and_take_masked_cells_last(cells, data, seed):
     count = data.draw(st.integers(0, cells))
     valid = torch.rand(3, cells, generator=generator(seed)) < 0.6
-    drawn = uniform_draw(3, cells, count, generator(seed), valid)
-    order = random_order(3, cells, generator(seed), valid)
+    drawn = uniform_draw(torch.arange(3), cells, count, generator(seed), valid)
+    order = random_order(torch.arange(3), cells, generator(seed), valid)
     assert drawn.shape == (3, count) and order.sort(1).values.equal(torch.arange(cells).expand(3, -1))
     for row in range(3):
         usable = int(valid[row].sum())
@@ -59,7 +60,7 @@ def test_uniform_draws_and_orders_are_distinct_and_take_masked_cells_last(cells,
 
 
 def test_uniform_draws_are_uniform(p_value):
-    assert 1e-3 < p_value(uniform_draw(2000, 20, 6, generator()), range(20)) < 1 - 1e-3
+    assert 1e-3 < p_value(uniform_draw(torch.arange(2000), 20, 6, generator()), range(20)) < 1 - 1e-3
 
 
 def slow_survivors_and_mutants(order, survivors, mutants, keys, valid):
@@ -151,3 +152,37 @@ def test_the_effective_sample_fraction_of_the_smallest_errors_is_still_theirs():
     tiny = torch.full((1, 8), 1e-12)
     tiny[:, 4:] = 0
     assert effective_sample_fraction(tiny).item() == pytest.approx(0.5, rel=1e-4)
+
+
+@given(data=st.data(), cells=st.integers(1, 12), seed=st.integers(0, 99))
+def test_draws_by_points_are_those_of_a_list_of_points(data, cells, seed):
+    """A cell of w points is w cells of one: the same random numbers draw the same."""
+    weight = data.draw(st.lists(st.integers(0, 4), min_size=cells, max_size=cells).filter(any))
+    order = data.draw(st.permutations(range(cells)))
+    listed = torch.tensor([[cell for cell in order for _ in range(weight[cell])]])
+    points = listed.shape[1]
+    fit = data.draw(st.integers(0, points))
+    survivors = data.draw(st.integers(0, 30)) if fit else 0
+    places = torch.arange(points)[None]
+    expected = listed[0, draw_from_two_groups(places, fit, survivors, points, 40, generator(seed))[0]]
+    found = draw_from_two_groups(
+        torch.tensor([order]), fit, survivors, torch.tensor([[points]]), 40, generator(seed), torch.tensor([weight])
+    )
+    assert torch.equal(found[0], expected)
+    assert all(weight[cell] > 0 for cell in found[0].tolist())
+
+
+@given(data=st.data(), cells=st.integers(1, 12))
+def test_cells_within_are_the_fewest_that_have_so_many_points(data, cells):
+    weight = data.draw(st.lists(st.integers(0, 4), min_size=cells, max_size=cells))
+    order = data.draw(st.permutations(range(cells)))
+    points = data.draw(st.integers(0, sum(weight)))
+    found = cells_within(torch.tensor([order]), torch.tensor([[points]]), torch.tensor([weight])).item()
+    assert found == next(n for n in range(cells + 1) if sum(weight[cell] for cell in order[:n]) >= points)
+
+
+def test_the_effective_sample_fraction_of_cells_with_points_is_that_of_the_points():
+    error, weight = torch.tensor([[3.0, 1.0, 0.0, 9.0]]), torch.tensor([[2, 3, 4, 0]])
+    listed = error[0].repeat_interleave(weight[0])[None]
+    found, expected = effective_sample_fraction(error, weight), effective_sample_fraction(listed)
+    torch.testing.assert_close(found, expected)

@@ -140,6 +140,84 @@ def test_a_visit_that_is_not_finite_leaves_all_estimates_as_they_were():
 
 def test_options_are_checked():
     bad = {"mutation_ratio": 1.5, "rank_interval": 0, "warmup_steps": -1, "momentum": 1.0, "pooling": 0.0}
+    bad |= {"trim_ratio": 1.5, "trim_visits": 0}
     for name, value in {**bad, "crossover": "slect", "laplacian_weight": -1.0}.items():
         with pytest.raises(InputError, match=f"^{name}: got"):
             TilesConfig(**{name: value})
+
+
+def visited(times, **options):
+    """A selector that saw an error of 1 in the first 40 of 400 cells, twice that in the first 8, ``times`` over."""
+    one = build_selector(TilesConfig(**{**NO_WARMUP, **options}), Pool(1, (20, 20)), total_steps=100, device="cpu")
+    cells = torch.arange(400)
+    residual = ((cells < 40).float() + (cells < 8).float())[None, :, None]
+    for _ in range(times):
+        one.observe(Selection(one.all_rows, None, step=1), Feedback(residual))
+    one.sample_fraction[:] = 0.0
+    return one
+
+
+def test_the_most_wrong_tiles_leave_the_fit_once_they_were_visited_often_enough():
+    options = {"keep_ratio": 0.09, "crossover": "none"}
+    for times, gone in ((3, False), (4, True)):
+        one = visited(times, **options)
+        one.rank(2, one.all_rows)
+        assert torch.isin(torch.arange(8), one.order[0, :32]).any().item() is not gone
+    # They come behind all other errors, before what is right; and mutants may still be drawn from them.
+    assert set(one.order[0, 32:40].tolist()) == set(range(8))
+    one.sample_fraction[:] = 1 / 400
+    assert torch.isin(torch.arange(8), one.select(3, count=20_000).index[0]).all()
+
+
+def test_without_trimming_the_order_is_that_of_the_fitness_alone():
+    one, other = visited(9, trim_ratio=0.0), visited(9, trim_visits=10)
+    for selector in (one, other):
+        selector.rank(2, selector.all_rows)
+    assert torch.equal(one.order, other.order)
+    assert set(one.order[0, :8].tolist()) <= set(range(40)) and 0 in one.order[0, :32]
+
+
+def test_neither_masked_tiles_nor_those_forgotten_are_visited():
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[0, :5] = False
+    one = build_selector(TilesConfig(**NO_WARMUP), Pool(2, (3, 4), mask=mask), total_steps=100, device="cpu")
+    index = torch.tensor([[0, 6, 6, 7], [1, 1, 1, 2]])
+    one.observe(Selection(one.all_rows, index, step=1), Feedback(torch.ones(2, 4, 3)))
+    visits = {(row, cell): one.cache.visits[row, cell].item() for row, cell in one.cache.visits.nonzero().tolist()}
+    assert visits == {(0, 6): 2, (0, 7): 1, (1, 1): 3, (1, 2): 1}
+    one.forget(torch.tensor([1]))
+    assert one.cache.visits.sum(1).tolist() == [3, 0]
+
+
+def test_tiles_of_one_point_each_are_drawn_and_ranked_as_tiles_without_weights():
+    mask = torch.ones(1, 400, dtype=torch.bool)
+    mask[:, 390:] = False
+    draws = []
+    for weight in (None, mask.long()):
+        pool = Pool(1, (20, 20), mask=mask, weight=weight)
+        one = build_selector(TilesConfig(**NO_WARMUP), pool, total_steps=100, device="cpu")
+        residual = torch.linspace(1, 0, 400)[None, :, None].pow(8)
+        one.observe(Selection(one.all_rows, None, step=1), Feedback(residual))
+        draws.append(one.select(2, count=3000).index)
+        assert one.metrics()["survivor_ratio"] > 0.5
+    assert torch.equal(*draws)
+
+
+def test_the_fit_are_a_fraction_of_the_points_however_few_of_them_a_wrong_tile_has():
+    """The wrong half of the tiles has one point each, the other half 99: a hundredth of all points."""
+    cells = torch.arange(400)
+    weight = torch.where(cells < 200, 1, 99)[None]
+    options = {**NO_WARMUP, "crossover": "none", "keep_ratio": 0.1, "mutation_ratio": 0.2}
+    one = build_selector(TilesConfig(**options), Pool(1, (20, 20), weight=weight), total_steps=100, device="cpu")
+    one.observe(Selection(one.all_rows, None, step=1), Feedback((cells < 200).float()[None, :, None]))
+    index = one.select(2, count=40_000).index[0]
+    # 8 % of the points are fit, 1.0 of these 8 % the wrong ones, and survivors are 80 % of the draws.
+    assert one.metrics()["survivor_ratio"].item() == pytest.approx(0.8)
+    assert (index < 200).float().mean().item() == pytest.approx(0.8 / 8, rel=0.05)
+
+
+def test_weights_are_checked():
+    mask = torch.tensor([[True, False]])
+    for weight in (torch.tensor([[1.0, 0.0]]), torch.tensor([[1, 1]]), torch.tensor([[0, 0]])):
+        with pytest.raises(InputError, match=r"^weight: got"):
+            Pool(1, (2,), mask=mask, weight=weight)

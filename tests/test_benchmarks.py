@@ -1,5 +1,6 @@
-"""Two versions of the project measured in one run: two toy trees whose steps take known times, and real ones."""
+"""Benchmarks: all can be started; and two versions of the project in one run, by toy trees with known times."""
 
+import importlib
 import io
 import json
 import sys
@@ -11,6 +12,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))  # as its scripts have it
 
 import two_trees  # noqa: E402
+
+SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_benchmark_finds_what_it_imports(name):
+    if name in {"ray_derivatives", "nerf", "meta_views", "sobolev_fern"}:
+        pytest.importorskip("nerfstudio")
+    assert importlib.import_module(name).__doc__
+
+
+# ---- two trees
 
 TOY = """
 import sys, json
