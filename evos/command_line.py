@@ -221,7 +221,7 @@ def make_parser(program: Program, own: Mapping[str, Option], of_parts: Mapping[s
             dest=name,
             default=None,
             type=lambda text: text[1:],
-            metavar=option.values,
+            metavar="{" + ",".join(program.parts[name]) + "}" if name in program.parts else option.values,
             help=f"{option.help} (default: {default})".replace("%", "%%"),
         )
     return parser
