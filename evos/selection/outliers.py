@@ -18,8 +18,9 @@ def far_above(
 ) -> Bool[Tensor, "B P"]:
     """Which ``eligible`` cells have an error above ``threshold`` times the median of the ``count`` largest.
 
-    Errors are at least 0. The median stays where it is while fewer than half of those ``count`` cells are outliers, and cells without an
-    error (an empty background) do not move it. Errors of one kind have few cells far above it, so few are trimmed.
+    Errors are at least 0. The median stays where it is while fewer than half of those ``count`` cells are outliers, and
+    cells without an error (an empty background) do not move it. Errors of one kind have few cells far above it, so few
+    are trimmed.
     """
     median = error.topk((count + 1) // 2, dim=1).values[:, -1:]
     return eligible & (error > threshold * median)
