@@ -61,7 +61,7 @@ class SoftConfig(SelectorConfig):
 class SoftSelector(CachingSelector[SoftConfig]):
     """A fixed set of points that walk over the signal: x <- x + a ∇log error + b η.
 
-    They are rounded to cells and may coincide. Points that leave the signal (a masked cell is outside, too), and those of
+    They are rounded to cells and may coincide. Points that leave the signal (a masked cell is outside) and those of
     least error, restart at cells drawn in proportion to the target's edges. With weights, a move to a cell of lower
     weight is accepted with the ratio of the two. The loss of a point is multiplied by 1 / error^r, bounded to [0.2,
     mean + standard deviation], where r rises to ``alpha``.
