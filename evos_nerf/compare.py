@@ -327,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError("--data", config.data, "the folder of a scene")
     check_words(words, training_options(config, "host", "0", Path(config.out)))
     check_method(config.method)
-    options = {**asdict(config), "words": " ".join(words)}
+    options, is_new = {**asdict(config), "words": " ".join(words)}, not Path(config.out).exists()
     run = open_run(config.out, options, resume=config.resume, overwrite=config.overwrite, free=FREE)
     trainings = run.path / "trainings"
     if config.overwrite:
@@ -340,6 +340,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("stopped; the same command with --resume goes on", file=sys.stderr)
         raise SystemExit(130) from None
+    except SystemExit as error:
+        if error.code == 2 and is_new and not any(trainings.glob("*/curve.json")):
+            shutil.rmtree(run.path)  # bad input leaves nothing behind
+        raise
     write_json(run.metrics_path, {"verdict": verdict(curves), **measured(curves), "curves": curves})
     write_plot(run.path / "psnr_over_time.png", curves)
     write_rays(run.images / "rays.png", run_folder(config, trainings / f"tiles-{config.seed_list[0]}"))

@@ -113,14 +113,14 @@ def test_what_ns_train_refuses_is_one_line_of_its_log():
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
-    """ns-train and what is read of its run replaced: the trainings done, and those that are to be interrupted."""
+    """ns-train and what is read of its run replaced: the trainings done, and what ends others."""
     trained: list[tuple[str, str]] = []
-    failing: set[tuple[str, str]] = set()
+    failing: dict[tuple[str, str], BaseException] = {}
 
     def call(program, words, log, progress):
         side, seed = words[words.index(f"--{compare.SELECTOR}") + 1], words[words.index("--machine.seed") + 1]
         if (side, seed) in failing:
-            raise KeyboardInterrupt
+            raise failing[side, seed]
         trained.append((side, seed))
         log.parent.mkdir(parents=True)
 
@@ -134,7 +134,7 @@ def stub(tmp_path, monkeypatch):
 def test_a_stopped_comparison_goes_on_and_takes_more_seeds(stub, tmp_path, capsys):
     trained, failing = stub
     words = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--seeds", "0,1"]
-    failing.add(("tiles", "1"))
+    failing["tiles", "1"] = KeyboardInterrupt()
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 130 and "--resume goes on" in capsys.readouterr().err
@@ -147,6 +147,17 @@ def test_a_stopped_comparison_goes_on_and_takes_more_seeds(stub, tmp_path, capsy
     assert (tmp_path / "out" / "summary.md").read_text().startswith(result["verdict"])
     with PIL.Image.open(tmp_path / "out" / "psnr_over_time.png") as picture:
         assert picture.size == (1100, 440)
+
+
+def test_what_ns_train_refuses_leaves_no_folder_behind(stub, tmp_path):
+    _, failing = stub
+    words = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--seeds", "0,1"]
+    for refused, stays in ((("host", "0"), False), (("host", "1"), True)):
+        failing.clear()
+        failing[refused] = SystemExit(2)
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2 and (tmp_path / "out").exists() is stays
 
 
 def test_a_folder_is_left_alone_unless_it_is_to_be_replaced_or_continued_with_the_same(stub, tmp_path, capsys):
