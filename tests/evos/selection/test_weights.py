@@ -73,3 +73,14 @@ def test_walking_points_move_between_cells_at_the_rates_of_their_points(device):
         small.append((selection.index % 2 == 1).float().mean().item())
     assert small[0] == pytest.approx(0.1, abs=0.02)
     assert np.mean(small[20:]) == pytest.approx(0.1, abs=0.01)
+
+
+def test_points_of_a_saved_walk_leave_what_was_masked_since(device):
+    """A resumed training may have masks that it began without: from its first step on they hold."""
+    build = dict(total_steps=9, device=device, target=torch.rand(1, 144, 1))
+    before, mask = build_selector(SoftConfig(), Pool(1, (12, 12)), **build), torch.rand(1, 144) < 0.3
+    before.observe(before.select(1, count=50), Feedback(torch.ones(1, 50, 1, device=device)))
+    after = build_selector(SoftConfig(), Pool(1, (12, 12), mask=mask), **build)
+    after.load_state_dict(before.state_dict())
+    assert mask[0, after.select(2, count=50).index[0].cpu()].all()
+    assert not mask[0, before.select(2, count=50).index[0].cpu()].all()
