@@ -92,18 +92,25 @@ def cells_within(
     return torch.searchsorted(weight.gather(1, order).cumsum(1), points) + (points > 0)
 
 
-def stratified(selected: Int[Tensor, "B K"], count: int, generator: torch.Generator) -> Int[Tensor, "B k"]:
+def stratified(
+    selected: Int[Tensor, "B K"], count: int, generator: torch.Generator, weight: Int[Tensor, "B K"] | None = None
+) -> Int[Tensor, "B k"]:
     """``count`` of the ``selected`` cells, one at random from each of ``count`` equal segments.
 
     Each part of a selection (anchors, others) thus keeps its proportion. ``selected`` itself where it has ``count``
-    cells.
+    cells. With ``weight``, the number of points in each cell, the segments are of equally many points.
     """
-    if selected.shape[1] == count:
+    if weight is None and selected.shape[1] == count:
         return selected
     dtype = torch.float32 if selected.device.type == "mps" else torch.float64
     uniform = torch.rand(count, generator=generator, device=selected.device, dtype=dtype)
-    place = (torch.arange(count, device=selected.device) + uniform) * (selected.shape[1] / count)
-    return selected[:, place.long().clamp(max=selected.shape[1] - 1)]
+    place = torch.arange(count, device=selected.device) + uniform
+    if weight is None:
+        place = (place * (selected.shape[1] / count)).long().clamp(max=selected.shape[1] - 1)
+        return selected[:, place]
+    points = weight.cumsum(1)
+    place = (place * (points[:, -1:].to(dtype) / count)).long().minimum(points[:, -1:] - 1)
+    return selected.gather(1, torch.searchsorted(points, place, right=True))
 
 
 def effective_sample_fraction(
