@@ -12,6 +12,7 @@ from evos.errors import InputError
 from evos.fitness import mean_square
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector
+from evos.selection.draws import widest_float
 from evos.selection.edges import gradient_magnitude
 
 
@@ -72,8 +73,8 @@ class SoftSelector(CachingSelector[SoftConfig]):
         edges = gradient_magnitude(target.to(self.device), pool).clamp(min=1e-5)
         if self.valid is not None:
             edges = edges * self.valid
-        # float64: the cumulative sum of millions of cells.
-        self.edge_cdf = edges.double().cumsum(1) / edges.double().sum(1, keepdim=True)
+        wide = edges.to(widest_float(self.device))  # a cumulative sum of millions of cells
+        self.edge_cdf = wide.cumsum(1) / wide.sum(1, keepdim=True)
         self.set_points(self.keep_count(1))
 
     def set_points(self, count: int) -> None:
@@ -95,7 +96,7 @@ class SoftSelector(CachingSelector[SoftConfig]):
 
     def edge_points(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B K D"]:
         """Points at cells drawn in proportion to the target's gradient."""
-        uniform = self.rand(len(rows), self.count).double()
+        uniform = self.rand(len(rows), self.count).to(self.edge_cdf.dtype)
         cells = torch.searchsorted(self.edge_cdf[rows], uniform, right=True).clamp(max=self.pool.cells - 1)
         return (cells[..., None] // self.strides % self.sizes) / self.last_cell.clamp(min=1)
 
