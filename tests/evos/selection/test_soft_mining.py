@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from evos.errors import InputError
-from evos.selection import Feedback, Pool, Selection, SoftConfig, build_selector
+from evos.selection import (
+    SELECTORS,
+    EgraConfig,
+    ExpansiveConfig,
+    Feedback,
+    Pool,
+    Selection,
+    SoftConfig,
+    TilesConfig,
+    UniformConfig,
+    build_selector,
+)
 
 SIDE = 24
 STILL = {"step_size": 0.0, "noise": 0.0, "uniform_ratio": 0.0, "restart_ratio": 0.0}
