@@ -12,12 +12,13 @@ from evos.errors import InputError
 from evos.fitness import mean_square
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector
+from evos.selection.draws import widest_float
 from evos.selection.edges import gradient_magnitude
 
 
 def cumulative(odds: Shaped[Tensor, "R P"]) -> Float[Tensor, "R P"]:
     """Cumulative distribution of each row's cells, in float64 where the device has it: there may be millions."""
-    odds = odds.to(torch.float32 if odds.device.type == "mps" else torch.float64).cumsum(1)
+    odds = odds.to(widest_float(odds.device)).cumsum(1)
     return odds / odds[:, -1:]
 
 
