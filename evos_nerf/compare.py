@@ -58,7 +58,7 @@ class CompareConfig:
     """Registered method with EVOS' pixel sampler."""
 
     steps: int = 3000
-    """Training steps at most (the last evaluation ends a training), at least 2."""
+    """Training steps at most (the last evaluation ends a training), at least 3."""
 
     seeds: str = "0,1,2"
     """Seeds, separated by commas; with one there is no telling whether a difference is chance."""
@@ -80,7 +80,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_range("steps", self.steps, 2)
+        check_range("steps", self.steps, 3)
         check_range("rays", self.rays, 1)
         check_range("tests", self.tests, 1, self.steps - 1)
         if not all(word.isdecimal() and int(word) < 2**32 for word in self.seed_list):
@@ -305,10 +305,11 @@ def write_rays(path: Path, run: Path) -> None:
     import matplotlib.pyplot as plt
 
     _, maps = read_events(run)
-    panels = {"a training view": training_view(run)}
-    panels |= {"rays drawn (nerfstudio: evenly)": maps["drawn"], "estimated error": maps["error"]}
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4), layout="constrained")
-    for axis, (title, pixels) in zip(axes, panels.items(), strict=True):
+    titles = {"drawn": "rays drawn (nerfstudio: evenly)", "error": "estimated error"}
+    # None where EVOS leaves the cameras to nerfstudio's sampler (equirectangular ones).
+    panels = {"a training view": training_view(run)} | {titles[name]: maps[name] for name in titles if name in maps}
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4), squeeze=False, layout="constrained")
+    for axis, (title, pixels) in zip(axes[0], panels.items(), strict=True):
         axis.imshow(pixels, interpolation="nearest")
         axis.set_title(title)
         axis.axis("off")

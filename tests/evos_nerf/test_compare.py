@@ -182,7 +182,7 @@ def test_a_folder_is_left_alone_unless_it_is_to_be_replaced_or_continued_with_th
     [
         ([], "error: --data: got None; allowed: the folder of a scene"),
         (["--data", "nowhere"], "error: --data: got nowhere; allowed: the folder of a scene"),
-        (["--data", ".", "--steps", "1"], "error: --steps: got 1; allowed: at least 2"),
+        (["--data", ".", "--steps", "2"], "error: --steps: got 2; allowed: at least 3"),
         (["--data", ".", "--tests", "3000"], "error: --tests: got 3000; allowed: at least 1 and at most 2999"),
         (["--data", ".", "--seeds", "1,x"], "error: --seeds: got 1,x; allowed: whole numbers below 2^32, separated"),
         (["--data", ".", "--device", "gpu"], "error: --device: got gpu; allowed: "),
