@@ -104,7 +104,7 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     gradient."""
 
     lpips: bool = True
-    """Measure LPIPS at the end (null where its weights can't be had)."""
+    """Measure LPIPS at the end; where its weights can't be loaded, one warning before training says so (null)."""
 
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)

@@ -73,7 +73,7 @@ def panel(fit: Fit, values: Float[Tensor, "T C"]) -> tuple[Float[Tensor, "H W 1"
     truth, prediction = (decibels(fit.signal.samples(each)) for each in (fit.values, values))
     loudest = truth.max()
     pictures = [1 - (level - loudest).flip(0)[..., None].clamp(FLOOR, 0) / FLOOR for level in (truth, prediction)]
-    return pictures[0], Panel(fit.options.run.selector, pictures[1], selection_strip(fit))
+    return pictures[0], Panel(f"{fit.options.run.selector} selector", pictures[1], selection_strip(fit))
 
 
 def selection_strip(fit: Fit) -> Float[Tensor, "h w 1"]:
