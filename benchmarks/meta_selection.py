@@ -1,4 +1,4 @@
-"""Selection inside meta-learning: all coordinates, a uniform quarter, a quarter drawn by error, on instances never trained on.
+"""Selection inside meta-learning: all coordinates, a uniform quarter, one drawn by error; on instances never seen.
 
     python benchmarks/meta_selection.py --data FOLDER [--config configs/generalizable/small_images.yaml] [--seeds 0 1 2]
         [--variants all uniform error error:uniform_ratio=0.8 ...] [--set train.steps=1500 model.width=192 ...]

@@ -116,6 +116,12 @@ def test_the_reconstruction_is_what_the_metrics_measure(tmp_path, sound, capsys)
     assert {"spectrogram", "selection"} <= set(events.Tags()["images"])
 
 
+@pytest.mark.parametrize("seconds", [0.5, 1, 4, 60])
+def test_a_spectrogram_has_a_shape_to_look_at(seconds):
+    frequencies, spectra = decibels(torch.zeros(int(8000 * seconds), 1)).shape
+    assert 0.9 < spectra / frequencies < 2.5
+
+
 def test_a_spectrogram_shows_a_tone_where_it_is():
     rate, pitch = 8000, 1000
     samples = torch.sin(2 * torch.pi * pitch * torch.arange(rate) / rate)[:, None]
