@@ -10,10 +10,15 @@ DIR is a Blender, nerfstudio or LLFF scene. Every run is a process of its own wi
 optimizer. ``--other`` measures another version of this project, in the folder DIR, beside this one (two_trees.py). Test
 PSNR is the mean over the held-out views of PSNR over the same random pixels of each.
 A variant is ``tiles:keep_ratio=0.5:tile_side=10``: options of the strategy or of the pixel sampler.
-``--occlude blocks`` paints a block of one colour, 0.35 of the shorter side wide, into 15 % of the training views.
+``foreground`` is nerfstudio's sampler with 90 % of the rays on pixels that are not white, which explains part of any
+gain on objects before a white background. ``--disturb`` changes 15 % of the training views, as real captures have them:
+blocks (of one colour, 0.35 of the shorter side wide), poses (turned by 1 degree) or exposure (half or one and a half
+times as bright). Steps to the baseline are read from smoothed curves. Finished runs are kept in ``--cache`` by the
+contents of the code and of the scene.
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -29,6 +34,8 @@ from unittest import mock
 import numpy as np
 import torch
 from common import Kernels, alternate, ratio, spread, synchronized_clock, write_result
+from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
+from scipy.spatial.transform import Rotation
 from two_trees import compare, serve
 from two_trees import summary as summary_of_two
 
@@ -65,27 +72,59 @@ SYNTHETIC = {
 }
 
 
-def with_blocks(dataset: Any) -> Any:
-    """The data set with a block in 15 % of its views, opaque, at places and of colours that are always the same."""
+def disturbed(dataset: Any, kind: str) -> Any:
+    """The data set with 15 % of its views disturbed, always the same ones and in the same way."""
     generator, read = np.random.default_rng(0), dataset.get_numpy_image
     views = generator.permutation(len(dataset))[: round(0.15 * len(dataset))].tolist()
-    blocks = {view: (generator.random(2), generator.integers(0, 256, 3)) for view in views}
+    draws = {view: (generator.random(2), generator.integers(0, 256, 3)) for view in views}
+    if kind == "poses":
+        poses = dataset.cameras.camera_to_worlds
+        for view, (place, _) in draws.items():
+            axis = [np.cos(2 * np.pi * place[0]), np.sin(2 * np.pi * place[0]), 0.0]  # across the viewing direction
+            turn = Rotation.from_rotvec(np.radians(1) * np.array(axis)).as_matrix()
+            poses[view, :, :3] = poses[view, :, :3] @ torch.as_tensor(turn, dtype=poses.dtype)
+        return dataset
 
-    def painted(view: int) -> Any:
+    def changed(view: int) -> Any:
         image = read(view).copy()
-        if view in blocks:
-            corner, colour = blocks[view]
-            side = round(0.35 * min(image.shape[:2]))
-            y, x = (corner * (np.array(image.shape[:2]) - side)).astype(int)
-            image[y : y + side, x : x + side, :3], image[y : y + side, x : x + side, 3:] = colour, 255
+        if view not in draws:
+            return image
+        place, colour = draws[view]
+        if kind == "exposure":
+            gain = 0.5 if place[0] < 0.5 else 1.5
+            image[..., :3] = (gain * image[..., :3].astype(np.float32)).clip(0, 255)
+            return image
+        side = round(0.35 * min(image.shape[:2]))
+        y, x = (place * (np.array(image.shape[:2]) - side)).astype(int)
+        image[y : y + side, x : x + side, :3], image[y : y + side, x : x + side, 3:] = colour, 255
         return image
 
-    dataset.get_numpy_image = painted
+    dataset.get_numpy_image = changed
     return dataset
 
 
+class ForegroundSampler(PixelSampler):
+    """nerfstudio's sampler, but 90 % of the pixels are drawn from those that are not white in any channel."""
+
+    def collate_image_dataset_batch(self, batch: Any, num_rays_per_batch: int, keep_full_image: bool = False) -> Any:
+        """As the host's, of a batch whose images have one size."""
+        if not hasattr(self, "foreground"):
+            self.foreground = (batch["image"] < 1).any(-1).nonzero()
+        return super().collate_image_dataset_batch(batch, num_rays_per_batch, keep_full_image)
+
+    def sample_method(self, batch_size: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Pixels (image, y, x)."""
+        count = round(0.9 * batch_size)
+        drawn = self.foreground[torch.randint(len(self.foreground), (count,))]
+        return torch.cat([drawn, super().sample_method(batch_size - count, *args, **kwargs)])
+
+
+HOST_SAMPLERS = {BASELINE: PixelSampler, "foreground": ForegroundSampler}
+"""Samplers in nerfstudio's own data manager."""
+
+
 def build_pipeline(
-    scene: Path, sampler: str, rays: int, seed: int, device: str, full: bool, occlude: str = "none"
+    scene: Path, sampler: str, rays: int, seed: int, device: str, full: bool, disturb: str = "none"
 ) -> Any:
     """The reduced nerfacto, or the ``full`` one, with ``sampler``."""
     from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
@@ -105,12 +144,16 @@ def build_pipeline(
     choose_implementation(model, device)
     if (scene / "poses_bounds.npy").exists():
         parser: Any = LlffDataParserConfig(data=scene)
+        # Without planes from the scene's depth bounds all mass gathers before the cameras on some captures.
+        bounds = parser.setup().get_dataparser_outputs("train").metadata["bounds"]
+        model = replace(model, near_plane=0.9 * float(bounds.min()), far_plane=1.1 * float(bounds.max()))
     elif (scene / "transforms_train.json").exists():
         parser, model = BlenderDataParserConfig(data=scene), replace(model, **SYNTHETIC)
     else:
         parser = NerfstudioDataParserConfig(data=scene, downscale_factor=1)
-    if sampler == BASELINE:
+    if sampler in HOST_SAMPLERS:
         config: Any = replace(host.pipeline, datamanager=VanillaDataManagerConfig())
+        config.datamanager.pixel_sampler = PixelSamplerConfig(_target=HOST_SAMPLERS[sampler])
     else:
         config = evos_method(host, "evos-nerfacto", "").config.pipeline
         name, *words = sampler.split(":")
@@ -125,8 +168,8 @@ def build_pipeline(
     config.datamanager.dataparser = parser
     config.datamanager.train_num_rays_per_batch = rays
     read = VanillaDataManager.create_train_dataset
-    occluded = {"none": read, "blocks": lambda manager: with_blocks(read(manager))}
-    with mock.patch.object(VanillaDataManager, "create_train_dataset", occluded[occlude]):
+    made = read if disturb == "none" else lambda manager: disturbed(read(manager), disturb)
+    with mock.patch.object(VanillaDataManager, "create_train_dataset", made):
         return config.setup(device=device, test_mode="val", world_size=1, local_rank=0)
 
 
@@ -137,11 +180,11 @@ class Training:
         from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 
         self.device = args.device
-        self.pipeline = build_pipeline(scene, sampler, args.rays, seed, args.device, args.full, args.occlude)
+        self.pipeline = build_pipeline(scene, sampler, args.rays, seed, args.device, args.full, args.disturb)
         self._same_start(seed)
         attributes = TrainingCallbackAttributes(None, None, self.pipeline, None)  # type: ignore
         self.callbacks = self.pipeline.get_training_callbacks(attributes)
-        if sampler != BASELINE:
+        if sampler not in HOST_SAMPLERS:
             self.pipeline.datamanager.train_pixel_sampler.plan(args.steps)
         parameters = [group for groups in self.pipeline.get_param_groups().values() for group in groups]
         self.optimizer = torch.optim.Adam(parameters, lr=1e-2, eps=1e-15)  # as in nerfacto's config
@@ -207,6 +250,12 @@ def run_one(scene: Path, sampler: str, seed: int, args: argparse.Namespace) -> d
     return {"sampler": sampler, "seed": seed, "curve": curve}
 
 
+def smoothed(curve: list[list[float]]) -> list[list[float]]:
+    """The curve with each PSNR averaged with its neighbours'."""
+    values = [psnr for _, psnr in curve]
+    return [[step, statistics.mean(values[max(0, i - 1) : i + 2])] for i, (step, _) in enumerate(curve)]
+
+
 def first_reached(curve: list[list[float]], psnr: float) -> float | None:
     """The step at which the curve, linear between its points, first reaches ``psnr``; None if it does not."""
     before, level = curve[0]
@@ -226,7 +275,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         own = [run for run in runs if run["sampler"] == sampler and run["seed"] in base]
         final = [run["curve"][-1][1] for run in own]
         goals = [base[run["seed"]]["curve"][-1] for run in own]
-        reached = [first_reached(run["curve"], psnr) for run, (_, psnr) in zip(own, goals, strict=True)]
+        ends = [smoothed(base[run["seed"]]["curve"])[-1][1] for run in own]
+        reached = [first_reached(smoothed(run["curve"]), psnr) for run, psnr in zip(own, ends, strict=True)]
         shares = [1.0 if at is None else at / steps for at, (steps, _) in zip(reached, goals, strict=True)]
         gains = [psnr - goal for psnr, (_, goal) in zip(final, goals, strict=True)]
         table[sampler] = {
@@ -244,6 +294,18 @@ def mean_and_deviation(values: list[float]) -> dict[str, float]:
     """Mean, standard deviation and count."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": round(statistics.mean(values), 4), "std": round(deviation, 4), "n": len(values)}
+
+
+def contents(*paths: Path) -> str:
+    """A hash of files, and of folders' Python files or, where there are none, of all their files' names and sizes."""
+    found = hashlib.sha256()
+    for path in paths:
+        code = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+        for file in code:
+            found.update(file.read_bytes())
+        for file in [] if code else sorted(path.rglob("*")):
+            found.update(f"{file.relative_to(path)} {file.stat().st_size}\n".encode())
+    return found.hexdigest()[:12]
 
 
 def timing(scene: Path, samplers: list[str], args: argparse.Namespace) -> dict[str, Any]:
@@ -332,7 +394,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rays", type=int, default=512)
-    parser.add_argument("--occlude", choices=["none", "blocks"], default="none", help="what stands in training views")
+    parser.add_argument("--disturb", choices=["none", "blocks", "poses", "exposure"], default="none")
     parser.add_argument("--tests", type=int, default=20, help="tests along the way")
     parser.add_argument("--pixels", type=int, default=400, help="tested pixels of each held-out view")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time")
@@ -350,7 +412,7 @@ def main() -> None:
     args = parser.parse_args()
     install()
     name, _, folder = args.scene.partition("=")
-    settings = {key: getattr(args, key) for key in ("steps", "rays", "tests", "pixels", "full", "device", "occlude")}
+    settings = {key: getattr(args, key) for key in ("steps", "rays", "tests", "pixels", "full", "device", "disturb")}
     if args.one:
         print(json.dumps(run_one(Path(folder), args.one[0], int(args.one[1]), args)))
         return
@@ -366,9 +428,13 @@ def main() -> None:
         write_result(args.name or f"nerf_{name}_time", {**how, **numbers})
         return
 
+    root = Path(__file__).parents[1]
+    code = contents(root / "evos", root / "evos_nerf", Path(__file__))
+    cache = args.cache / f"{name}-{contents(Path(folder))}-{code}"
+
     def work(job: tuple[str, int]) -> dict[str, Any]:
         sampler, seed = job
-        kept = args.cache / name / f"{'-'.join(map(str, settings.values()))}-{seed}-{sampler.replace(':', '_')}.json"
+        kept = cache / f"{'-'.join(map(str, settings.values()))}-{seed}-{sampler.replace(':', '_')}.json"
         if not kept.exists():
             words = [sys.executable, __file__, *sys.argv[1:], "--one", sampler, str(seed)]
             found = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1]

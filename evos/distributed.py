@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from evos.errors import InputError
@@ -164,3 +164,22 @@ def gather(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size() if is_main() else []
     dist.gather_object(value, values or None)
     return values
+
+
+def gather_rows(rows: Shaped[Tensor, "K ..."], group: dist.ProcessGroup | None) -> Shaped[Tensor, "G ..."]:
+    """The rows of all processes, by rank and in each process: K of each, K being the largest number of rows of any.
+
+    A process with fewer repeats its last row, with values that are not finite: NaN.
+
+    Args:
+        rows: at least one; on the device of the default process group's backend.
+        group: a gloo group, which agrees on K without waiting for a device.
+    """
+    most = torch.tensor(len(rows))
+    dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
+    missing = int(most) - len(rows)
+    last = rows[-1:] if not rows.is_floating_point() else torch.full_like(rows[-1:], torch.nan)
+    own = torch.cat((rows, last.expand(missing, *rows.shape[1:])))
+    found = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, own)
+    return torch.cat(found)

@@ -1,16 +1,14 @@
-"""The data manager: keeps all training images on the device, ordered by index, and passes the step to the sampler.
+"""The data manager: keeps the pixels of all training images, in the bytes of their files, and passes the step on.
 
 nerfacto's data manager draws pixels in worker processes, which residuals cannot reach; nerfstudio's others cache images
 in random order. This one works for any ray-based method.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, get_args
 
-import torch
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import TDataset, VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.datasets.base_dataset import InputDataset
@@ -18,11 +16,11 @@ from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttrib
 from nerfstudio.model_components.ray_generators import RayGenerator
 from nerfstudio.utils.misc import get_orig_class
 from nerfstudio.utils.rich_utils import CONSOLE
-from torch import Tensor
 
 from evos.config import check_range
 from evos.errors import InputError
 from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig
+from evos_nerf.rays import RayPool, load_rays
 
 
 @dataclass
@@ -52,10 +50,17 @@ class EvosDataManagerConfig(VanillaDataManagerConfig):
 
 
 class EvosDataManager(VanillaDataManager[TDataset], Generic[TDataset]):
-    """Keeps all training images on the model's device; ``EvosDataManager[DepthDataset]`` uses another dataset class."""
+    """Keeps the pixels of all training images, in the host's memory unless the options put them on the GPU.
+
+    ``EvosDataManager[DepthDataset]`` uses another dataset class.
+    """
 
     config: EvosDataManagerConfig
     train_pixel_sampler: EvosPixelSampler
+    rays: RayPool
+    """All pixels to train on."""
+    last_batch: dict[str, Any]
+    """That of the last step, with the selection that it was drawn from."""
 
     @cached_property
     def dataset_type(self) -> type[TDataset]:
@@ -64,22 +69,18 @@ class EvosDataManager(VanillaDataManager[TDataset], Generic[TDataset]):
         return get_args(alias)[0] if alias is not None else InputDataset  # type: ignore
 
     def setup_train(self) -> None:
-        """Load all training images; images of different sizes stay a list, which the sampler flattens."""
+        """Load the pixels of all training images."""
         CONSOLE.print("Setting up training dataset...")
-        with ThreadPoolExecutor() as pool:
-            items = list(pool.map(self.train_dataset.__getitem__, range(len(self.train_dataset))))
-        batch = self.config.collate_fn(items)
-        if self.config.factor > 1:
-            masks = subsampling_masks(batch["image"], batch.get("mask"), self.config.factor)
-            batch["mask"] = masks
-        self.train_batch = {key: to_device(value, self.device) for key, value in batch.items()}
+        on_gpu = {"image": self.config.images_on_gpu, "mask": self.config.masks_on_gpu}
+        on_host = {key for key in (*self.exclude_batch_keys_from_device, *on_gpu) if not on_gpu.get(key)}
+        self.rays = load_rays(self.train_dataset, self.device, on_host=on_host, factor=self.config.factor)
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)  # type: ignore
-        self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device))
+        self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device)).to(self.device)
 
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
         """The rays of ``step``, chosen by the sampler, and their pixels."""
         self.train_count += 1
-        self.last_batch = self.train_pixel_sampler.sample(self.train_batch, step)
+        self.last_batch = self.train_pixel_sampler.sample(self.rays, step)
         return self.train_ray_generator(self.last_batch["indices"]), self.last_batch
 
     def get_training_callbacks(
@@ -89,18 +90,3 @@ class EvosDataManager(VanillaDataManager[TDataset], Generic[TDataset]):
         if training_callback_attributes.trainer is not None:
             self.train_pixel_sampler.plan(training_callback_attributes.trainer.config.max_num_iterations)
         return []
-
-
-def subsampling_masks(images: Any, masks: Any, factor: int) -> Any:
-    """Masks that keep every ``factor``-th row and column of images (one tensor, or a list), within the given masks."""
-    kept = [torch.zeros_like(image[..., :1], dtype=torch.bool) for image in images]
-    for number, mask in enumerate(kept):
-        mask[::factor, ::factor] = True if masks is None else masks[number][::factor, ::factor].bool()
-    return torch.stack(kept) if isinstance(images, Tensor) else kept
-
-
-def to_device(value: Any, device: Any) -> Any:
-    """Move tensors, alone or in a list, to ``device``."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    return [to_device(v, device) for v in value] if isinstance(value, list) else value

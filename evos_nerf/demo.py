@@ -160,7 +160,10 @@ def training_options(method: str, config: DemoConfig, scene: Path, out: Path) ->
 
 
 def call(program: str, words: Sequence[Any], log: Path, progress: Progress) -> None:
-    """Run one of nerfstudio's programs with its output in ``log``, and show the steps that it reports."""
+    """Run one of nerfstudio's programs with its output in ``log``, and show the steps that it reports.
+
+    Where it fails, raises SystemExit with the end of the log; for bad input, status 2, with one line of it on stderr.
+    """
     path = Path(sys.executable).with_name(program)
     if not path.exists():
         raise InputError(program, "none beside python", "an environment with the nerf extra (make install EXTRAS=nerf)")
@@ -182,8 +185,19 @@ def call(program: str, words: Sequence[Any], log: Path, progress: Progress) -> N
             if step := re.match(r"(\d+) \(\d+\.\d+%\)", line):
                 progress.update(int(step[1]) + 1)
     if process.returncode:
-        lines = log.read_text().splitlines()[-15:]
-        raise SystemExit("\n".join([*lines, f"error: {program} ended with status {process.returncode}; see {log}"]))
+        lines = log.read_text().splitlines()
+        if process.returncode == 2 and (reason := refusal(lines)):
+            print(f"error: {reason}", file=sys.stderr)
+            raise SystemExit(2)
+        end = f"error: {program} ended with status {process.returncode}; see {log}"
+        raise SystemExit("\n".join([*lines[-15:], end]))
+
+
+def refusal(lines: Sequence[str]) -> str | None:
+    """What a log says of bad input: our own line, or the first one in tyro's box; None where there is neither."""
+    ours = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    boxed = [line.strip("│ ") for line in lines if line.startswith("│")]
+    return next(iter(ours[-1:] + boxed), None)
 
 
 def read_events(folder: Path) -> tuple[float, dict[str, np.ndarray]]:

@@ -24,8 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 from evos.errors import InputError
 from evos.runs import keep_freed_memory
 from evos.runs.seeding import rng_state, set_rng_state
+from evos.selection import Selection
 from evos_nerf.compat import without_missing_lpips
-from evos_nerf.pixel_sampler import EvosPixelSampler
+from evos_nerf.pixel_sampler import SELECTION, EvosPixelSampler
 from evos_nerf.sobolev import DerivativeTerm, SobolevConfig
 from evos_nerf.viewer import ViewsControl
 
@@ -48,6 +49,8 @@ def choose_implementation(model: ModelConfig, device: str | torch.device) -> Non
 class EvosFeedback(Host):
     """Mixin for a host pipeline: feedback to the sampler, maps of what it drew, and checkpoints that resume exactly."""
 
+    datamanager: Any
+
     def __init__(
         self,
         config: Any,
@@ -65,6 +68,10 @@ class EvosFeedback(Host):
         if world_size > 1:
             devices = [local_rank] if torch.device(device).type == "cuda" else None
             self._model: Any = DistributedDataParallel(self._model, device_ids=devices, find_unused_parameters=True)
+        # NCCL takes objects through the first GPU in every process; gloo does not need any.
+        self._group: Any = dist.new_group(backend="gloo") if comms.get_world_size() > 1 else None
+        if self.sampler is not None:
+            self.sampler.group = self._group
         self._residual: Tensor | None = None
         self._gathered: list[Any] | None = None
         self._generators: dict[str, Any] | None = None
@@ -85,16 +92,21 @@ class EvosFeedback(Host):
 
     def _before_loss(self, loss: nn.Module, arguments: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | None:
         """Record the residual that enters the loss, of the finest level, and apply importance weights."""
-        sampler = self.sampler
-        if not self.training or sampler is None or not sampler.is_feedback_wanted:
+        sampler, selection = self.sampler, self.selection
+        if not self.training or sampler is None or selection is None:
             return None
         truth, prediction = arguments
         self._residual = (prediction - truth).detach()
-        weight = sampler.weigh(self._residual)
-        if weight is None:
+        weighted = self.datamanager.last_batch[SELECTION] = sampler.weigh(selection, self._residual)
+        if weighted.weight is None:
             return None
-        factor = weight if isinstance(loss, nn.L1Loss) else weight.sqrt()
+        factor = weighted.weight[0] if isinstance(loss, nn.L1Loss) else weighted.weight[0].sqrt()
         return truth, truth + factor[:, None] * (prediction - truth)
+
+    @property
+    def selection(self) -> Selection | None:
+        """What the rays of the last batch were drawn from, with their loss weights; None where the host drew them."""
+        return getattr(self.datamanager, "last_batch", {}).get(SELECTION)
 
     def get_train_loss_dict(self, step: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         """The host's training step and the derivative loss; the sampler receives the residuals of its rays."""
@@ -104,12 +116,12 @@ class EvosFeedback(Host):
             self._generators = None
         self._residual = None
         outputs, losses, metrics = super().get_train_loss_dict(step)
-        sampler = self.sampler
-        if sampler is not None and sampler.is_feedback_wanted:
+        sampler, selection = self.sampler, self.selection
+        if sampler is not None and selection is not None:
             residual = self._residual
             if residual is None:  # a model without rgb_loss
-                residual = (outputs["rgb"] - self.datamanager.last_batch["image"][..., :3]).detach()  # type: ignore
-            sampler.observe(residual)
+                residual = (outputs["rgb"] - self.datamanager.last_batch["image"][..., :3]).detach()
+            sampler.observe(selection, residual)
             metrics |= sampler.metrics()
         if self.sobolev is not None:
             losses = self.sobolev.add_to(losses, outputs, self._model, sampler)
@@ -151,8 +163,10 @@ class EvosFeedback(Host):
 
     def gather_states(self) -> None:
         """Gather the states of all processes on rank 0; a collective that every process must call."""
+        if self.sampler is not None:
+            self.sampler.flush_feedback()
         self._gathered = [None] * comms.get_world_size() if comms.is_main_process() else None
-        dist.gather_object(self._own_state(), self._gathered)
+        dist.gather_object(self._own_state(), self._gathered, group=self._group)
 
     def _own_state(self) -> dict[str, Any]:
         sampler = self.sampler

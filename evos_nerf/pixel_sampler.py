@@ -1,12 +1,11 @@
 """A nerfstudio pixel sampler driven by a selector: ``num_rays_per_batch`` tiles a step, a random pixel in each.
 
-The pipeline (``EvosPipeline``) reports the residuals of the rays trained on; no ray is rendered for selection alone.
-Evaluation calls ``sample`` without a step, which is nerfstudio's own uniform sampling.
+The selection travels in the batch; the pipeline (``EvosPipeline``) returns it with the residuals of the rays that were
+trained on. No ray is rendered for selection alone. Evaluation calls ``sample`` without a step, which is nerfstudio's
+own uniform sampling.
 """
 
 import time
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor
 
 from evos.config import check_choice, check_range
+from evos.distributed import gather_rows
 from evos.errors import InputError
 from evos.selection import (
     SELECTORS,
@@ -36,10 +36,17 @@ from evos.selection import (
     build_selector,
 )
 from evos_nerf.half_precision import packed, unpacked
-from evos_nerf.tiles import TileGrid, build_grid, tile_side
+from evos_nerf.rays import RayPool, RaysAhead, evenly
+from evos_nerf.tiles import TileGrid, build_grid, largest_count, tile_side
+
+SELECTION = "evos_selection"
+"""Where a batch carries the selection that it was drawn from; absent where nerfstudio drew the rays."""
 
 STEPS_AHEAD = 64
 """Maximum number of steps whose rays are drawn at once, where feedback in between would not change the odds."""
+
+SPARE = 8
+"""Where the number of rays changes from step to step, one in so many more is drawn ahead than the first step needs."""
 
 MAPS = ("evos_drawn", "evos_error")
 """Maps of each training image shown in TensorBoard and in the viewer; see EvosPixelSampler.tile_values."""
@@ -79,8 +86,9 @@ class EvosPixelSamplerConfig(PixelSamplerConfig):
     visits: float = 4.0
     """Mean number of rays drawn from a tile over the whole training, above 0; determines the side of the tiles."""
 
-    max_tiles: int = 1 << 18
-    """Maximum number of tiles over all images (54 bytes each), at least 1; every image has at least one."""
+    max_tiles: int | None = None
+    """Maximum number of tiles over all images, at least 1; every image has at least one. None: what a GPU can rank in a
+    sixteenth of its memory, at most 2^23; 2^18 on the CPU, which takes longer to rank more than to train on them."""
 
     tile_side: int | None = None
     """Side of the tiles in pixels, at least 1; none: derived from visits."""
@@ -103,16 +111,20 @@ class EvosPixelSampler(PixelSampler):
         super().__init__(config, **kwargs)
         # From the global generator, which nerfstudio seeds with seed + rank; drawn before a resumed run restores it.
         self.seed = int(torch.randint(2**31, ()))
-        self.uses_host_sampler = bool(config.is_equirectangular) or config.fisheye_crop_radius is not None
+        self.uses_host_sampler = config.selector == HOST
+        self.is_fallback = bool(config.is_equirectangular) or config.fisheye_crop_radius is not None
         self.total_steps = 30_000
+        self.group: Any = None
+        """Processes with which errors are shared once a ranking; a gloo group, as numbers on the CPU are shared too."""
+        self.rays: RayPool | None = None
         self.grid: TileGrid | None = None
         self.selector: Selector[Any] | None = None
-        self.last_selection: Selection | None = None
-        self._ahead: deque[tuple[Selection, dict[str, Tensor]]] = deque()
+        self._ahead: RaysAhead | None = None
         self._unobserved: list[tuple[Selection, Tensor]] = []
-        self._rays = self.num_rays_per_batch
+        self._host_batch: dict[str, Any] | None = None
         self._saved: dict[str, Any] | None = None
         self._seconds, self._steps = 0.0, 0
+        self._discard_ahead()
 
     # ---- what the data manager and the pipeline call -----------------------------------------------------------
 
@@ -121,153 +133,155 @@ class EvosPixelSampler(PixelSampler):
         if self._saved is None and self.grid is None:
             self.total_steps = total_steps
 
-    @property
-    def is_feedback_wanted(self) -> bool:
-        """Whether the selector chose the rays of the last step, so that their residuals are to be reported."""
-        return self.last_selection is not None
-
     @torch.no_grad()
-    def sample(self, image_batch: dict[str, Any], step: int | None = None) -> dict[str, Any]:
-        """The pixels to train on at ``step`` (counted from 0), as nerfstudio's sampler returns them.
+    def sample(self, image_batch: dict[str, Any] | RayPool, step: int | None = None) -> dict[str, Any]:
+        """The pixels to train on at ``step`` (counted from 0), as nerfstudio's sampler returns them, and their
+        selection.
 
         ``image_batch`` holds all training images in the order of their index. Without a step: uniform pixels.
         """
-        if step is None or self.config.selector == HOST:
-            return super().sample(image_batch)
-        if self.uses_host_sampler:
-            warn_of_fallback()
-            return super().sample(image_batch)
+        if step is None or self.uses_host_sampler or self.is_fallback:
+            if self.is_fallback and step is not None:
+                warn_of_fallback()
+            return self._host_sample(image_batch)
         began = time.perf_counter()
         if self.grid is None:
-            self._start(image_batch)
-        if not self._is_drawn(step + 1):
-            self._ahead = deque(self._draw(step + 1))
-        self.last_selection, batch = self._ahead.popleft()
-        assert self.last_selection.index is not None
-        cells = self.last_selection.index[0]
-        self.drawn.index_add_(0, cells, self.one.expand(len(cells)))
+            self._start(image_batch if isinstance(image_batch, RayPool) else RayPool.of(image_batch))
+        rays, follows = self.num_rays_per_batch, self._last_step in (None, step - 1)
+        if self._ahead is None or not follows or not self._ahead.has(step + 1, rays):
+            self._ahead = self._draw(step + 1, follows)
+        selection, batch = self._ahead.at(step + 1, rays)
+        self._last_step, self._last_rays = step, rays
+        assert selection.index is not None and self.rays is not None
+        self.drawn.index_add_(0, selection.index[0], self.one.expand(rays))
+        whole: dict[str, Any] = {}
         if self.config.keep_full_image:
-            batch["full_image"] = image_batch["image"]
+            whole["full_image"] = [self.rays.picture(image) for image in range(len(self.rays.sizes))]
         self._seconds += time.perf_counter() - began
         self._steps += 1
-        return batch
+        return {**batch, **whole, SELECTION: selection}
 
-    def weigh(self, residual: Float[Tensor, "K C"]) -> Float[Tensor, " K"] | None:
-        """The loss weights of the rays last drawn, given their signed errors (None = equal weights)."""
-        assert self.selector is not None and self.last_selection is not None
-        self.last_selection = self.selector.weigh(self.last_selection, residual[None])
-        return None if self.last_selection.weight is None else self.last_selection.weight[0]
+    def _host_sample(self, image_batch: dict[str, Any] | RayPool) -> dict[str, Any]:
+        """What nerfstudio's sampler draws."""
+        if not isinstance(image_batch, RayPool):
+            return super().sample(image_batch)
+        if self._host_batch is None:
+            self._host_batch = image_batch.batch()
+        return image_batch.finished(super().sample(self._host_batch))
 
-    def observe(self, residual: Float[Tensor, "K C"]) -> None:
-        """Record the signed errors (prediction - target) of the rays last drawn."""
+    def weigh(self, selection: Selection, residual: Float[Tensor, "K C"]) -> Selection:
+        """The selection with the loss weights of its rays, given their signed errors; without where they are equal."""
+        assert self.selector is not None
+        return self.selector.weigh(selection, residual[None])
+
+    def observe(self, selection: Selection, residual: Float[Tensor, "K C"]) -> None:
+        """Record the signed errors (prediction - target) of the rays of a selection.
+
+        Raises InputError for a model that returns another number of rays than it was given.
+        """
         began = time.perf_counter()
-        assert self.selector is not None and self.last_selection is not None
-        self._unobserved.append((self.last_selection, residual))
+        assert selection.index is not None
+        if len(residual) != selection.index.shape[1]:
+            raise InputError(
+                "model", f"colours of {len(residual)} rays", f"all {selection.index.shape[1]} of the batch"
+            )
+        self._unobserved.append((selection, residual))
         self._seconds += time.perf_counter() - began
 
-    def flush_feedback(self) -> None:
-        """Report the recorded residuals to the selector, those of all steps that were drawn together in one call."""
+    def flush_feedback(self, *, share: bool = True) -> None:
+        """Report the recorded residuals to the selector, those of all steps that were drawn together in one call.
+
+        With several processes each reports those of all: a collective that every process must call, unless ``share``
+        is false.
+        """
         if not self._unobserved:
             return
         assert self.selector is not None
         selections, residuals = zip(*self._unobserved, strict=True)
-        observed = selections[-1]
-        if len(selections) > 1:
-            observed = replace(observed, index=torch.cat([one.index for one in selections], dim=1), weight=None)
-        self.selector.observe(observed, Feedback(torch.cat(residuals)[None]))
         self._unobserved.clear()
+        observed, residual = selections[-1], torch.cat(residuals)
+        # Soft mining keeps the errors of its own walking points; others' would be of no use to it.
+        shares = share and self.group is not None and "coord_grad" not in self.selector.needs
+        if len(selections) > 1 or shares:
+            index = torch.cat([one.index for one in selections], dim=1)
+            if shares and self.selector.cache is not None:
+                index, residual = (gather_rows(rows, self.group) for rows in (index[0], residual))
+                index = index[None]
+            observed = replace(observed, index=index, weight=None)
+        self.selector.observe(observed, Feedback(residual[None]))
 
     # ---- selection ---------------------------------------------------------------------------------------------
 
-    def _is_drawn(self, step: int) -> bool:
-        """Whether rays of ``step`` have been drawn ahead, in the number now requested."""
-        return bool(self._ahead) and self._ahead[0][0].step == step and self._rays == self.num_rays_per_batch
-
-    def _draw(self, step: int) -> Iterator[tuple[Selection, dict[str, Tensor]]]:
-        """Draw the rays of ``step`` and of the steps up to the next ranking at once: on a GPU the cost of drawing is
-        the number of kernels, not the number of rays."""
-        assert self.grid is not None and self.selector is not None
-        self.flush_feedback()
-        steps, rays = self._steps_alike(step), self.num_rays_per_batch
-        self._rays = rays
+    def _draw(self, step: int, follows: bool) -> RaysAhead:
+        """Draw the rays of ``step`` and, if it ``follows`` the last one, of the steps up to the next ranking."""
+        assert self.grid is not None and self.selector is not None and self.rays is not None
+        alike = self._steps_alike(step)
+        if step >= self._until:  # feedback in between would not change the odds
+            self.flush_feedback()
+            self._until = step + alike
+        steps, rays = alike if follows else 1, self.num_rays_per_batch
+        changes = self._last_rays not in (None, rays)  # perhaps in every step: instant-ngp's does
+        if changes:
+            rays += rays // SPARE
         chosen = self.selector.select(step, count=rays * steps)
+        assert chosen.index is not None
         # Survivors come first: taking every steps-th draw gives each step the same fraction of them.
-        index, weight = (
-            None if of_point is None else rearrange(of_point, "1 (k n) -> n 1 k", n=steps)
-            for of_point in (chosen.index, chosen.weight)
-        )
-        assert index is not None
-        cells = index.flatten()
-        points = self.grid.draw(cells, self.selector.generator)
-        place = self.grid.flat(points)
-        pixels = {key: values[place] for key, values in self.pixels.items()} | {"indices": points}
-        batches = {key: values.split(rays) for key, values in pixels.items()}
-        for i in range(steps):
-            own_weight, is_key = None if weight is None else weight[i], chosen.is_key and i == 0
-            own = Selection(chosen.rows, index[i], own_weight, is_key, step + i)
-            yield own, {key: values[i] for key, values in batches.items()}
+        cells = rearrange(chosen.index, "1 (k n) -> n k", n=steps)
+        if changes:
+            cells = cells[:, evenly(rays, cells.device)]
+        points = self.grid.draw(cells.flatten(), self.selector.generator)
+        batch = {key: values.unflatten(0, (steps, rays)) for key, values in self.rays.gather(points).items()}
+        return RaysAhead(step, chosen, cells, batch, changes)
 
     def _discard_ahead(self) -> None:
-        """Report all residuals and discard the rays drawn ahead, so that the next step draws anew."""
-        self.flush_feedback()
-        self._ahead.clear()
-        self._rays = self.num_rays_per_batch
+        """Discard the rays drawn ahead, so that the next step draws anew, as a resumed run does."""
+        self._ahead, self._last_step, self._last_rays, self._until = None, None, None, 0
 
     def _steps_alike(self, step: int) -> int:
-        """Number of steps from ``step`` on that draw with the same odds; 1 while the number of rays changes."""
+        """Number of steps from ``step`` on that draw with the same odds."""
         assert self.selector is not None
-        if self._rays != self.num_rays_per_batch:
-            return 1
         # Past the planned end of training any step may be the last.
         left = max(1, self.selector.total_steps + 1 - step)
         return min(self.selector.steps_alike(step), STEPS_AHEAD, left)
 
     # ---- grids of tiles ----------------------------------------------------------------------------------------
 
-    def _start(self, image_batch: dict[str, Any]) -> None:
-        """Flatten the images into one tensor, build the tile grid, and restore the saved state if there is one."""
-        images = image_batch["image"]
-        device = images[0].device
-        in_order = torch.arange(len(images), device=image_batch["image_idx"].device)
-        if not torch.equal(image_batch["image_idx"], in_order):
-            raise InputError("image_batch", "some of the training images", "all of them in order: use EvosDataManager")
-        self.sizes = [(len(image), image.shape[1]) for image in images]
-        self.pixels = {
-            key: value.flatten(0, 2) if isinstance(value, Tensor) else torch.cat([v.flatten(0, 1) for v in value])
-            for key, value in image_batch.items()
-            if key != "image_idx" and value is not None
-        }
-        masked = "mask" in self.pixels and not self.config.ignore_mask
-        self.mask = self.pixels["mask"].to(device).squeeze(-1).bool() if masked else None
-        saved = self._saved
+    def _start(self, rays: RayPool) -> None:
+        """Build the tile grid over ``rays`` and the selector over it; restore a saved state of such images."""
+        self.rays, saved = rays, self._saved
+        self._saved = None
         if saved is not None:
             self.total_steps = saved["total_steps"]
+            if saved.get("sizes", rays.sizes) != rays.sizes:
+                saved = None
+                warn(
+                    "images of other sizes than in the checkpoint: its weights go on, its choice of rays begins afresh"
+                )
         side = self.config.tile_side or tile_side(
-            self.sizes,
+            rays.sizes,
             self.num_rays_per_batch,
             self.total_steps,
             visits=self.config.visits,
-            max_tiles=self.config.max_tiles,
+            max_tiles=self.config.max_tiles or largest_count(rays.device),
         )
-        self._build(side if saved is None else saved["side"], device)
+        self._build(rays, side if saved is None else saved["side"])
         if saved is not None:
             assert self.selector is not None
             self.selector.load_state_dict(unpacked(saved["selector"]))
-            self._saved = None
 
-    def _build(self, side: int, device: torch.device) -> None:
+    def _build(self, rays: RayPool, side: int) -> None:
         """Build the grid with tiles of ``side`` px and the selector over it."""
-        self.grid = build_grid(self.sizes, side, device, self.mask)
+        self.grid = build_grid(rays.sizes, side, rays.device, None if self.config.ignore_mask else rays.drawable)
         mask, weight = (None if tiles is None else tiles[None] for tiles in (self.grid.usable, self.grid.pixels))
         pool = Pool(1, self.grid.shape, tile=side, mask=mask, weight=weight)
-        self.drawn = torch.zeros(pool.cells, device=device)
-        self.one = torch.ones(1, device=device)
+        self.drawn = torch.zeros(pool.cells, device=rays.device)
+        self.one = torch.ones(1, device=rays.device)
         config: SelectorConfig = getattr(self.config, self.config.selector)
-        needs_target = "target" in SELECTORS[config.name][1].needs
-        # Three channels, without alpha.
-        target = self.grid.means(self.pixels["image"][:, :3])[None] if needs_target else None
+        target = None
+        if "target" in SELECTORS[config.name][1].needs:  # three channels, without alpha
+            target = self.grid.means(rays.picture(image)[..., :3] for image in range(len(rays.sizes)))[None]
         self.selector = build_selector(
-            config, pool, total_steps=self.total_steps, device=device, seed=self.seed, target=target
+            config, pool, total_steps=self.total_steps, device=rays.device, seed=self.seed, target=target
         )
 
     # ---- metrics and maps --------------------------------------------------------------------------------------
@@ -310,12 +324,19 @@ class EvosPixelSampler(PixelSampler):
         Saving discards rays drawn ahead and loads the rounded maps back, so that the run that saved continues exactly
         as a resumed one does.
         """
-        if self.grid is None or self.selector is None:
+        if self.grid is None or self.selector is None or self.rays is None:
             return self._saved
+        self.flush_feedback(share=False)
         self._discard_ahead()
         state = packed(self.selector.state_dict())
         self.selector.load_state_dict(unpacked(state))
-        return {"version": 1, "side": self.grid.side, "total_steps": self.total_steps, "selector": state}
+        return {
+            "version": 1,
+            "side": self.grid.side,
+            "sizes": self.rays.sizes,
+            "total_steps": self.total_steps,
+            "selector": state,
+        }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Resume from a saved state at the next step. Raises InputError for another version or strategy."""
@@ -327,10 +348,15 @@ class EvosPixelSampler(PixelSampler):
             raise InputError("selector", self.config.selector, f"{state['selector']['name']}, as in the checkpoint")
         self._unobserved.clear()
         self._discard_ahead()
-        self._saved, self.grid, self.selector, self.last_selection = state, None, None, None
+        self._saved, self.grid, self.selector = state, None, None
+
+
+def warn(text: str) -> None:
+    """Print a warning, in one line."""
+    CONSOLE.print(f"[bold yellow]Warning: {text}.", soft_wrap=True)
 
 
 @cache
 def warn_of_fallback() -> None:
     """Warn once that nerfstudio's sampler draws the rays, not EVOS."""
-    CONSOLE.print("[bold yellow]Warning: equirectangular or fisheye cameras: nerfstudio's own sampler draws the rays.")
+    warn("equirectangular or fisheye cameras: nerfstudio's own sampler draws the rays")

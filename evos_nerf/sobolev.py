@@ -10,6 +10,7 @@ grid is discontinuous between cells smaller than a pixel. All three rays share t
 otherwise dominate the differences.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,7 +25,8 @@ from evos.errors import InputError
 from evos.losses import derivative_loss
 from evos.runs.seeding import rng_state, set_rng_state
 from evos_nerf.datamanager import EvosDataManager
-from evos_nerf.pixel_sampler import EvosPixelSampler
+from evos_nerf.pixel_sampler import SELECTION, EvosPixelSampler
+from evos_nerf.rays import RayPool
 from evos_nerf.rendering import pinhole_tangents
 from evos_nerf.tiles import TileGrid
 
@@ -94,15 +96,18 @@ class DerivativeTerm:
         Raises:
             InputError: equirectangular or fisheye cameras, whose rays nerfstudio's own sampler draws.
         """
-        if sampler is None or sampler.grid is None or sampler.last_selection is None:
+        selection = getattr(self.datamanager, "last_batch", {}).get(SELECTION)
+        if sampler is None or sampler.grid is None or sampler.rays is None or selection is None:
             raise InputError("sobolev.lambda_der", self.config.lambda_der, "0 with equirectangular or fisheye cameras")
-        points, pixels = self.datamanager.last_batch["indices"], sampler.pixels["image"]
+        points, pixels = self.datamanager.last_batch["indices"], sampler.rays
         if self.is_forward_mode:
             found = outputs["rgb_by_pixel"]
-            target = picture_derivative(self.blend(pixels), sampler.grid, points, self.config.der_operator)
+            target = picture_derivative(
+                lambda around: self.blend(pixels.colours(around)), sampler.grid, points, self.config.der_operator
+            )
         else:
             found, target = self._differences(rendered(outputs), model, pixels, sampler.grid, points)
-        weight = sampler.last_selection.weight
+        weight = selection.weight
         loss = derivative_loss(found, target, None if weight is None else weight[0])
         kept = {k: v for k, v in losses.items() if not (self.config.supervision == "der" and k.startswith("rgb_loss"))}
         return kept | {"derivative_loss": self.config.lambda_der * loss}
@@ -111,20 +116,20 @@ class DerivativeTerm:
         self,
         colours: Float[Tensor, "N 3"],
         model: nn.Module,
-        pixels: Float[Tensor, "M C"],
+        pixels: RayPool,
         grid: TileGrid,
         points: Int[Tensor, "N 3"],
     ) -> tuple[Float[Tensor, "N 3 2"], Float[Tensor, "N 3 2"]]:
         """Rendered and true differences in colour to the next row and column; at the border, from the previous one."""
         after, pairs = rng_state(), []
-        true = self.blend(pixels[grid.flat(points)])
+        true = self.blend(pixels.colours(points))
         for axis in (0, 1):
             step = torch.where(points[:, axis + 1] + 1 < grid.extent[points[:, 0], axis], 1, -1)
             moved = points.clone()
             moved[:, axis + 1] += step
             set_rng_state(self._jitter)
             there = rendered(model(self.datamanager.train_ray_generator(moved)))
-            truth = self.blend(pixels[grid.flat(moved)])
+            truth = self.blend(pixels.colours(moved))
             pairs.append((step[:, None] * (there - colours), step[:, None] * (truth - true)))
         set_rng_state(after)
         found, target = (torch.stack(kind, dim=-1) for kind in zip(*pairs, strict=True))
@@ -137,15 +142,18 @@ def rendered(outputs: dict[str, Any]) -> Float[Tensor, "N 3"]:
 
 
 def picture_derivative(
-    pixels: Float[Tensor, "M 3"], grid: TileGrid, points: Int[Tensor, "N 3"], operator: str
+    colours: Callable[[Int[Tensor, "K 3"]], Float[Tensor, "K 3"]],
+    grid: TileGrid,
+    points: Int[Tensor, "N 3"],
+    operator: str,
 ) -> Float[Tensor, "N 3 2"]:
     """Image derivatives by row and column at pixels (image, y, x), equal to evos.derivatives.spatial_gradient's.
 
     Computed from the 3 x 3 neighbourhood of each pixel, so that no derivative maps of whole images are stored.
 
     Args:
-        pixels: those of all images, flattened in the grid's order.
-        grid: maps (image, y, x) to an index into ``pixels``.
+        colours: those of pixels (image, y, x).
+        grid: knows how large each image is.
         points: the pixels (image, y, x) to differentiate at.
         operator: diff, sobel or scharr.
     """
@@ -153,5 +161,5 @@ def picture_derivative(
     offsets = torch.cartesian_prod(*[torch.arange(-1, 2, device=points.device)] * 2)
     places = (points[:, None, 1:] + offsets).clamp(min=0).minimum(extent[:, None] - 1)
     around = torch.cat([image[:, None, None].expand(-1, 9, 1), places], dim=-1)
-    patches = rearrange(pixels[grid.flat(around.flatten(0, 1))], "(n y x) c -> n c y x", y=3, x=3)
+    patches = rearrange(colours(around.flatten(0, 1)), "(n y x) c -> n c y x", y=3, x=3)
     return spatial_gradient(patches, operator)[..., 1, 1]

@@ -11,8 +11,8 @@ leave cells unusable. Letters: N images, P cells, M pixels of all images one aft
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,10 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Size = tuple[int, int]
+from evos_nerf.masks import Members, PackedMask, Size, list_members
+
+TILE_BYTES = 200
+"""Memory that a tile takes at most, while tiles are ranked."""
 
 
 def tile_count(sizes: Sequence[Size], side: int) -> int:
@@ -45,13 +48,11 @@ def tile_side(sizes: Sequence[Size], rays: int, total_steps: int, *, visits: flo
     return smallest_side(sizes, min(max_tiles, rays * total_steps / visits))
 
 
-@dataclass(frozen=True)
-class Members:
-    """The unmasked pixels sorted by tile: those of cell p are ``pixel[first[p] : first[p] + count[p]]``."""
-
-    pixel: Int[Tensor, " V"]
-    first: Int[Tensor, " P"]
-    count: Int[Tensor, " P"]
+def largest_count(device: torch.device) -> int:
+    """The largest number of tiles to rank on a device."""
+    if device.type != "cuda":
+        return 1 << 18
+    return min(1 << 23, torch.cuda.get_device_properties(device).total_memory // 16 // TILE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -70,59 +71,45 @@ class TileGrid:
     tiles: Int[Tensor, "N 2"]
     """Rows and columns of tiles of each image."""
 
-    start: Int[Tensor, " N"]
-    """Where each image begins among all pixels."""
-
     usable: Bool[Tensor, " P"] | None
     """Which cells are tiles with a pixel to draw; None = all."""
 
     members: Members | None
     """The pixels that may be drawn; None = all."""
 
-    @property
-    def pixels(self) -> Int[Tensor, " P"] | None:
-        """How many pixels of each tile may be drawn, where masks make that differ; None = as many of each."""
-        return None if self.members is None else self.members.count
+    pixels: Int[Tensor, " P"] | None
+    """How many pixels of each tile may be drawn, where masks make that differ; None = as many of each."""
 
     def draw(self, cells: Int[Tensor, " K"], generator: torch.Generator) -> Int[Tensor, "K 3"]:
-        """A uniformly random unmasked pixel (image, y, x) of each tile.
+        """A uniformly random unmasked pixel (image, y, x) of each tile; with masks, on the device of the masks.
 
-        With masks a pixel is drawn from the tile's list of unmasked ones: exact however few there are, and of static
-        shape, unlike rejection sampling.
+        With masks the number of the pixel among the unmasked ones of its tile is drawn: exact however few there are,
+        and of static shape, unlike rejection sampling.
         """
-        image = cells // (self.shape[1] * self.shape[2])
-        if self.members is None:
+        image, tile = cells // (self.shape[1] * self.shape[2]), self._tile(cells)
+        if self.members is None or self.pixels is None:
             inside = torch.rand(len(cells), 2, generator=generator, device=cells.device)
-            place = (self._tile(cells) + inside) * self.extent[image] / self.tiles[image]
-            point = place.long().minimum(self.extent[image] - 1)
-        else:
-            count = self.members.count[cells]
-            uniform = torch.rand(len(cells), generator=generator, device=cells.device)
-            place = self.members.first[cells] + (uniform * count).long().minimum(count - 1)
-            inside = self.members.pixel[place] - self.start[image]
-            width = self.extent[image, 1]
-            point = torch.stack((inside // width, inside % width), dim=1)
-        return torch.cat((image[:, None], point), dim=1)
-
-    def flat(self, points: Int[Tensor, "K 3"]) -> Int[Tensor, " K"]:
-        """Indices of pixels (image, y, x) among the flattened pixels of all images."""
-        image, y, x = points.unbind(1)
-        return self.start[image] + y * self.extent[image, 1] + x
+            place = (tile + inside) * self.extent[image] / self.tiles[image]
+            return torch.cat((image[:, None], place.long().minimum(self.extent[image] - 1)), dim=1)
+        count = self.pixels[cells]
+        uniform = torch.rand(len(cells), generator=generator, device=cells.device)
+        number = (uniform * count).long().minimum(count - 1)
+        drawn = torch.stack((image, *tile.unbind(1), number)).to(self.members.runs.device)
+        return torch.cat((drawn[0][:, None], self.members.points(drawn[0], drawn[1:3].T, drawn[3])), dim=1)
 
     def cells_of(self, points: Int[Tensor, "K 3"]) -> Int[Tensor, " K"]:
         """The cell in which the centre of each pixel (image, y, x) lies."""
         image = points[:, 0]
         return self._cell(image, (2 * points[:, 1:] + 1) * self.tiles[image] // (2 * self.extent[image]))
 
-    def means(self, pixels: Float[Tensor, "M C"]) -> Float[Tensor, "P C"]:
-        """Mean of each tile over its pixels; zero where a cell is no tile of its image."""
-        result = pixels.new_zeros(*self.shape, pixels.shape[-1])
-        for image, ((height, width), tiles) in enumerate(zip(self.extent.tolist(), self.tiles.tolist(), strict=True)):
-            begin = int(self.start[image])
-            picture = rearrange(pixels[begin : begin + height * width], "(h w) c -> 1 c h w", h=height)
-            small = F.adaptive_avg_pool2d(picture, tiles)
-            result[image, : tiles[0], : tiles[1]] = rearrange(small, "1 c h w -> h w c")
-        return result.flatten(0, 2)
+    def means(self, pictures: Iterable[Float[Tensor, "H W C"]]) -> Float[Tensor, "P C"]:
+        """Mean of each tile over its pixels in the ``pictures``; zero where a cell is no tile of its image."""
+        found = []
+        for picture, (rows, columns) in zip(pictures, self.tiles.tolist(), strict=True):
+            small = F.adaptive_avg_pool2d(rearrange(picture, "h w c -> 1 c h w"), (rows, columns))
+            small = F.pad(small, (0, self.shape[2] - columns, 0, self.shape[1] - rows))
+            found.append(rearrange(small, "1 c h w -> (h w) c"))
+        return torch.cat(found)
 
     def picture(self, cells: Float[Tensor, " P"], image: int) -> Float[Tensor, "H W"]:
         """An image in which each pixel has the value of its tile."""
@@ -139,32 +126,21 @@ class TileGrid:
 
 
 def build_grid(
-    sizes: Sequence[Size], side: int, device: torch.device | str, mask: Bool[Tensor, " M"] | None = None
+    sizes: Sequence[Size], side: int, device: torch.device | str, mask: PackedMask | None = None
 ) -> TileGrid:
     """Tiles of at most ``side`` px over images of ``sizes`` (height, width); ``mask`` is False for pixels never drawn.
 
-    Synchronizes with the host to list the unmasked pixels: call it once before training, not in every step.
+    Synchronizes with the host: call it once before training, not in every step.
     """
-    extent = torch.tensor(sizes, device=device)
-    tiles = (extent + side - 1) // side
-    area = extent.prod(1)
-    rows, columns = tiles.amax(0).tolist()
-    shape = (len(sizes), rows, columns)
-    grid = TileGrid(side, shape, extent, tiles, area.cumsum(0) - area, None, None)
+    tiles = [(-(-height // side), -(-width // side)) for height, width in sizes]
+    shape = (len(sizes), max(rows for rows, _ in tiles), max(columns for _, columns in tiles))
+    extent, divided = (torch.tensor(some, device=device) for some in (sizes, tiles))
+    found = TileGrid(side, shape, extent, divided, None, None, None)
     if mask is not None:
-        members = list_members(grid, mask)
-        return TileGrid(side, shape, extent, tiles, grid.start, members.count > 0, members)
-    if bool((tiles == tiles[0]).all()):
-        return grid
-    inside = grid._tile(torch.arange(math.prod(shape), device=device)).unflatten(0, (len(sizes), -1)) < tiles[:, None]
-    return TileGrid(side, shape, extent, tiles, grid.start, inside.all(-1).flatten(), None)
-
-
-def list_members(grid: TileGrid, mask: Bool[Tensor, " M"]) -> Members:
-    """The unmasked pixels of ``grid``, sorted by tile."""
-    pixel = mask.nonzero().squeeze(1)
-    image = torch.searchsorted(grid.start, pixel, right=True) - 1
-    inside, width = pixel - grid.start[image], grid.extent[image, 1]
-    cell = grid.cells_of(torch.stack((image, inside // width, inside % width), dim=1))
-    count = torch.bincount(cell, minlength=math.prod(grid.shape))
-    return Members(pixel[cell.argsort()], count.cumsum(0) - count, count)
+        members = list_members(mask, side, shape, tiles)
+        pixels = members.count.to(device)
+        return replace(found, usable=pixels > 0, members=members, pixels=pixels)
+    if len(set(tiles)) == 1:
+        return found
+    place = found._tile(torch.arange(math.prod(shape), device=device)).unflatten(0, (len(sizes), -1))
+    return replace(found, usable=(place < found.tiles[:, None]).all(-1).flatten())

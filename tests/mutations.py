@@ -663,8 +663,8 @@ MUTATIONS = [
     Mutation(
         "all survivors go to the first of the steps drawn ahead",
         "evos_nerf/pixel_sampler.py",
-        '"1 (k n) -> n 1 k"',
-        '"1 (n k) -> n 1 k"',
+        '"1 (k n) -> n k"',
+        '"1 (n k) -> n k"',
         SAMPLER,
     ),
     Mutation(

@@ -216,15 +216,21 @@ def sampler() -> Any:
 
 @apart
 def test_drawing_rays(sampler: Any) -> None:
+    from evos_nerf.pixel_sampler import SELECTION
+    from evos_nerf.rays import RayPool
+
     tiles = [[3, 2], [[12, 8]] * 4]
     with accelerator():
         images = {"image": torch.rand(4, 12, 8, 3, device=DEVICE), "image_idx": torch.arange(4)}
         sizes = mock.patch.object(Tensor, "tolist", lambda self: tiles[self.ndim - 1])
         with waiting(), sizes, mock.patch("torch.equal", return_value=True):
-            sampler._start(images)
+            rays = RayPool.of(images)
+            sampler._start(rays)
+            rays.colours(torch.zeros(1, 3, dtype=torch.int64, device=DEVICE))
         with NoWaits():
             for step in range(40):
-                assert sampler.sample(images, step)["image"].shape == (24, 3)
-                sampler.observe(torch.rand(24, 3, device=DEVICE))
+                batch = sampler.sample(rays, step)
+                assert batch["image"].shape == (24, 3)
+                sampler.observe(batch[SELECTION], torch.rand(24, 3, device=DEVICE))
                 sampler.metrics()
             sampler.tile_values()

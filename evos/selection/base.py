@@ -33,7 +33,7 @@ class Pool:
 
     ``tile``: side of a cell in pixels, for pools of pixel tiles. ``mask``: boolean, False where a cell is never drawn.
     ``weight``: of how many points a cell is made, 0 where it is masked, for pools whose points, not cells, are to be
-    drawn alike (``uniform`` and ``tiles`` go by it); None: all of the same number.
+    drawn alike, where a step draws a given number of them; None: all of the same number.
     ``axes``: 1 to the number of axes of ``shape``; None: the last two, or the only one.
 
     Raises:
@@ -202,7 +202,8 @@ class Selector(ABC, Generic[ConfigT]):
         Args:
             step: from 1; past the run's length, schedules stay where they ended.
             rows: the rows of this step.
-            count: number of points to draw per row from the selected ones; None: all selected.
+            count: number of points to draw per row from the selected ones, in proportion to the cells' weights where
+                they have any; None: all selected.
             evaluate: called by strategies that evaluate all cells before they select.
 
         Raises:
@@ -213,7 +214,9 @@ class Selector(ABC, Generic[ConfigT]):
             return selection
         if selection.index is None:
             raise InputError("selector", self.config.name, "one that does not train on every cell in some steps")
-        return replace(selection, index=stratified(selection.index, count, self.generator), weight=None)
+        index = selection.index
+        weight = None if self.weight is None else self.weight[selection.rows[:, None], index]
+        return replace(selection, index=stratified(index, count, self.generator, weight), weight=None)
 
     @abstractmethod
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:

@@ -77,6 +77,12 @@ class ResidualCache:
             if (values := getattr(self, name)) is not None:
                 values[rows] = 0
 
+    def forget_masked(self) -> None:
+        """Reset masked cells, which a restored cache may know from a time when they were not."""
+        for name in (*self.maps, "seen"):
+            if self.valid is not None and (values := getattr(self, name)) is not None:
+                values[~self.valid] = 0
+
     def state_dict(self) -> dict[str, Tensor | None]:
         """The maps, and which cells were seen."""
         return {name: getattr(self, name) for name in (*self.maps, "seen")}
@@ -200,3 +206,4 @@ class CachingSelector(Selector[ConfigT]):
             saved = state[name]
             channels = saved.shape[2:] if saved is not None else ()
             setattr(self.cache, name, None if saved is None else self.restored(name, state, (*shape, *channels)))
+        self.cache.forget_masked()

@@ -11,6 +11,11 @@ Count = int | Int[Tensor, "B 1"]
 """A number of cells: the same for all rows, or one a row, on the device."""
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64, which addresses every cell of a large pool and float32 does not; float32 where there is none (MPS)."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def weighted_draw(odds: Float[Tensor, "B P"], count: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
     """``count`` distinct cells of each row in proportion to finite ``odds``; cells with negative odds come last.
 
@@ -74,8 +79,7 @@ def draw_from_two_groups(
     ``usable``. With ``weight``, the number of points in each cell, a point is drawn and its cell returned: ``fittest``
     and ``usable`` then count points, and one cell may have points on both sides.
     """
-    # float64: float32 has too few values to address every cell of a large pool.
-    dtype = torch.float32 if order.device.type == "mps" else torch.float64
+    dtype = widest_float(order.device)
     uniform = torch.rand(len(order), count, generator=generator, device=order.device, dtype=dtype)
     survives = torch.arange(count, device=order.device) < survivors
     place = torch.where(survives, uniform * fittest, fittest + uniform * (usable - fittest)).long()
@@ -92,18 +96,25 @@ def cells_within(
     return torch.searchsorted(weight.gather(1, order).cumsum(1), points) + (points > 0)
 
 
-def stratified(selected: Int[Tensor, "B K"], count: int, generator: torch.Generator) -> Int[Tensor, "B k"]:
+def stratified(
+    selected: Int[Tensor, "B K"], count: int, generator: torch.Generator, weight: Int[Tensor, "B K"] | None = None
+) -> Int[Tensor, "B k"]:
     """``count`` of the ``selected`` cells, one at random from each of ``count`` equal segments.
 
     Each part of a selection (anchors, others) thus keeps its proportion. ``selected`` itself where it has ``count``
-    cells.
+    cells. With ``weight``, the number of points in each cell, the segments are of equally many points.
     """
-    if selected.shape[1] == count:
+    if weight is None and selected.shape[1] == count:
         return selected
-    dtype = torch.float32 if selected.device.type == "mps" else torch.float64
+    dtype = widest_float(selected.device)
     uniform = torch.rand(count, generator=generator, device=selected.device, dtype=dtype)
-    place = (torch.arange(count, device=selected.device) + uniform) * (selected.shape[1] / count)
-    return selected[:, place.long().clamp(max=selected.shape[1] - 1)]
+    place = torch.arange(count, device=selected.device) + uniform
+    if weight is None:
+        place = (place * (selected.shape[1] / count)).long().clamp(max=selected.shape[1] - 1)
+        return selected[:, place]
+    points = weight.cumsum(1)
+    place = (place * (points[:, -1:].to(dtype) / count)).long().minimum(points[:, -1:] - 1)
+    return selected.gather(1, torch.searchsorted(points, place, right=True))
 
 
 def effective_sample_fraction(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from evos.config import check_range
@@ -12,7 +12,14 @@ from evos.errors import InputError
 from evos.fitness import mean_square
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector
+from evos.selection.draws import widest_float
 from evos.selection.edges import gradient_magnitude
+
+
+def cumulative(odds: Shaped[Tensor, "R P"]) -> Float[Tensor, "R P"]:
+    """Cumulative distribution of each row's cells, in float64 where the device has it: there may be millions."""
+    odds = odds.to(widest_float(odds.device)).cumsum(1)
+    return odds / odds[:, -1:]
 
 
 @dataclass(frozen=True)
@@ -55,9 +62,10 @@ class SoftConfig(SelectorConfig):
 class SoftSelector(CachingSelector[SoftConfig]):
     """A fixed set of points that walk over the signal: x <- x + a ∇log error + b η.
 
-    They are rounded to cells and may coincide. Points that leave the signal, and those of least error, restart at cells
-    drawn in proportion to the target's edges. The loss of a point is multiplied by 1 / error^r, bounded to [0.2, mean +
-    standard deviation], where r rises to ``alpha``.
+    They are rounded to cells and may coincide. Points that leave the signal (a masked cell is outside) and those of
+    least error, restart at cells drawn in proportion to the target's edges. With weights, a move to a cell of lower
+    weight is accepted with the ratio of the two. The loss of a point is multiplied by 1 / error^r, bounded to [0.2,
+    mean + standard deviation], where r rises to ``alpha``.
     """
 
     needs = frozenset({"target", "coord_grad"})
@@ -69,11 +77,10 @@ class SoftSelector(CachingSelector[SoftConfig]):
         self.last_cell = torch.tensor([size - 1.0 for size in pool.shape], device=self.device)
         self.sizes = torch.tensor(pool.shape, device=self.device)
         self.strides = torch.tensor([torch.Size(pool.shape[d + 1 :]).numel() for d in range(axes)], device=self.device)
+        self.odds = self.valid if self.weight is None else self.weight
         edges = gradient_magnitude(target.to(self.device), pool).clamp(min=1e-5)
-        if self.valid is not None:
-            edges = edges * self.valid
-        # float64: the cumulative sum of millions of cells.
-        self.edge_cdf = edges.double().cumsum(1) / edges.double().sum(1, keepdim=True)
+        self.edge_cdf = cumulative(edges if self.odds is None else edges * self.odds)
+        self.uniform_cdf = None if self.odds is None else cumulative(self.odds)
         self.set_points(self.keep_count(1))
 
     def set_points(self, count: int) -> None:
@@ -89,14 +96,20 @@ class SoftSelector(CachingSelector[SoftConfig]):
         return torch.rand(*shape, generator=self.generator, device=self.device)
 
     def uniform_points(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B K D"]:
-        """Points at cells drawn uniformly."""
+        """Points at cells drawn uniformly; where there is a mask, or weights, in proportion to these."""
+        if self.uniform_cdf is not None:
+            return self.points_by(self.uniform_cdf[rows])
         place = (self.rand(len(rows), self.count, len(self.strides)) * self.sizes).floor()
         return (place / self.last_cell.clamp(min=1)).clamp(max=1)
 
     def edge_points(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B K D"]:
-        """Points at cells drawn in proportion to the target's gradient."""
-        uniform = self.rand(len(rows), self.count).double()
-        cells = torch.searchsorted(self.edge_cdf[rows], uniform, right=True).clamp(max=self.pool.cells - 1)
+        """Points at cells drawn in proportion to the target's gradient, times their weights."""
+        return self.points_by(self.edge_cdf[rows])
+
+    def points_by(self, cdf: Float[Tensor, "B P"]) -> Float[Tensor, "B K D"]:
+        """Points at cells drawn by a cumulative distribution."""
+        uniform = self.rand(len(cdf), self.count).to(cdf.dtype)
+        cells = torch.searchsorted(cdf, uniform, right=True).clamp(max=self.pool.cells - 1)
         return (cells[..., None] // self.strides % self.sizes) / self.last_cell.clamp(min=1)
 
     def nearest_cells(self, points: Float[Tensor, "B K D"]) -> Int[Tensor, "B K"]:
@@ -112,6 +125,13 @@ class SoftSelector(CachingSelector[SoftConfig]):
         least = error.kthvalue(max(1, int(config.restart_ratio * self.count)), dim=1, keepdim=True).values
         # A position that is not finite fails this test too.
         outside = ~((moved >= 0) & (moved <= 1)).all(-1)
+        if self.odds is not None:
+            # Metropolis' rule: with equal errors a cell of half the points gets half the draws.
+            before = self.odds[rows[:, None], self.nearest_cells(self.points[rows])]
+            after = self.odds[rows[:, None], self.nearest_cells(moved.nan_to_num().clamp(0, 1))]
+            accepted = after > self.rand(len(rows), self.count) * before
+            moved = torch.where(accepted[..., None], moved, self.points[rows])
+            outside |= after == 0
         restart = outside | (error <= least) if config.restart_ratio > 0 else outside
         # The last points of the set are the ones drawn anew: which ones does not matter, the walk has no order.
         drawn_anew = torch.arange(self.count, device=self.device) >= self.count - int(config.uniform_ratio * self.count)
@@ -140,9 +160,6 @@ class SoftSelector(CachingSelector[SoftConfig]):
         """The cells nearest to the walking points, after a step of the walk; ``weigh`` adds the importance weights."""
         rows = self.all_rows if rows is None else rows
         points = self.walk(rows) if step > 1 else self.points[rows]
-        if self.valid is not None:  # a point on a masked cell restarts on a usable one
-            usable = self.valid[rows].gather(1, self.nearest_cells(points))
-            points = torch.where(usable[..., None], points, self.edge_points(rows))
         self.points[rows] = points
         return Selection(rows, self.nearest_cells(points), step=step)
 

@@ -123,7 +123,7 @@ def test_a_method_trains_saves_resumes_evaluates_and_renders(name, method, train
     second = train(config, 2)
     assert second.step == 3 and (second.checkpoint_dir / "step-000000003.ckpt").exists()
     assert all(scheduler.last_epoch == 4 for scheduler in second.optimizers.schedulers.values())
-    assert second.pipeline.sampler.last_selection.step == 4
+    assert second.pipeline.selection.step == 4
 
     saved = second.base_dir / "config.yml"
     ComputePSNR(load_config=saved, output_path=tmp_path / "eval.json").main()

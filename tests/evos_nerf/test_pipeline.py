@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +23,7 @@ from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCall
 
 from evos.errors import InputError
 from evos.selection import SoftConfig, TilesConfig
+from evos_nerf.pipeline import EvosPipeline
 
 pytestmark = [pytest.mark.nerf, pytest.mark.filterwarnings("ignore")]
 
@@ -46,7 +48,7 @@ def observed(pipeline, monkeypatch):
     """A list that gets every residual the sampler is told."""
     found = []
     original = pipeline.sampler.observe
-    monkeypatch.setattr(pipeline.sampler, "observe", lambda residual: (found.append(residual), original(residual)))
+    monkeypatch.setattr(pipeline.sampler, "observe", lambda *told: (found.append(told[1]), original(*told)))
     return found
 
 
@@ -96,7 +98,7 @@ def test_weights_enter_the_loss_and_not_the_error(kind, pipeline, monkeypatch):
     one.model.rgb_loss.register_forward_pre_hook(one._before_loss)
     found = observed(one, monkeypatch)
     _, losses, _ = one.get_train_loss_dict(3)
-    weight = one.sampler.last_selection.weight[0]
+    weight = one.selection.weight[0]
     assert weight.min() < 1 < weight.max()
     expected = (weight[:, None] * found[0].abs() ** power).mean().item()
     assert losses["rgb_loss"].item() == pytest.approx(expected, rel=1e-5)
@@ -106,7 +108,7 @@ def test_weights_leave_the_gradient_that_of_a_weighted_loss(pipeline):
     one = pipeline(tiles=TilesConfig(warmup_steps=0))
     weight = torch.tensor([0.25, 1.0, 4.0])
     one.get_train_loss_dict(0)
-    one.sampler.weigh = lambda residual: weight
+    one.sampler.weigh = lambda selection, _: replace(selection, index=selection.index[:, :3], weight=weight[None])
     truth, prediction = torch.rand(3, 3, dtype=torch.float64), torch.rand(3, 3, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(one.model.rgb_loss(truth, prediction), prediction)
     assert torch.allclose(gradient, weight[:, None] * 2 * (prediction - truth) / 9)
@@ -123,10 +125,10 @@ def test_evaluation_teaches_the_sampler_nothing(pipeline):
     one = pipeline()
     one.get_train_loss_dict(0)
     one.sampler.flush_feedback()
-    before = one.sampler.last_selection, one.sampler.selector.cache.sums.clone()
+    before = one.selection, one.sampler.selector.cache.sums.clone()
     one.get_eval_loss_dict(0)
     metrics, images = one.get_eval_image_metrics_and_images(0)
-    assert one.sampler.last_selection is before[0] and torch.equal(one.sampler.selector.cache.sums, before[1])
+    assert one.selection is before[0] and torch.equal(one.sampler.selector.cache.sums, before[1])
     assert not any("lpips" in name for name in metrics) and images["evos_error"].shape == (16, 16, 3)
 
 
@@ -259,6 +261,38 @@ def test_a_state_of_another_version_is_refused_in_training_only(pipeline):
     one.set_extra_state({**state, "version": 2})
 
 
+def test_a_run_resumes_at_another_resolution_with_its_weights(method, train, capsys):
+    first = train(method("evos-nerfacto", tiles=EAGER), 4)
+    config = method("evos-nerfacto", tiles=EAGER)
+    config.timestamp, config.load_dir = "resumed", first.checkpoint_dir
+    config.pipeline.datamanager.camera_res_scale_factor = 0.5
+    weights = {}
+
+    def compared(pipeline, load=EvosPipeline.load_pipeline):
+        def run(state, step):
+            load(pipeline, state, step)
+            weights.update({name: value.clone() for name, value in pipeline.model.state_dict().items()})
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EvosPipeline, "load_pipeline", lambda self, state, step: compared(self)(state, step))
+        second = train(config, 4)
+    assert second.step == 7 and second.pipeline.sampler.grid.extent.tolist() == [[8, 8]] * 6
+    saved = torch.load(first.checkpoint_dir / "step-000000003.ckpt")["pipeline"]
+    assert all(torch.equal(value, saved[f"_model.{name}"]) for name, value in weights.items())
+    assert capsys.readouterr().out.count("other sizes than in the checkpoint") == 1
+
+
+def test_states_are_gathered_through_gloo_whatever_the_backend_of_the_others(pipeline, monkeypatch):
+    gathered = []
+    monkeypatch.setattr("evos_nerf.pipeline.comms.get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "new_group", lambda backend: f"a group of {backend}")
+    monkeypatch.setattr(dist, "gather_object", lambda state, states, group=None: gathered.append(group))
+    pipeline().gather_states()
+    assert gathered == ["a group of gloo"]
+
+
 # ---- two processes
 
 
@@ -292,6 +326,24 @@ def state_of_two(rank: int, folder: Path) -> None:
     other = fresh(7)
     other.load_pipeline(torch.load(folder / "pipeline.pt"), step=2)
     torch.save({"one": one, "other": goes_on(other)}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def errors_of_two(rank: int, folder: Path) -> None:
+    """Train three steps, in one process with fewer rays in some, and save what the selector knows at the ranking."""
+    config = yaml.load((folder / "config.yml").read_text(), Loader=yaml.Loader)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", world_size=2, rank=rank)
+    torch.manual_seed(100 + rank)
+    one = config.pipeline.setup(device="cpu", test_mode="val")
+    drawn = []
+    for step in range(5):
+        if step == 1 and rank == 1:
+            one.sampler.set_num_rays_per_batch(20)
+        one.get_train_loss_dict(step)
+        if step < 4:
+            drawn.append(one.selection.index[0])
+    cache = one.sampler.selector.cache
+    torch.save({"drawn": torch.cat(drawn), "visits": cache.visits[0], "sums": cache.sums}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -354,6 +406,16 @@ def test_every_process_gets_its_own_state_back(method, tmp_path):
     for mine in (first, second):
         assert torch.equal(mine["one"][0], mine["other"][0]) and torch.equal(mine["one"][1], mine["other"][1])
     assert not torch.equal(first["one"][0], second["one"][0])
+
+
+@pytest.mark.dist
+def test_each_process_learns_the_errors_of_all(method, tmp_path):
+    first, second = run_two(errors_of_two, method("evos-nerfacto", tiles=TilesConfig(warmup_steps=4)), tmp_path)
+    assert len(first["drawn"]) == 4 * 32 and len(second["drawn"]) == 32 + 3 * 20
+    expected = torch.bincount(torch.cat((first["drawn"], second["drawn"])), minlength=len(first["visits"]))
+    for mine in (first, second):
+        assert torch.equal(mine["visits"].long(), expected)
+    assert torch.equal(first["sums"], second["sums"])
 
 
 if __name__ == "__main__":

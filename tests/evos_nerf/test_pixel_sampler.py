@@ -1,5 +1,7 @@
 """The pixel sampler alone: which pixels it draws, what it learns, what it saves."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from scipy.stats import chisquare
@@ -11,10 +13,13 @@ from evos.errors import InputError
 from evos.selection import SoftConfig, TilesConfig
 from evos_nerf.half_precision import packed, unpacked
 from evos_nerf.pixel_sampler import (
+    SELECTION,
     STRATEGIES,
     EvosPixelSamplerConfig,
     warn_of_fallback,
 )
+from evos_nerf.rays import RayPool
+from evos_nerf.tiles import TILE_BYTES, largest_count
 
 pytestmark = pytest.mark.nerf
 
@@ -37,7 +42,7 @@ def learn(one, batch, steps, error=lambda batch: batch["image"], start=0):
     """Train for some steps on errors that are a function of the pixel batch; the last batch."""
     for step in range(start, start + steps):
         pixels = one.sample(batch, step)
-        one.observe(error(pixels))
+        one.observe(pixels[SELECTION], error(pixels))
     return pixels
 
 
@@ -65,8 +70,7 @@ def test_masked_pixels_are_never_drawn(selector):
     mask[0] = False
     one, drawn = sampler(selector=selector, rays=16, tile_side=3), []
     for step in range(60):
-        drawn.append(one.sample(images(mask=mask), step)["indices"])
-        one.observe(torch.rand(16, 3))
+        drawn.append(learn(one, images(mask=mask), 1, lambda _: torch.rand(16, 3), start=step)["indices"])
     image, y, x = torch.cat(drawn).unbind(1)
     assert mask[image, y, x].all()
     ignoring = sampler(selector=selector, rays=16, ignore_mask=True)
@@ -84,8 +88,7 @@ def test_everybody_a_mutant_is_uniform_over_pixels(options):
     if "selector" in options:
         one = sampler(tile_side=1, rays=256, **options)
     for step in range(150):
-        drawn.append(one.sample(images(), step)["indices"])
-        one.observe(torch.rand(256, 3))
+        drawn.append(learn(one, images(), 1, lambda _: torch.rand(256, 3), start=step)["indices"])
     image, y, x = torch.cat(drawn).unbind(1)
     counts = torch.bincount((image * 12 + y) * 8 + x, minlength=4 * 96)
     # Draws without replacement within a step vary less than multinomial ones: the test is one-sided anyway.
@@ -127,12 +130,9 @@ def test_the_rays_of_a_step_may_change():
 
 def test_every_step_has_its_share_of_the_rays_drawn_ahead():
     one = sampler(rays=24, tiles=TilesConfig(keep_ratio=0.25, mutation_ratio=0.5, rank_interval=10, warmup_steps=2))
-    for step in range(15):
-        one.observe((one.sample(images(), step)["indices"][:, :1] == 2).float().expand(-1, 3))
+    learn(one, images(), 15, lambda pixels: (pixels["indices"][:, :1] == 2).float().expand(-1, 3))
     fit = one.selector.order[0, :3]  # an eighth of 24 tiles, all in image 2
-    share = [
-        torch.isin(one.last_selection.index[0], fit).sum() for _ in [one.sample(images(), s) for s in (15, 16, 17)]
-    ]
+    share = [torch.isin(one.sample(images(), s)[SELECTION].index[0], fit).sum() for s in (15, 16, 17)]
     assert all(12 <= count <= 16 for count in share)  # 12 survivors, and 12 mutants of the 21 other tiles
 
 
@@ -142,8 +142,7 @@ def test_between_two_rankings_a_step_costs_the_device_next_to_nothing():
     for step in range(32, 64):
         error = torch.rand(24, 3)
         with Kernels() as kernels:
-            one.sample(batch, step)
-            one.observe(error)
+            one.observe(one.sample(batch, step)[SELECTION], error)
             one.metrics()
         counts.append(kernels.count)
     # Steps are counted from 0, key steps from 1: steps 32 and 48 rank, and draw for all up to the next one.
@@ -151,22 +150,49 @@ def test_between_two_rankings_a_step_costs_the_device_next_to_nothing():
     assert max(counts) < 250
 
 
-def test_while_the_number_of_rays_changes_only_one_step_is_drawn(monkeypatch):
-    one, drawn = sampler(rays=16), []
-    learn(one, images(), 17)
-    flat = one.grid.flat
-    monkeypatch.setattr(type(one.grid), "flat", lambda _, points: drawn.append(len(points)) or flat(points))
-    for step, rays in enumerate((20, 21, 21, 21), start=17):
+def test_while_the_number_of_rays_changes_a_step_costs_no_more_than_a_few_operations():
+    """instant-ngp's changes in every step."""
+    one, batch, counts, drawn = sampler(rays=1000), images(), [], []
+    learn(one, batch, 32)
+    for step in range(32, 64):
+        rays = 1000 + (37 * step) % 90
         one.set_num_rays_per_batch(rays)
-        assert len(learn(one, images(), 1, start=step)["indices"]) == rays
-    assert drawn == [20, 21, 21 * 13]  # the next ranking is that of step 32
+        with Kernels() as kernels:
+            pixels = one.sample(batch, step)
+        counts.append(kernels.count)
+        assert len(pixels["indices"]) == pixels[SELECTION].index.shape[1] == rays
+        drawn.append(pixels["indices"])
+        one.observe(pixels[SELECTION], pixels["image"])
+    # Two rankings, and once because the number changes for the first time; two steps have more rays than were drawn.
+    assert sum(count > 1 for count in counts) <= 3
+
+
+def test_fewer_rays_than_were_drawn_keep_the_fraction_of_survivors():
+    one = sampler(rays=240, tiles=TilesConfig(keep_ratio=0.25, mutation_ratio=0.5, rank_interval=10, warmup_steps=2))
+    learn(one, images(), 15, lambda pixels: (pixels["indices"][:, :1] == 2).float().expand(-1, 3))
+    fit = one.selector.order[0, :3]
+    for step, rays in ((15, 241), (16, 100), (17, 30)):
+        one.set_num_rays_per_batch(rays)
+        selected = one.sample(images(), step)[SELECTION].index[0]
+        survivors = (torch.isin(selected, fit).float().mean() - 3 / 24) / (1 - 3 / 24)
+        assert len(selected) == rays and survivors == pytest.approx(0.5, abs=0.12)
+
+
+def test_a_step_that_does_not_follow_the_last_one_is_drawn_alone_and_anew(monkeypatch):
+    """ns-export asks for step 0 over and over."""
+    one, drawn = sampler(), []
+    draw = type(one)._draw
+    monkeypatch.setattr(type(one), "_draw", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    batches = [one.sample(images(), 0)["indices"] for _ in range(5)]
+    assert [len(ahead.cells) for ahead in drawn] == [16, 1, 1, 1, 1]
+    assert not any(torch.equal(batches[0], other) for other in batches[1:])
 
 
 def test_soft_mining_has_a_point_for_each_ray():
     one = sampler(selector="soft", rays=7, soft=SoftConfig(keep_ratio=0.9))
-    learn(one, images(), 4)
-    assert one.last_selection.index.shape == (1, 7) and one.selector.count == 7
-    weight = one.weigh(torch.rand(7, 3))
+    selection = learn(one, images(), 4)[SELECTION]
+    assert selection.index.shape == (1, 7) and one.selector.count == 7
+    weight = one.weigh(selection, torch.rand(7, 3)).weight[0]
     assert weight.shape == (7,) and (weight > 0).all()
     one.set_num_rays_per_batch(8)
     with pytest.raises(InputError, match="soft"):
@@ -181,8 +207,8 @@ def test_the_same_seed_draws_the_same_whatever_else_is_drawn(selector):
         torch.rand(step + 1)
         second = other.sample(images(), step)
         assert torch.equal(first["indices"], second["indices"])
-        one.observe(first["image"])
-        other.observe(second["image"])
+        one.observe(first[SELECTION], first["image"])
+        other.observe(second[SELECTION], second["image"])
     third = sampler(selector=selector, seed=1).sample(images(), 0)
     assert not torch.equal(third["indices"], sampler(selector=selector).sample(images(), 0)["indices"])
 
@@ -243,10 +269,73 @@ def test_a_state_of_another_version_or_strategy_is_refused():
         sampler().load_state_dict({**one.state_dict(), "version": 2})
     with pytest.raises(InputError, match="tiles, as in the checkpoint"):
         sampler(selector="egra").load_state_dict(one.state_dict())
-    other = sampler()
+
+
+def test_images_of_other_sizes_than_in_the_checkpoint_begin_the_selector_afresh_and_say_so(capsys):
+    one = sampler()
+    one.plan(300)
+    learn(one, images(), 40)
+    other, fresh = sampler(seed=5), sampler(seed=5)
     other.load_state_dict(one.state_dict())
-    with pytest.raises(InputError, match="selector state"):
-        other.sample(images(5), 1)
+    fresh.plan(300)
+    for step in range(40, 60):
+        ours, theirs = (learn(some, images(4, 24, 16), 1, start=step) for some in (other, fresh))
+        assert torch.equal(ours["indices"], theirs["indices"])
+    said = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
+    assert len(said) == 1 and "other sizes than in the checkpoint" in said[0]
+    other.load_state_dict(other.state_dict())
+    learn(other, images(4, 24, 16), 1, start=60)
+    assert "Warning" not in capsys.readouterr().out
+
+
+def test_the_masks_of_now_hold_in_a_resumed_run_and_no_error_is_booked_on_a_neighbour():
+    one, mask = sampler(rays=64), torch.rand(4, 12, 8, 1) < 0.5
+    learn(one, images(), 40, lambda pixels: torch.rand(64, 3))
+    mask[:2, :, :4] = False  # whole tiles
+    other = sampler(rays=64)
+    other.load_state_dict(one.state_dict())
+    for step in range(40, 240):
+        pixels = learn(other, images(mask=mask), 1, lambda pixels: torch.rand(64, 3), start=step)
+        image, y, x = pixels["indices"].unbind(1)
+        assert mask[image, y, x].all()
+        assert torch.equal(pixels[SELECTION].index[0], (image * 3 + y // 4) * 2 + x // 4)
+    other.flush_feedback()
+    cache, usable = other.selector.cache, other.grid.usable
+    assert not usable.all() and (cache.sums[0, ~usable] == 0).all() and (cache.visits[0, ~usable] == 0).all()
+    assert (cache.visits[0, usable] > 0).all()
+
+
+def test_a_model_that_drops_rays_is_told_at_once():
+    one = sampler()
+    selection = one.sample(images(), 0)[SELECTION]
+    with pytest.raises(InputError, match="model: got colours of 20 rays; allowed: all 24 of the batch"):
+        one.observe(selection, torch.rand(20, 3))
+
+
+def test_bytes_give_the_rays_that_floats_give():
+    values = (100 * images()["image"]).byte()
+    rays = RayPool([(12, 8)] * 4, {"image": values.flatten(0, 2)}, torch.device("cpu"))
+    floats = {"image": values.float() / 255, "image_idx": torch.arange(4)}
+    for selector in (*STRATEGIES, "host"):
+        one, other = sampler(selector=selector), sampler(selector=selector)
+        for step in range(20):
+            torch.manual_seed(step)
+            ours = one.sample(rays, step)
+            torch.manual_seed(step)
+            theirs = other.sample(floats, step)
+            assert torch.equal(ours["indices"], theirs["indices"]) and torch.equal(ours["image"], theirs["image"])
+            if selector != "host":
+                one.observe(ours[SELECTION], ours["image"])
+                other.observe(theirs[SELECTION], theirs["image"])
+
+
+def test_a_gpu_ranks_as_many_tiles_as_fit_in_a_sixteenth_of_its_memory(monkeypatch):
+    assert largest_count(torch.device("cpu")) == 1 << 18
+    for gib, tiles in ((8, (1 << 21, 1 << 22)), (24, (1 << 22, 1 << 23)), (80, (1 << 23, 1 << 23))):
+        found = SimpleNamespace(total_memory=gib << 30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=found: found)
+        count = largest_count(torch.device("cuda"))
+        assert tiles[0] <= count <= tiles[1] and count * TILE_BYTES <= (gib << 30) / 16
 
 
 def test_evaluation_is_nerfstudios_uniform_sampling():
@@ -256,8 +345,8 @@ def test_evaluation_is_nerfstudios_uniform_sampling():
     theirs = PixelSamplerConfig().setup(num_rays_per_batch=24).sample(images())
     one = sampler()
     torch.manual_seed(1)
-    assert torch.equal(one.sample(images())["indices"], theirs["indices"])
-    assert not one.is_feedback_wanted
+    ours = one.sample(images())
+    assert torch.equal(ours["indices"], theirs["indices"]) and SELECTION not in ours
 
 
 @pytest.mark.parametrize("camera", [{"is_equirectangular": True}, {"fisheye_crop_radius": 3.0}])
@@ -266,9 +355,10 @@ def test_panoramas_and_fisheyes_fall_back_with_one_warning(camera, capsys):
     EvosPixelSamplerConfig().setup(num_rays_per_batch=24, **camera).sample(images())  # as for evaluation
     one = EvosPixelSamplerConfig().setup(num_rays_per_batch=24, **camera)
     for step in range(3):
-        assert one.sample(images(), step)["indices"].shape == (24, 3)
+        batch = one.sample(images(), step)
+        assert batch["indices"].shape == (24, 3) and SELECTION not in batch
     assert capsys.readouterr().out.count("Warning: equirectangular or fisheye") == 1
-    assert not one.is_feedback_wanted and one.state_dict() is None and one.maps(0) == {}
+    assert one.state_dict() is None and one.maps(0) == {}
 
 
 @pytest.mark.parametrize(
@@ -312,8 +402,8 @@ def test_a_step_of_residuals_that_are_not_finite_leaves_the_rays_chosen_and_all_
         return (pixels["indices"][:, :1] == 2).float().expand(-1, 3)
 
     learn(one, batch, 40, wrong)
-    learn(other, batch, 40, wrong)
-    one.observe(torch.full((64, 3), torch.nan))  # beside those of the same step that are finite
+    last = learn(other, batch, 40, wrong)[SELECTION]
+    one.observe(last, torch.full((64, 3), torch.nan))  # beside those of the same step that are finite
     learn(one, batch, 1, lambda pixels: torch.full((64, 3), torch.inf), start=40)
     learn(other, batch, 1, lambda pixels: torch.full((64, 3), 0.0), start=40)
     learn(one, batch, 40, wrong, start=41)
@@ -327,11 +417,11 @@ def test_a_step_of_residuals_that_are_not_finite_leaves_the_rays_chosen_and_all_
 def test_a_single_residual_that_is_not_finite_costs_its_step_nothing_else():
     one, batch = sampler(rays=64), images()
     learn(one, batch, 20, lambda pixels: (pixels["indices"][:, :1] == 2).float().expand(-1, 3))
-    one.sample(batch, 20)
+    selection = one.sample(batch, 20)[SELECTION]
     residual = torch.zeros(64, 3)
     residual[5, 1] = torch.nan
     before = one.selector.cache.visits.sum()
-    one.observe(residual)
+    one.observe(selection, residual)
     one.flush_feedback()
     # Of the steps since the last ranking (16 to 20) all rays but this one are visits.
     assert one.selector.cache.visits.sum() - before == 5 * 64 - 1
@@ -387,9 +477,10 @@ def test_stray_pixels_that_are_all_wrong_get_no_more_rays_than_their_share_of_th
     one, batch, share = sampler(rays=2000, tile_side=side, tiles=TilesConfig(warmup_steps=4)), images(4, 96, 96), []
     batch["mask"] = mask
     for step in range(48):
-        image, y, x = one.sample(batch, step)["indices"].unbind(1)
+        pixels = one.sample(batch, step)
+        image, y, x = pixels["indices"].unbind(1)
         found = is_stray[image, y, x]
-        one.observe(0.1 + 0.4 * found[:, None].float().expand(-1, 3))
+        one.observe(pixels[SELECTION], 0.1 + 0.4 * found[:, None].float().expand(-1, 3))
         share.append(float(found.float().mean()))
     # The fit are at least 13.5 % of the pixels; these 0.24 % in it get at most 0.24 / 13.5 of the survivors.
     assert sum(share[16:]) / 32 < 0.0024 / 0.135 * 1.5
@@ -415,5 +506,6 @@ def test_the_host_as_selector_is_nerfstudios_sampler_in_training_too():
     one = sampler(selector="host")
     torch.manual_seed(1)
     for step in range(3):
-        assert torch.equal(one.sample(images(), step)["indices"], theirs[step])
-    assert not one.is_feedback_wanted and one.state_dict() is None and one.maps(0) == {}
+        batch = one.sample(images(), step)
+        assert torch.equal(batch["indices"], theirs[step]) and SELECTION not in batch
+    assert one.state_dict() is None and one.maps(0) == {}

@@ -9,8 +9,9 @@ pytest.importorskip("nerfstudio")
 
 from evos.derivatives import SMOOTHING, spatial_gradient
 from evos.errors import InputError
-from evos_nerf.datamanager import EvosDataManager, EvosDataManagerConfig, subsampling_masks
-from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig
+from evos_nerf.datamanager import EvosDataManager, EvosDataManagerConfig
+from evos_nerf.pixel_sampler import SELECTION, EvosPixelSampler, EvosPixelSamplerConfig
+from evos_nerf.rays import RayPool, subsampled
 from evos_nerf.sobolev import DerivativeTerm, SobolevConfig, picture_derivative
 from evos_nerf.tiles import build_grid
 
@@ -25,14 +26,16 @@ def pictures():
     return [torch.rand(height, width, 3) for height, width in SIZES]
 
 
+def pool(pictures):
+    return RayPool.of({"image": pictures, "image_idx": torch.arange(len(pictures))})
+
+
 @pytest.mark.parametrize("operator", SMOOTHING)
 def test_the_target_is_the_derivative_of_the_whole_picture(operator, pictures):
     points = torch.tensor(
         [[i, y, x] for i, (height, width) in enumerate(SIZES) for y in range(height) for x in range(width)]
     )
-    found = picture_derivative(
-        torch.cat([p.flatten(0, 1) for p in pictures]), build_grid(SIZES, 2, "cpu"), points, operator
-    )
+    found = picture_derivative(pool(pictures).colours, build_grid(SIZES, 2, "cpu"), points, operator)
     whole = [spatial_gradient(p.permute(2, 0, 1)[None], operator)[0].permute(2, 3, 0, 1) for p in pictures]
     torch.testing.assert_close(found, torch.cat([w.flatten(0, 1) for w in whole]), rtol=0, atol=1e-7)
 
@@ -52,11 +55,11 @@ class Painter(torch.nn.Module):
 def test_differences_are_those_of_the_picture_whatever_the_jitter(pictures):
     points = torch.tensor([[0, 2, 3], [0, 4, 6], [1, 5, 0], [1, 0, 3]])
     model, grid = Painter(pictures).train(), build_grid(SIZES, 2, "cpu")
-    data = Mock(EvosDataManager, train_ray_generator=lambda points: points, last_batch={"indices": points})
-    term = DerivativeTerm(SobolevConfig(lambda_der=0.5), model, data)
-    pixels = torch.cat([p.flatten(0, 1) for p in pictures])
     weight = torch.tensor([[1.0, 2.0, 0.5, 0.5]])
-    sampler = Mock(EvosPixelSampler, grid=grid, pixels={"image": pixels}, last_selection=Mock(weight=weight))
+    batch = {"indices": points, SELECTION: Mock(weight=weight)}
+    data = Mock(EvosDataManager, train_ray_generator=lambda points: points, last_batch=batch)
+    term = DerivativeTerm(SobolevConfig(lambda_der=0.5), model, data)
+    sampler = Mock(EvosPixelSampler, grid=grid, rays=pool(pictures))
     outputs, after = model(points), torch.get_rng_state()
     losses = term.add_to({"rgb_loss": torch.ones(())}, outputs, model, sampler)
     assert torch.equal(torch.get_rng_state(), after)
@@ -112,13 +115,11 @@ def test_wrong_options_are_refused(options, name):
         SobolevConfig(**options)
 
 
-def test_every_factor_th_pixel_within_the_masks_that_there_are(pictures):
-    kept = subsampling_masks(pictures, None, 3)
-    assert kept[0].nonzero()[:, :2].tolist() == [[y, x] for y in (0, 3) for x in (0, 3, 6)]
-    given = [torch.ones_like(p[..., :1], dtype=torch.bool) for p in pictures]
-    given[1][0] = False
-    assert subsampling_masks(pictures, given, 3)[1].nonzero()[:, :2].tolist() == [[3, 0], [3, 3]]
-    assert subsampling_masks(torch.stack(pictures[:1]), None, 4).shape == (1, 5, 7, 1)
+def test_every_factor_th_pixel_within_the_masks_that_there_are():
+    assert subsampled(None, (5, 7), 3).nonzero().tolist() == [[y, x] for y in (0, 3) for x in (0, 3, 6)]
+    given = torch.ones(6, 4, dtype=torch.bool)
+    given[0] = False
+    assert subsampled(given, (6, 4), 3).nonzero().tolist() == [[3, 0], [3, 3]]
 
 
 def test_a_factor_and_ignored_masks_are_refused():

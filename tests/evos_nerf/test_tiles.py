@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from evos_nerf.masks import PackedMask, pack
 from evos_nerf.tiles import build_grid, smallest_side, tile_count, tile_side
 
 MIXED = [(7, 5), (12, 9), (4, 16)]
@@ -15,9 +16,21 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def flat(grid, points):
+    """Numbers of pixels (image, y, x), counted image by image and row by row."""
+    begin = [0, *grid.extent.prod(1).cumsum(0).tolist()]
+    return torch.tensor([begin[image] + y * int(grid.extent[image, 1]) + x for image, y, x in points.tolist()])
+
+
 def flat_counts(grid, cells, pixels, times=400):
-    drawn = torch.cat([grid.flat(grid.draw(cells, generator(seed))) for seed in range(times)])
-    return torch.bincount(drawn, minlength=pixels)
+    drawn = torch.cat([grid.draw(cells, generator(seed)) for seed in range(times)])
+    return torch.bincount(flat(grid, drawn), minlength=pixels)
+
+
+def packed(sizes, mask):
+    """Masks of images from one tensor of all their pixels."""
+    parts = mask.split([height * width for height, width in sizes])
+    return PackedMask.of([pack(part.view(size)) for part, size in zip(parts, sizes, strict=True)], sizes, "cpu")
 
 
 def cells_of_every_image(grid):
@@ -50,37 +63,38 @@ def test_images_of_different_sizes_have_tiles_of_their_own():
     assert grid.usable.view(3, 3, 4).tolist() == usable
     points = grid.draw(cells_of_every_image(grid).repeat(200), generator())
     assert (points[:, 1:] < torch.tensor(MIXED)[points[:, 0]]).all()
-    begin = [0, 35, 35 + 108]
-    image, y, x = points[7].tolist()
-    assert grid.flat(points)[7] == begin[image] + y * MIXED[image][1] + x
 
 
 def test_masked_pixels_are_never_drawn_and_the_others_of_a_tile_are_equally_likely():
     sizes = [(8, 8), (6, 10)]
     mask = torch.rand(124, generator=generator(1)) < 0.3
     mask[:32] = False  # both upper tiles of the first image without a pixel
-    grid = build_grid(sizes, 4, "cpu", mask)
+    grid = build_grid(sizes, 4, "cpu", packed(sizes, mask))
     assert grid.usable[:2].tolist() == [False, False]
     counts = flat_counts(grid, cells_of_every_image(grid), 124, times=600)
     assert counts[~mask].sum() == 0 and (counts[mask] > 0).all()
+    every = torch.cat(
+        [torch.cartesian_prod(torch.tensor([i]), *map(torch.arange, size)) for i, size in enumerate(sizes)]
+    )
+    cell_of = grid.cells_of(every)
     for cell in cells_of_every_image(grid).tolist():
-        first, count = grid.members.first[cell], grid.members.count[cell]
-        assert chisquare(counts[grid.members.pixel[first : first + count]]).pvalue > 1e-4
+        inside = mask & (cell_of == cell)
+        assert grid.pixels[cell] == inside.sum()
+        assert chisquare(counts[inside]).pvalue > 1e-4
 
 
 def test_a_single_unmasked_pixel_is_enough():
     mask = torch.zeros(64, dtype=torch.bool)
     mask[43] = True
-    grid = build_grid([(8, 8)], 4, "cpu", mask)
+    grid = build_grid([(8, 8)], 4, "cpu", packed([(8, 8)], mask))
     assert grid.usable.tolist() == [False, False, True, False]
     assert grid.draw(torch.tensor([2] * 20), generator()).tolist() == [[0, 5, 3]] * 20
 
 
 def test_means_are_those_of_a_slow_loop():
     grid = build_grid([(8, 4), (4, 8)], 4, "cpu")
-    pixels = torch.rand(64, 3)
-    means = grid.means(pixels).view(2, 2, 2, 3)
-    pictures = [pixels[:32].view(8, 4, 3), pixels[32:].view(4, 8, 3)]
+    pictures = [torch.rand(8, 4, 3), torch.rand(4, 8, 3)]
+    means = grid.means(pictures).view(2, 2, 2, 3)
     for image, r, c in ((0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 0, 1)):
         tile = pictures[image][4 * r : 4 * r + 4, 4 * c : 4 * c + 4]
         assert torch.allclose(means[image, r, c], tile.mean((0, 1)), atol=1e-6)

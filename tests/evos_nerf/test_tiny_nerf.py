@@ -143,7 +143,8 @@ def test_the_loss_is_that_of_colours_and_derivatives_at_every_fourth_pixel(pipel
     outputs, losses, metrics = one.get_train_loss_dict(0)
     batch = one.datamanager.last_batch
     assert not (batch["indices"][:, 1:] % 4).any() and len(batch["indices"].unique(dim=0)) > 20
-    images = one.datamanager.train_batch["image"].permute(0, 3, 1, 2)
+    rays = one.datamanager.rays
+    images = torch.stack([rays.picture(number) for number in range(len(rays.sizes))]).permute(0, 3, 1, 2)
     image, y, x = batch["indices"].unbind(-1)
     target = spatial_gradient(images, "scharr").permute(0, 3, 4, 1, 2)[image, y, x]
     expected = 2 * (outputs["rgb_by_pixel"] - target).square().sum((1, 2)).mean()

@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from evos.errors import InputError
-from evos.selection import Feedback, Pool, Selection, SoftConfig, build_selector
+from evos.selection import (
+    SELECTORS,
+    EgraConfig,
+    ExpansiveConfig,
+    Feedback,
+    Pool,
+    Selection,
+    SoftConfig,
+    TilesConfig,
+    UniformConfig,
+    build_selector,
+)
 
 SIDE = 24
 STILL = {"step_size": 0.0, "noise": 0.0, "uniform_ratio": 0.0, "restart_ratio": 0.0}
@@ -174,3 +185,27 @@ def test_the_number_of_points_may_be_given_once(device):
     other = build_selector(SoftConfig(), Pool(1, (5, 6)), **build)
     other.load_state_dict(selector.state_dict())
     assert torch.equal(other.select(3, count=7).index, selector.select(3, count=7).index)
+
+
+def test_where_there_is_no_float64_none_is_used(monkeypatch):
+    """MPS has none."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from evos.selection.draws import widest_float
+
+    class Single(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            assert getattr(result, "dtype", None) != torch.float64, func
+            return result
+
+    assert widest_float(torch.device("mps")) == torch.float32
+    for module in ("soft_mining", "draws"):
+        monkeypatch.setattr(f"evos.selection.{module}.widest_float", lambda device: torch.float32)
+    for config in (SoftConfig(), TilesConfig(warmup_steps=0), UniformConfig(), EgraConfig(), ExpansiveConfig()):
+        with Single():
+            target = {"target": torch.rand(1, 64, 3)} if "target" in SELECTORS[config.name][1].needs else {}
+            one = build_selector(config, Pool(1, (8, 8)), total_steps=20, device="cpu", **target)
+            for step in range(1, 5):
+                selection = one.weigh(one.select(step, count=12), torch.rand(1, 12, 3))
+                one.observe(selection, Feedback(torch.rand(1, 12, 3)))
