@@ -92,7 +92,7 @@ class DemoConfig:
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
-    config = parse_options(DemoConfig, argv, "make demo-nerf", __doc__ or "")
+    config = parse_options(DemoConfig, argv, "make demo-nerf", __doc__ or "", "--")
     if config.quick:
         config = replace(config, **QUICK)
     out = Path(config.out)

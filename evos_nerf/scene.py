@@ -467,7 +467,7 @@ def check_scene_folder(out: Path, overwrite: bool) -> None:
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
-    config = parse_options(SceneConfig, argv, "python -m evos_nerf.scene", __doc__ or "")
+    config = parse_options(SceneConfig, argv, "python -m evos_nerf.scene", __doc__ or "", "--")
     print(f"scene: {write_scene(config)}")
 
 

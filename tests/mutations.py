@@ -92,14 +92,14 @@ MUTATIONS = [
     Mutation(
         "draws in float32, which cannot address every cell of a large pool",
         "evos/selection/draws.py",
-        'dtype = torch.float32 if order.device.type == "mps" else torch.float64',
+        "dtype = widest_float(order.device)",
         "dtype = torch.float32",
         DRAWS,
     ),
     Mutation(
         "strata in float32",
         "evos/selection/draws.py",
-        'dtype = torch.float32 if selected.device.type == "mps" else torch.float64',
+        "dtype = widest_float(selected.device)",
         "dtype = torch.float32",
         DRAWS,
     ),
@@ -113,7 +113,7 @@ MUTATIONS = [
     Mutation(
         "stratified draws take the first of each stretch",
         "evos/selection/draws.py",
-        "(torch.arange(count, device=selected.device) + uniform)",
+        "torch.arange(count, device=selected.device) + uniform",
         "torch.arange(count, device=selected.device)",
         DRAWS,
     ),
@@ -192,8 +192,8 @@ MUTATIONS = [
     Mutation(
         "forgotten cells still count as seen",
         "evos/selection/cache.py",
-        'for name in (*self.maps, "seen"):',
-        "for name in self.maps:",
+        'for name in (*self.maps, "seen"):\n            if (values',
+        "for name in self.maps:\n            if (values",
         CACHE,
     ),
     Mutation(

@@ -108,8 +108,8 @@ def test_the_report_is_drawn_with_and_without_maps(tmp_path, with_maps):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--steps", "2"], "error: steps: got 2; allowed: at least 4"),
-        (["size=4"], "error: size: got 4; allowed: at least 8"),
+        (["--steps", "2"], "error: --steps: got 2; allowed: at least 4"),
+        (["size=4"], "error: --size: got 4; allowed: at least 8"),
         (["--ray", "4"], "error: option: got --ray; allowed: did you mean --rays?"),
     ],
 )

@@ -214,9 +214,9 @@ def test_a_folder_of_somebody_else_is_never_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--views", "0"], "error: views: got 0; allowed: at least 1"),
-        (["size=4"], "error: size: got 4; allowed: at least 8 and at most 2048"),
-        (["--size", "big"], "error: size: got big; allowed: a whole number"),
+        (["--views", "0"], "error: --views: got 0; allowed: at least 1"),
+        (["size=4"], "error: --size: got 4; allowed: at least 8 and at most 2048"),
+        (["--size", "big"], "error: --size: got big; allowed: a whole number"),
         (["--sise", "9"], "error: option: got --sise; allowed: did you mean --size?"),
         (["--size"], "error: --size: got no value; allowed: a value"),
         (["--out", "/dev/null/x"], "error: --out: got /dev/null/x (Not a directory)"),
