@@ -10,7 +10,7 @@ DEV_EXTRAS := regress,nerf,meta,docs,dev
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-nerf demo-meta test lint docs format clean
+.PHONY: help install demo demo-nerf demo-meta test mutations lint docs format clean
 
 # One stamp per extra says that the environment holds it for exactly these files, in this folder, with these packages
 # (an editable install knows the packages that were there). Contents, not times: a fresh clone has fresh times.
@@ -35,7 +35,7 @@ $(STAMPS) &:
 	@echo "installing evos[$(EXTRAS)] into $(VENV) (the first time: several minutes, about 7 GB)"
 	@"$(VENV)/bin/python" -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv "$(VENV)"
 	@"$(VENV)/bin/python" -m pip install $(if $(CI),--quiet) --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
-	@find "$(VENV)" -maxdepth 1 -name '.evos-*' ! -name '.evos-$(KEY)-*' -delete
+	@find "$(VENV)/" -maxdepth 1 -name '.evos-*' ! -name '.evos-$(KEY)-*' -delete
 	@touch $(STAMPS)
 
 demo: ## train one image with every pixel, with EVOS and by the fast recipe, and compare them in runs/demo
@@ -62,6 +62,10 @@ docs: ## build the pages of docs/ and the API reference into site/; a warning is
 
 test: lint docs ## lint, build the pages, then run the tests; PYTEST_ARGS="-m 'not slow'" and the like go to pytest
 	"$(VENV)/bin/python" -m pytest $(PYTEST_ARGS)
+
+mutations: ## make bugs of one line each in a copy, and see that the tests catch them; WORDS="draws cache" picks some
+	@$(SUBMAKE) install EXTRAS=$(DEV_EXTRAS)
+	"$(VENV)/bin/python" tests/mutations.py $(WORDS)
 
 format: ## rewrite the files in the project's style
 	@$(SUBMAKE) install EXTRAS=$(DEV_EXTRAS)

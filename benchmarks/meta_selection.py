@@ -1,7 +1,7 @@
-"""Selection inside meta-learning: all coordinates, a uniform quarter, EVOS' quarter, on instances never trained on.
+"""Selection inside meta-learning: all coordinates, a uniform quarter, one drawn by error; on instances never seen.
 
     python benchmarks/meta_selection.py --data FOLDER [--config configs/generalizable/small_images.yaml] [--seeds 0 1 2]
-        [--variants all uniform evos evos:mutation_ratio=0.8 ...] [--set train.steps=1500 model.width=192 ...]
+        [--variants all uniform error error:uniform_ratio=0.8 ...] [--set train.steps=1500 model.width=192 ...]
     python benchmarks/meta_selection.py --data FOLDER --variants all:model=pattern_composer all:model=transinr \
         --against all:model=pattern_composer --config ...
 
@@ -31,7 +31,7 @@ WORLD = World()
 def words(args: argparse.Namespace, variant: str, seed: int) -> list[str]:
     """The command line of a run.
 
-    A variant is ``all`` or a strategy, and options: the selector's own (``:mutation_ratio=0.8``), or any by its full
+    A variant is ``all`` or a strategy, and options: the selector's own (``:uniform_ratio=0.8``), or any by its full
     name (``:model=transinr``, ``:train.inner_points=selected``).
     """
     name, *options = variant.split(":")
@@ -94,7 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of pictures, recordings or scenes")
     parser.add_argument("--config", default="configs/generalizable/small_images.yaml")
-    parser.add_argument("--variants", nargs="+", default=["all", "uniform", "evos"])
+    parser.add_argument("--variants", nargs="+", default=["all", "uniform", "error"])
     parser.add_argument("--against", nargs="+", default=["all", "uniform"], help="variants to compare the others with")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ratio", type=float, default=0.25, help="fraction of the coordinates in a step")

@@ -42,6 +42,7 @@ from evos.errors import InputError, exit_on_input_error
 from evos.fields import FIELDS
 from evos.runs import Clock, environment, read_json, resolve_device, seed_everything, write_json
 from evos.runs.files import replace_file
+from evos.runs.loop import all_finite
 from image_regression import recordings
 from image_regression.options import PARTS, Options, as_config_file, from_values
 from image_regression.signals import Signal, astronaut
@@ -92,11 +93,10 @@ def train(signal: Signal, options: Options, device: torch.device, at: list[int])
     for done, evaluated in pairwise([0, *at]):
         start = process_time()
         clock.start()
-        for step in range(done + 1, evaluated + 1):
-            fit.step(step)
+        losses = [fit.step(step) for step in range(done + 1, evaluated + 1)]
         clock.pause()
         cpu_seconds += process_time() - start
-        if fit.non_finite_step(evaluated):
+        if not all_finite([*losses, *fit.field.parameters()]):
             note(evaluated, 0.0)
             break
         note(evaluated, psnr())

@@ -194,7 +194,7 @@ def recipe_of(name: str) -> tuple[Recipe, dict[str, str]]:
         raise unknown_name("--recipes", name, [*RECIPES, "a config file"])
     given, names = given_values(["--config", str(path)])
     given = recipe_values(given.get("recipe", "none"), names) | given
-    varied = ("recipe", "input", "out", "size", "steps", "seed", "device", "selector", "field", "lr")
+    varied = ("recipe", "input", "out", "longer_side", "steps", "seed", "device", "selector", "field", "lr")
     varied += ("cfs_weight", "cfs_ratio")
     values = {key: value for key, value in given.items() if key not in varied and not key.startswith("selector.")}
     lr = {names["field"]: float(given["lr"])} if "lr" in given else {}

@@ -127,11 +127,14 @@ def read_command_line(program: Program, argv: Sequence[str] | None = None) -> Gi
     return found
 
 
-def parse_options(config: type[T], argv: Sequence[str] | None, name: str, description: str) -> T:
-    """The options of a program that has one dataclass of them; see ``read_command_line``."""
+def parse_options(config: type[T], argv: Sequence[str] | None, name: str, description: str, prefix: str = "") -> T:
+    """The options of a program that has one dataclass of them; see ``read_command_line``.
+
+    ``prefix``: put before the name of an option in errors.
+    """
     given = read_command_line(Program(name, description, {"": config}), argv)
     with given.naming_files():
-        return build_config(config, given.texts)
+        return build_config(config, given.texts, prefix)
 
 
 def current(program: Program, texts: Texts, part: str) -> str:

@@ -145,18 +145,18 @@ def list_images(path: str | Path) -> list[Path]:
     return sorted(images, key=_natural)
 
 
-def reduce_image(pixels: Float[Tensor, "H W C"], size: int) -> Float[Tensor, "h w C"]:
-    """Shrink (bicubic, antialiased, clamped to [0, 1]) so that the longer side has `size` pixels; never enlarge.
+def reduce_image(pixels: Float[Tensor, "H W C"], longer_side: int) -> Float[Tensor, "h w C"]:
+    """Shrink (bicubic, antialiased, clamped to [0, 1]) so that the longer side has `longer_side` pixels; never enlarge.
 
-    Raises InputError for a size below 1.
+    Raises InputError for a longer side below 1.
     """
-    if size < 1:
-        raise InputError("size", size, "1 or more pixels")
+    if longer_side < 1:
+        raise InputError("longer_side", longer_side, "1 or more pixels")
     height, width = pixels.shape[:2]
     longest = max(height, width)
-    if longest <= size:
+    if longest <= longer_side:
         return pixels
-    shape = tuple(max(1, round(side * size / longest)) for side in (height, width))
+    shape = tuple(max(1, round(side * longer_side / longest)) for side in (height, width))
     image = rearrange(pixels, "H W C -> 1 C H W")
     small = F.interpolate(image, shape, mode="bicubic", align_corners=False, antialias=True)
     return rearrange(small.clamp(0, 1), "1 C h w -> h w C")

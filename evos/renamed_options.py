@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from evos.errors import InputError, unknown_name
 
 RENAMED = {
+    "size": "longer_side",
     "cfs_share": "cfs_ratio",
     "lr_schedule": "schedule",
     "lr_decay": "decay",
@@ -42,7 +43,8 @@ def unknown_option(name: str, known: Iterable[str], shown: str = "option", dashe
         shown: the argument that the error names.
         dashes: ``"--"`` where the error is to show names with them.
     """
-    if name in RENAMED:
+    known = list(known)
+    if RENAMED.get(name) in known:
         return InputError(shown, dashes + name, f"{dashes}{RENAMED[name]}, its name now")
     if name in REMOVED:
         return InputError(shown, dashes + name, f"it is gone; {REMOVED[name]}")

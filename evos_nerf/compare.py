@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from scipy import optimize, stats
 
+from evos.command_line import parse_options
 from evos.config import check_choices, check_range
 from evos.errors import InputError, exit_on_input_error, unknown_name
 from evos.runs.files import read_json, replace_file, write_json
 from evos.runs.folder import open_run
 from evos.runs.progress import Progress
 from evos_nerf.demo import call, read_events, read_picture
-from evos_nerf.scene import read_options
 
 SIDES = {"host": "nerfstudio", "tiles": "EVOS"}
 """Title of each side by its selector; the first is the one compared with."""
@@ -323,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if argv is None else argv)
     at = given.index("--") if "--" in given else len(given)
     words = given[at + 1 :]
-    config = read_options(CompareConfig, given[:at], "Compare EVOS with nerfstudio's own sampler on a capture.")
+    config = parse_options(CompareConfig, given[:at], "python -m evos_nerf.compare", __doc__ or "", "--")
     if config.data is None or not Path(config.data).exists():
         raise InputError("--data", config.data, "the folder of a scene")
     check_words(words, training_options(config, "host", "0", Path(config.out)))

@@ -21,12 +21,14 @@ import numpy as np
 import PIL.Image
 import torch
 
+from evos.command_line import parse_options
 from evos.config import check_range
 from evos.errors import InputError, exit_on_input_error
 from evos.runs.files import replace_file, write_json
-from evos.runs.folder import open_run
+from evos.runs.folder import check_run_folder, open_run
+from evos.runs.outputs import check_folder
 from evos.runs.progress import Progress
-from evos_nerf.scene import SceneConfig, read_options, write_scene
+from evos_nerf.scene import SceneConfig, check_scene_folder, write_scene
 
 METHODS = {"nerfacto": "nerfacto", "EVOS": "evos-nerfacto"}
 """The method of ns-train by its title in the table. nerfacto comes first: the others are compared with it."""
@@ -44,6 +46,11 @@ MODEL = {
     "use-appearance-embedding": False,
     "camera-optimizer.mode": "off",
 }
+FILES = (
+    *("train.log", "eval.log", "renders/eval_img_*.png", "run/config.yml", "run/eval.json"),
+    *("run/dataparser_transforms.json", "run/events.out.tfevents.*", "run/nerfstudio_models/step-*.ckpt"),
+)
+"""What nerfstudio's programs write for a method."""
 QUICK = {"steps": 20, "views": 4, "size": 32}
 
 
@@ -85,13 +92,18 @@ class DemoConfig:
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
-    config = read_options(DemoConfig, argv, "Train nerfacto and evos-nerfacto on the embedded scene and compare them.")
+    config = parse_options(DemoConfig, argv, "make demo-nerf", __doc__ or "", "--")
     if config.quick:
         config = replace(config, **QUICK)
-    out = open_run(config.out, {"demo-nerf": asdict(config)}, resume=False, overwrite=config.overwrite).path
-    for name in ("scene", *METHODS.values()):  # open_run has checked that the folder is a demo's
-        shutil.rmtree(out / name, ignore_errors=True)
-    scene = write_scene(SceneConfig(str(out / "scene"), config.views, config.size, config.seed))
+    out = Path(config.out)
+    check_run_folder(out, resume=False, overwrite=config.overwrite)
+    check_scene_folder(out / "scene", config.overwrite)
+    for method in METHODS.values():
+        check_folder(out / method, FILES, config.overwrite, "--out")
+    open_run(out, {"demo-nerf": asdict(config)}, resume=False, overwrite=config.overwrite)
+    for method in METHODS.values():
+        shutil.rmtree(out / method, ignore_errors=True)
+    scene = write_scene(SceneConfig(str(out / "scene"), config.views, config.size, config.seed, config.overwrite))
     results = {title: run_method(method, config, scene, out) for title, method in METHODS.items()}
     table = markdown_table(results)
     replace_file(out / "table.md", table.encode())

@@ -6,16 +6,13 @@ Files are in the Blender format of NeRF-synthetic: transforms_{train,val,test}.j
 transparent, camera-to-world matrices in OpenGL's axes (x right, y up, looking along -z), the world's z up.
 """
 
-import argparse
 import math
 import os
 import shutil
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,20 +20,22 @@ from einops import rearrange, reduce, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from evos.config import build_config, check_range, options
-from evos.errors import InputError, exit_on_input_error, unknown_name
+from evos.command_line import parse_options
+from evos.config import check_range
+from evos.errors import InputError, exit_on_input_error
 from evos.images import write_image
 from evos.runs.files import read_json, write_json
+from evos.runs.outputs import check_folder
 from evos.runs.progress import Progress
 
 CAMERA_ANGLE_X = 0.6911112070083618  # NeRF-synthetic's field of view, radians
 RADIUS = 4.0  # of the sphere the cameras stand on; the objects lie within 1.25 of its centre
 SAMPLES = 2  # rays along each side of a pixel
 GENERATOR = "evos_nerf.scene"  # written into the JSON files; --overwrite replaces only scenes that have it
+FILES = ("transforms_*.json", "train/r_*.png", "val/r_*.png", "test/r_*.png")
 
 Points = Float[Tensor, "N 3"]
 Texture = Callable[[Points], Points]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -421,7 +420,7 @@ def write_scene(config: SceneConfig, quiet: bool = False) -> Path:
     Raises InputError where the folder exists (unless it is a scene of ours and `overwrite` is set) or can't be written.
     """
     out = Path(config.out)
-    _check_out(out, config.overwrite)
+    check_scene_folder(out, config.overwrite)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         _write_splits(temporary, config, quiet)
@@ -453,53 +452,24 @@ def _write_splits(folder: Path, config: SceneConfig, quiet: bool) -> None:
             write_json(folder / f"transforms_{split}.json", content)
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not overwrite:
-        raise InputError("--out", str(out), "a new folder, or --overwrite")
-    refusal = InputError("--overwrite", str(out), "a folder with nothing in it but a scene that this program wrote")
-    try:
-        ours = read_json(out / "transforms_train.json")["generator"] == GENERATOR
-    except (InputError, TypeError, KeyError):
-        raise refusal from None
-    known = ("transforms_*.json", "train/r_*.png", "val/r_*.png", "test/r_*.png")
-    files = {file for file in out.rglob("*") if not file.is_dir()}
-    if not ours or out.is_symlink() or files != {file for pattern in known for file in out.glob(pattern)}:
-        raise refusal
-
-
-# The command line.
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse that reports errors as an InputError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError("command line", message, "options as in --help")
-
-
-def read_options(cls: type[T], argv: Sequence[str] | None, description: str) -> T:
-    """A config dataclass from the command line, one option for each field.
-
-    Raises InputError for an unknown option (names the nearest) or a value of the wrong kind or out of range.
-    """
-    parser = Parser(description=description, allow_abbrev=False)
-    for option in options(cls):
-        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if option.kind is bool else {}
-        parser.add_argument(f"--{option.name}", help=f"{option.help} (default: {option.default})", **switch)
-    found, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise unknown_name("option", unknown[0], [f"--{option.name}" for option in options(cls)])
-    return build_config(cls, {name: value for name, value in vars(found).items() if value is not None}, "--")
+def check_scene_folder(out: Path, overwrite: bool) -> None:
+    """Raise InputError unless ``out`` is new or empty, or a scene of this program alone and ``overwrite`` is true."""
+    check_folder(out, FILES, overwrite, "--out")
+    if out.exists() and any(out.iterdir()):
+        try:
+            generator = read_json(out / "transforms_train.json")["generator"]
+        except (InputError, TypeError, KeyError):
+            generator = None
+        if generator != GENERATOR:
+            raise InputError("--out", str(out), "a scene that this program wrote")
 
 
 @exit_on_input_error
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
-    config = read_options(SceneConfig, argv, "Ray-trace the embedded scene in Blender format.")
+    config = parse_options(SceneConfig, argv, "python -m evos_nerf.scene", __doc__ or "", "--")
     print(f"scene: {write_scene(config)}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -7,10 +7,11 @@ test on from the rest. Ends with runs/demo-meta/report.png, whose rows are: trut
 three times the resolution, and the way from the first photo to the last.
 """
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +23,9 @@ from evos.command_line import parse_options
 from evos.config import check_range
 from evos.errors import InputError, exit_on_input_error
 from evos.images import read_image, write_image
-from evos.runs import read_json
+from evos.runs import open_run, read_json
+from evos.runs.folder import check_run_folder
+from evos.runs.outputs import check_folder
 from generalizable.codec import Codec
 from generalizable.encode import decode, encode, interpolate
 from generalizable.instances import picture
@@ -120,8 +123,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_options(DemoConfig, argv, "make demo-meta", __doc__ or "")
     out = Path(config.out)
     run, photos = out / "run", out / "photos"
-    if (run.exists() or photos.exists() or (out / "report.png").exists()) and not config.overwrite:
-        raise InputError("out", config.out, "a new folder, or --overwrite")
+    for folder in (out, run):
+        check_run_folder(folder, resume=False, overwrite=config.overwrite)
+    check_folder(photos, ("train/*.png", "test/*.png"), config.overwrite)
+    open_run(out, {"demo-meta": asdict(config)}, resume=False, overwrite=config.overwrite)
+    shutil.rmtree(photos, ignore_errors=True)  # an earlier demonstration may have had more of them
     write_photos(photos, config.photos)
     train(config, photos, run)
     write_image(out / "report.png", report(run, photos))

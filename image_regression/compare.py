@@ -28,6 +28,7 @@ from image_regression.jobs import (
     words,
 )
 from image_regression.options import from_values, given_values
+from image_regression.run import check_lpips
 from image_regression.tables import plot, write_input_tables, write_tables
 
 
@@ -58,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     resume = Path(config.out).exists() and not config.overwrite
     free = ("devices", "device", "resume", "overwrite", "quiet", "out", "save_every")
     run = open_run(Path(config.out), options.resolved(), resume=resume, overwrite=config.overwrite, free=free)
+    check_lpips(None if job.picture is None else Path(job.picture) for job in jobs if job.options.run.lpips)
     lpips_steps = tuple(listed_steps(config)) if config.lpips and config.configs is None else ()
     with Stopper() as stopper:
         try:

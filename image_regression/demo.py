@@ -15,9 +15,10 @@ from evos.errors import exit_on_input_error
 from evos.images import read_image
 from evos.runs import Stopped, Stopper, open_run
 from evos.runs.files import replace_file
+from evos.runs.folder import check_run_folder
 from image_regression.options import parse
 from image_regression.report import Curve, Panel, write_report
-from image_regression.run import fit_signal
+from image_regression.run import check_lpips, fit_signal
 from image_regression.signals import load
 from image_regression.summary import cell, form_of, markdown_table
 from image_regression.tables import seconds_to
@@ -37,9 +38,14 @@ def main(argv: list[str] | None = None) -> None:
 
     words = DEFAULTS + (sys.argv[1:] if argv is None else argv)
     base = parse(words).run
-    out = open_run(Path(base.out), {"demo": list(ROWS)}, resume=False, overwrite=base.overwrite).path
+    for folder in (Path(base.out), *(Path(base.out, title.lower()) for title in ROWS)):
+        check_run_folder(folder, resume=base.resume, overwrite=base.overwrite)
+    out = open_run(Path(base.out), {"demo": list(ROWS)}, resume=base.resume, overwrite=base.overwrite).path
     results, panels, curves = {}, [], []
-    signal = load(Path(base.input) if base.input else None, base.size, base.factor)
+    path = Path(base.input) if base.input else None
+    signal = load(path, base.longer_side, base.factor)
+    if base.lpips:
+        check_lpips([path])
     truth = signal.picture(signal.values)
     with Stopper() as stopper:
         for title, extra in ROWS.items():

@@ -1,6 +1,7 @@
 """The runs of a comparison: which there are, and running them, one process a device."""
 
 import multiprocessing
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -207,7 +208,7 @@ def run_job(job: Job, device: str, stopper: Stopper, lpips_steps: tuple[int, ...
         raise Stopped(stopper.exit_code)
     options = replace(job.options, run=replace(job.options.run, device=device))
     try:
-        signal = load(None if job.picture is None else Path(job.picture), options.run.size, options.run.factor)
+        signal = load(None if job.picture is None else Path(job.picture), options.run.longer_side, options.run.factor)
         return fit_signal(signal, options, Path(job.folder), stopper, lpips_steps=lpips_steps)
     except InputError as error:
         return error
@@ -222,6 +223,7 @@ class Worker:
     @classmethod
     def start(cls, queue: Any) -> None:
         """Claim a device, once in a process."""
+        warnings.filterwarnings("ignore", "LPIPS is left out")  # said once, before the workers started
         cls.stopper = Stopper().__enter__()
         cls.device = queue.get()
 

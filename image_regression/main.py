@@ -12,7 +12,7 @@ from pathlib import Path
 from evos.errors import InputError, exit_on_input_error
 from evos.runs import Stopped, Stopper, resolve_device
 from image_regression.options import Options, parse
-from image_regression.run import fit_signal
+from image_regression.run import check_lpips, fit_signal
 from image_regression.signals import find_inputs, folder_name, load
 from image_regression.summary import check_summary, sentence, write_summary
 
@@ -27,12 +27,14 @@ def main(argv: list[str] | None = None) -> None:
     is_folder = options.run.input is not None and Path(options.run.input).is_dir()
     if is_folder:
         check_summary(out)
+    if options.run.lpips:
+        check_lpips(inputs)
     results, failures = [], []
     with Stopper() as stopper:
         try:
             for path in inputs:
                 try:
-                    signal = load(path, options.run.size, options.run.factor)
+                    signal = load(path, options.run.longer_side, options.run.factor)
                     folder = out / folder_name(path) if is_folder and path else out
                     results.append(fit_signal(signal, options, folder, stopper))
                 except InputError as error:

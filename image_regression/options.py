@@ -55,7 +55,7 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     out: str = "runs/image"
     """Folder the run is written to."""
 
-    size: int | None = None
+    longer_side: int | None = None
     """Downscale the image first, antialiased, so that its longer side has this many pixels; none: original size."""
 
     factor: int = 1
@@ -104,14 +104,14 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     gradient."""
 
     lpips: bool = True
-    """Measure LPIPS at the end (null where its weights can't be had)."""
+    """Measure LPIPS at the end; where its weights can't be loaded, one warning before training says so (null)."""
 
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)
         OptimizerOptions.__post_init__(self)
         for part, table in PARTS.items():
             check_choice(part, getattr(self, part), table)
-        for name in ("size", "factor", "steps", "chunk"):
+        for name in ("longer_side", "factor", "steps", "chunk"):
             check_range(name, getattr(self, name), 1)
         check_range("lambda_der", self.lambda_der, 0)
         check_range("polish", self.polish, 0, self.steps)

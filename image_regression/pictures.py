@@ -38,7 +38,7 @@ def write(run: Run, fit: Fit, values: Float[Tensor, "P C"]) -> None:
 def panel(fit: Fit, values: Float[Tensor, "P C"]) -> tuple[Float[Tensor, "H W C"], Panel]:
     """The truth, and the run's part of the report."""
     prediction = fit.signal.picture(values)
-    return fit.signal.picture(fit.values), Panel(fit.options.run.selector, prediction, selection_map(fit))
+    return fit.signal.picture(fit.values), Panel(f"{fit.options.run.selector} selector", prediction, selection_map(fit))
 
 
 def selection_map(fit: Fit) -> Float[Tensor, "h w 1"]:

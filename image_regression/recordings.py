@@ -73,7 +73,7 @@ def panel(fit: Fit, values: Float[Tensor, "T C"]) -> tuple[Float[Tensor, "H W 1"
     truth, prediction = (decibels(fit.signal.samples(each)) for each in (fit.values, values))
     loudest = truth.max()
     pictures = [1 - (level - loudest).flip(0)[..., None].clamp(FLOOR, 0) / FLOOR for level in (truth, prediction)]
-    return pictures[0], Panel(fit.options.run.selector, pictures[1], selection_strip(fit))
+    return pictures[0], Panel(f"{fit.options.run.selector} selector", pictures[1], selection_strip(fit))
 
 
 def selection_strip(fit: Fit) -> Float[Tensor, "h w 1"]:
@@ -85,7 +85,8 @@ def selection_strip(fit: Fit) -> Float[Tensor, "h w 1"]:
 def decibels(samples: Float[Tensor, "T C"]) -> Float[Tensor, "F S"]:
     """Magnitudes of short-time spectra (Hann windows) of all channels' mean in dB, 0 to half the rate."""
     window = 2 ** min(WINDOW.bit_length() - 1, len(samples).bit_length() - 1)
-    hop = max(1, window // 4, len(samples) // COLUMNS)
+    # A quarter of a window, but about as many spectra as frequencies where a sound is short: a picture to look at.
+    hop = max(1, min(window // 4, 2 * len(samples) // window), len(samples) // COLUMNS)
     shape = torch.hann_window(window, device=samples.device)
     spectra = torch.stft(samples.float().mean(-1), window, hop, window=shape, return_complex=True)
     return 20 * spectra.abs().clamp(min=1e-10).log10()

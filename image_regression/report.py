@@ -62,7 +62,7 @@ def write_report(path: Path, truth: Float[Tensor, "H W C"], panels: list[Panel],
         figure.colorbar(shown, ax=axes[row, 1], shrink=0.8)
         if panel.selection is not None and float(panel.selection.max()) > 0:
             axes[row, 2].imshow(as_picture(panel.selection), cmap="viridis")
-            axes[row, 2].set_title(f"{panel.title}: where the selector looked")
+            axes[row, 2].set_title(f"{panel.title}: where it looked")
         else:
             axes[row, 2].text(
                 0.5, 0.5, "all points in every step", ha="center", va="center", transform=axes[row, 2].transAxes

@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from evos.metrics import lpips_network
 from evos.runs import (
     EventLog,
     Stopper,
@@ -23,7 +24,7 @@ from evos.runs import (
 from image_regression import pictures, recordings
 from image_regression.options import FREE, Options, as_config_file
 from image_regression.report import Curve, write_report
-from image_regression.signals import Signal
+from image_regression.signals import Signal, is_sound
 from image_regression.trainer import Fit
 
 
@@ -72,6 +73,15 @@ def fit_signal(
     write_report(run.path / "report.png", truth, [panel], [Curve(panel.title, loop.curve)])
     write_json(run.metrics_path, metrics)
     return metrics
+
+
+def check_lpips(inputs: Iterable[Path | None]) -> None:
+    """Where pictures are among the inputs, load the weights of LPIPS: if they can't be, the warning comes now.
+
+    Later attempts in this process give up silently.
+    """
+    if any(path is None or not is_sound(path) for path in inputs):
+        lpips_network()
 
 
 class SignalTraining(Trainable):

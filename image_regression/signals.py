@@ -52,9 +52,9 @@ class Signal:
         return (2 * values - 1) * self.sound.peak
 
 
-def from_pixels(name: str, pixels: Float[Tensor, "H W C"], size: int | None = None, bits: int = 8) -> Signal:
-    """A picture as a signal, its longer side reduced to ``size`` pixels where that is given."""
-    pixels = pixels if size is None else reduce_image(pixels, size)
+def from_pixels(name: str, pixels: Float[Tensor, "H W C"], longer_side: int | None = None, bits: int = 8) -> Signal:
+    """A picture as a signal, its longer side reduced to ``longer_side`` pixels where that is given."""
+    pixels = pixels if longer_side is None else reduce_image(pixels, longer_side)
     return Signal(name, rearrange(pixels, "h w c -> (h w) c").contiguous(), tuple(pixels.shape[:2]), bits)
 
 
@@ -65,11 +65,11 @@ def from_sound(name: str, sound: Sound) -> Signal:
     return Signal(name, (sound.samples / peak + 1) / 2, (len(sound.samples),), sound=form)
 
 
-def astronaut(size: int | None = None) -> Signal:
+def astronaut(longer_side: int | None = None) -> Signal:
     """The photo that ships with scikit-image (NASA, public domain)."""
     from skimage.data import astronaut as photo  # a heavy import that only the default input needs
 
-    return from_pixels("astronaut", torch.from_numpy(photo()).float() / 255, size)
+    return from_pixels("astronaut", torch.from_numpy(photo()).float() / 255, longer_side)
 
 
 def subsample(values: Float[Tensor, "P V"], shape: tuple[int, ...], factor: int) -> Float[Tensor, "p V"]:
@@ -129,21 +129,22 @@ def folder_name(path: Path) -> str:
     return f"{path.stem}_{path.suffix[1:]}"
 
 
-def load(path: Path | None, size: int | None, factor: int = 1) -> Signal:
+def load(path: Path | None, longer_side: int | None, factor: int = 1) -> Signal:
     """The signal in a file, cropped to a multiple of ``factor``; None: the embedded photo.
 
-    Raises InputError for what can't be read, a sound of one sample or of a ``size``, or a factor beyond its sides.
+    Raises InputError for what can't be read, a sound of one sample or with a ``longer_side``, or a factor beyond the
+    signal's sides.
     """
     if path is None:
-        signal = astronaut(size)
+        signal = astronaut(longer_side)
     elif is_sound(path):
-        if size is not None:
-            raise InputError("--size", size, f"pictures only, and {path} is a sound")
+        if longer_side is not None:
+            raise InputError("--longer_side", longer_side, f"pictures only, and {path} is a sound")
         sound = read_sound(path)
         if len(sound.samples) < 2:
             raise InputError(str(path), "a sound of 1 sample", "at least 2 samples")
         signal = from_sound(path.stem, sound)
     else:
         image = read_image(path)
-        signal = from_pixels(path.stem, image.pixels, size, image.bits)
+        signal = from_pixels(path.stem, image.pixels, longer_side, image.bits)
     return cropped(signal, factor)

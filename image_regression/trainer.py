@@ -89,7 +89,6 @@ class Fit:
         self.cache = self.selector.cache or ResidualCache(self.pool, device)
         self.work = Work()
         self.visits = torch.zeros(self.pool.cells, dtype=torch.int32, device=device)
-        self.first_non_finite = torch.zeros((), dtype=torch.int64, device=device)
         if run.precision == "tf32":
             torch.set_float32_matmul_precision("high")
 
@@ -129,9 +128,6 @@ class Fit:
             self.cache.write(selection, residual)
         if self.average is not None:
             update_average(self.average, self.field.parameters(), self.options.run.ema, step)
-        self.first_non_finite = torch.where(
-            (self.first_non_finite == 0) & ~loss.isfinite(), step, self.first_non_finite
-        )
         return loss
 
     def polish(self, step: int) -> Tensor:
@@ -151,9 +147,6 @@ class Fit:
 
         optimizer: Any = self.optimizer  # torch declares losses as floats
         loss: Tensor = optimizer.step(closure)
-        self.first_non_finite = torch.where(
-            (self.first_non_finite == 0) & ~loss.isfinite(), step, self.first_non_finite
-        )
         return loss
 
     def begin_polish(self) -> None:
@@ -297,15 +290,6 @@ class Fit:
     def psnr(self) -> float:
         """PSNR of the whole signal in dB."""
         return psnr(self.predict()[None], self.values[None])
-
-    def non_finite_step(self, step: int) -> int:
-        """The first step up to ``step`` whose loss was not finite, or ``step`` if the weights are not; 0 if all are.
-
-        Waits for the device. Weights are checked too because a step's loss is computed before its update, and a
-        checkpoint holds the weights after it.
-        """
-        finite = all(bool(parameter.isfinite().all()) for parameter in self.field.parameters())
-        return int(self.first_non_finite) or (0 if finite else step)
 
     # ---- state -----------------------------------------------------------------------------------------------
 

@@ -71,15 +71,15 @@ MUTATIONS = [
     Mutation(
         "weighted draws by odds times exponential numbers",
         "evos/selection/draws.py",
-        "(odds / torch.empty_like(odds)",
-        "(odds * torch.empty_like(odds)",
+        "(odds / log_uniform)",
+        "(odds * log_uniform)",
         DRAWS,
     ),
     Mutation(
         "weighted draws from the global generator",
         "evos/selection/draws.py",
-        "exponential_(generator=generator)",
-        "exponential_()",
+        "torch.rand(odds.shape, generator=generator, device",
+        "torch.rand(odds.shape, device",
         CONTRACT,
     ),
     Mutation(
@@ -92,15 +92,15 @@ MUTATIONS = [
     Mutation(
         "draws in float32, which cannot address every cell of a large pool",
         "evos/selection/draws.py",
-        'kind = torch.float32 if order.device.type == "mps" else torch.float64',
-        "kind = torch.float32",
+        "dtype = widest_float(order.device)",
+        "dtype = torch.float32",
         DRAWS,
     ),
     Mutation(
         "strata in float32",
         "evos/selection/draws.py",
-        'kind = torch.float32 if selected.device.type == "mps" else torch.float64',
-        "kind = torch.float32",
+        "dtype = widest_float(selected.device)",
+        "dtype = torch.float32",
         DRAWS,
     ),
     Mutation(
@@ -113,7 +113,7 @@ MUTATIONS = [
     Mutation(
         "stratified draws take the first of each stretch",
         "evos/selection/draws.py",
-        "(torch.arange(count, device=selected.device) + chance)",
+        "torch.arange(count, device=selected.device) + uniform",
         "torch.arange(count, device=selected.device)",
         DRAWS,
     ),
@@ -121,8 +121,8 @@ MUTATIONS = [
     Mutation(
         "one parent too many",
         "evos/selection/crossover.py",
-        "low_rank < n, high_rank < n",
-        "low_rank <= n, high_rank < n",
+        "device=low.device) < n, high_rank < n",
+        "device=low.device) <= n, high_rank < n",
         CROSSOVER,
     ),
     Mutation(
@@ -150,15 +150,15 @@ MUTATIONS = [
     Mutation(
         "NaN written into the cache",
         "evos/selection/cache.py",
-        "taken = residual.isfinite().all(-1)",
+        "taken = residual.abs().amax(-1) < torch.inf",
         "taken = torch.ones_like(residual[..., 0], dtype=torch.bool)",
         CACHE,
     ),
     Mutation(
         "one finite channel is enough to be written",
         "evos/selection/cache.py",
-        "residual.isfinite().all(-1)",
-        "residual.isfinite().any(-1)",
+        "residual.abs().amax(-1)",
+        "residual.abs().amin(-1)",
         CACHE,
     ),
     Mutation(
@@ -192,8 +192,8 @@ MUTATIONS = [
     Mutation(
         "forgotten cells still count as seen",
         "evos/selection/cache.py",
-        'for name in (*self.maps, "seen"):',
-        "for name in self.maps:",
+        'for name in (*self.maps, "seen"):\n            if (values',
+        "for name in self.maps:\n            if (values",
         CACHE,
     ),
     Mutation(
@@ -264,14 +264,14 @@ MUTATIONS = [
     Mutation(
         "mean error over unseen cells too",
         "evos/selection/error_sampling.py",
-        "masked_mean(error, seen)",
-        "masked_mean(error, None)",
+        "error.sum(1, keepdim=True) / seen.sum(1, keepdim=True)",
+        "error.mean(1, keepdim=True)",
         ERROR,
     ),
     Mutation(
         "masked cells keep their odds",
         "evos/selection/error_sampling.py",
-        "odds = odds * self.valid[rows]",
+        "odds = odds.masked_fill(~self.valid[rows], -1.0)",
         "pass",
         CONTRACT,
     ),
@@ -286,15 +286,15 @@ MUTATIONS = [
     Mutation(
         "concentration over masked tiles",
         "evos/selection/tiles.py",
-        "effective_sample_fraction(square, valid)",
+        "effective_sample_fraction(square, counted)",
         "effective_sample_fraction(square)",
         TILES,
     ),
     Mutation(
         "concentration of absolute errors",
         "evos/selection/tiles.py",
-        "effective_sample_fraction(square, valid)",
-        "effective_sample_fraction(square.sqrt(), valid)",
+        "effective_sample_fraction(square, counted)",
+        "effective_sample_fraction(square.sqrt(), counted)",
         TILES,
     ),
     Mutation(
@@ -331,8 +331,8 @@ MUTATIONS = [
     Mutation(
         "tiles: crossover counts masked tiles in its means",
         "evos/selection/tiles.py",
-        "(low, high, fit, valid)",
-        "(low, high, fit, None)",
+        "(low, high, fittest, counted)",
+        "(low, high, fittest, None)",
         TILES,
     ),
     Mutation(
@@ -377,7 +377,7 @@ MUTATIONS = [
     Mutation(
         "expansive: anchors drawn again among the others",
         "evos/selection/edge_priors.py",
-        "weighted_draw(odds.scatter(1, anchors, -1.0),",
+        "weighted_draw(odds.scatter(1, anchors, -1e30),",
         "weighted_draw(odds,",
         CONTRACT,
     ),

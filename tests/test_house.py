@@ -1,6 +1,7 @@
 """The house keeps its own rules: one version, no hosts, links and configs that exist, an environment made once."""
 
 import ast
+import importlib.util
 import os
 import re
 import shutil
@@ -83,6 +84,15 @@ def test_the_readme_and_ci_run_the_same_tests():
     assert "make test" in document(".ci/run")
     assert "make test" in document("README.md")
     assert re.search(r"^test: .*\bdocs\b", document("Makefile"), re.MULTILINE)
+
+
+def test_every_mutation_finds_its_line():
+    specification = importlib.util.spec_from_file_location("mutations", ROOT / "tests" / "mutations.py")
+    assert specification and specification.loader
+    mutations = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(mutations)
+    counts = {one.what: (ROOT / one.file).read_text().count(one.old) for one in mutations.MUTATIONS}
+    assert len(counts) >= 90 and {what: count for what, count in counts.items() if count != 1} == {}
 
 
 # ---- documents
@@ -256,7 +266,11 @@ def test_a_new_package_installs_again(clone):
     assert clone.install("EXTRAS=regress") == ["[regress]"]
 
 
-def test_a_shared_environment_follows_the_clone_that_uses_it(clone, tmp_path):
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_shared_environment_follows_the_clone_that_uses_it(clone, tmp_path, linked):
+    if linked:
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "venv").symlink_to(tmp_path / "elsewhere")
     other, venv = Clone(tmp_path / "b", tmp_path / "bin"), f"VENV={tmp_path}/venv"
     assert clone.install(venv) == ["[regress]"]
     assert other.install(venv) == ["[regress]"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evos.errors import InputError
+from evos.renamed_options import RENAMED, unknown_option
 from evos.runs.files import HEADER, jsonable, read_json, restored, temporary_path, write_json
 
 FREE_OPTIONS = frozenset({"config", "out", "resume", "overwrite", "quiet", "device", "save_every", "eval_every"})
@@ -71,18 +72,13 @@ def open_run(
             option differs from the recorded one on resume; the folder can't be written.
     """
     path = Path(path)
-    if resume and overwrite:
-        raise InputError("--overwrite", "both --resume and --overwrite", "one of the two")
     try:
-        if _holds_something(path):
-            if not (resume or overwrite):
-                raise InputError("--out", str(path), "a new folder, or --resume, or --overwrite")
-            recorded = _recorded_options(path, "--resume" if resume else "--overwrite")
-            if resume:
-                _check_same(recorded, options, free, path)
-            else:
-                for file in list(_owned_files(path)):
-                    file.unlink()
+        recorded = check_run_folder(path, resume=resume, overwrite=overwrite)
+        if recorded is not None and resume:
+            _check_same(recorded, options, free, path)
+        elif recorded is not None:
+            for file in list(_owned_files(path)):
+                file.unlink()
         path.mkdir(parents=True, exist_ok=True)
         # Before the images folder: a kill in between must not leave a folder that looks foreign.
         write_json(path / "config.json", {**HEADER, "options": options})
@@ -91,6 +87,24 @@ def open_run(
     except OSError as error:
         raise InputError("--out", f"{path} ({error.strerror})", "a folder that can be written") from error
     return run
+
+
+def check_run_folder(path: Path, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """The options of the run in a folder, None where it is new or empty; writes nothing.
+
+    Raises:
+        InputError: as `open_run`, but for options that differ.
+    """
+    if resume and overwrite:
+        raise InputError("--overwrite", "both --resume and --overwrite", "one of the two")
+    try:
+        if not _holds_something(path):
+            return None
+    except OSError as error:
+        raise InputError("--out", f"{path} ({error.strerror})", "a folder that can be written") from error
+    if not (resume or overwrite):
+        raise InputError("--out", str(path), "a new folder, or --resume, or --overwrite")
+    return _recorded_options(path, "--resume" if resume else "--overwrite")
 
 
 def _holds_something(path: Path) -> bool:
@@ -115,6 +129,9 @@ def _recorded_options(path: Path, flag: str) -> dict[str, Any]:
 
 def _check_same(recorded: dict[str, Any], options: dict[str, Any], free: Collection[str], path: Path) -> None:
     before, now = dict(_flatten(recorded)), dict(_flatten(restored(jsonable(options))))
+    for name in before:
+        if RENAMED.get(name) in now:
+            raise unknown_option(name, now, f"{path}/config.json", "--")
     for name in (*now, *(name for name in before if name not in now)):
         if name in free or name.rpartition(".")[2] in free:
             continue

@@ -53,6 +53,20 @@ def check_absent(paths: Iterable[Path], overwrite: bool, argument: str = "out") 
             raise InputError(argument, f"{path}, which exists", "a new path, or overwrite=true")
 
 
+def check_folder(folder: Path, written: Iterable[str], overwrite: bool, argument: str = "out") -> None:
+    """Raise InputError unless a folder is new or empty, or ``overwrite`` is true and nothing of others is in it.
+
+    ``written``: patterns of the files that a program writes there.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise InputError(argument, str(folder), "a new folder, or --overwrite")
+    ours = {file for pattern in written for file in folder.glob(pattern)}
+    if folder.is_symlink() or not folder.is_dir() or any(not f.is_dir() and f not in ours for f in folder.rglob("*")):
+        raise InputError(argument, str(folder), "a folder with nothing in it but what this program wrote")
+
+
 def make_folder(folder: Path, argument: str = "out") -> None:
     """Make a folder and its parents where they are missing.
 

@@ -50,7 +50,7 @@ class ResidualCache:
     ) -> tuple[Float[Tensor, "B K C"], Bool[Tensor, "B K"]]:
         """Clamped residuals in single precision, and which of them may be written."""
         residual = residual.detach().float()
-        taken = residual.isfinite().all(-1)
+        taken = residual.abs().amax(-1) < torch.inf  # false for nan, too
         if self.valid is not None:
             valid = self.valid[selection.rows]
             taken = taken & (valid if selection.index is None else valid.gather(1, selection.index))

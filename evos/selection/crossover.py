@@ -56,36 +56,31 @@ def cross_select(
     found by ``high`` alone. All other cells follow by descending ``low``. The means run over the ``counted`` cells.
     """
     low_order, high_order = fittest_first(low), fittest_first(high)
-    low_rank, high_rank = ranks(low_order), ranks(high_order)
-    low_parent, high_parent = low_rank < n, high_rank < n
+    # From here on, cells are numbered by their rank by ``low``: sums along a row count in that order.
+    high_order = ranks(low_order).gather(1, high_order)
+    high_rank = ranks(high_order)
+    low_parent, high_parent = torch.arange(low.shape[1], device=low.device) < n, high_rank < n
     common = low_parent & high_parent
+    only_low, only_high = low_parent ^ common, high_parent ^ common
 
-    open_places = n - common.sum(1, keepdim=True)
+    shared = common.sum(1, keepdim=True)
+    open_places = n - shared
     mean_low, mean_high = masked_mean(low, counted), masked_mean(high, counted)
     p = mean_low / (mean_low + mean_high).clamp(min=torch.finfo(low.dtype).tiny)
     from_low = (open_places * p).long()
 
-    only_low = low_parent & ~high_parent
-    only_high = high_parent & ~low_parent
-    place_low = place_among(only_low, low_order, low_rank)
-    place_high = place_among(only_high, high_order, high_rank)
-    taken_low, taken_high = only_low & (place_low < from_low), only_high & (place_high < open_places - from_low)
+    # Places among the members of a group, and positions in the result, both from 1.
+    place_low = only_low.cumsum(1)
+    place_high = only_high.gather(1, high_order).cumsum(1).gather(1, high_rank)
+    taken_low, taken_high = only_low & (place_low <= from_low), only_high & (place_high <= open_places - from_low)
 
-    # Positions, without a third sort: the intersection, those taken from low, those from high, all others.
+    # Without a third sort: the intersection, those taken from low, those from high, all others.
     rest = ~(common | taken_low | taken_high)
-    after_common = n - open_places
-    position = n + place_among(rest, low_order, low_rank)
-    position = torch.where(taken_high, after_common + from_low + place_high, position)
-    position = torch.where(taken_low, after_common + place_low, position)
-    position = torch.where(common, place_among(common, low_order, low_rank), position)
-    return ranks(position)
-
-
-def place_among(
-    members: Bool[Tensor, "B P"], order: Int[Tensor, "B P"], rank: Int[Tensor, "B P"]
-) -> Int[Tensor, "B P"]:
-    """For each member, the number of members before it in ``order`` (whose inverse is ``rank``)."""
-    return (members.gather(1, order).cumsum(1) - 1).gather(1, rank)
+    position = n + rest.cumsum(1)
+    position = torch.where(taken_high, shared + from_low + place_high, position)
+    position = torch.where(taken_low, shared + place_low, position)
+    position = torch.where(common, common.cumsum(1), position)
+    return torch.empty_like(low_order).scatter_(1, position - 1, low_order)
 
 
 CROSSOVERS = {"none": cross_none, "add": cross_add, "select": cross_select}

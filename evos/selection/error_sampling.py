@@ -17,7 +17,6 @@ from evos.config import check_range
 from evos.fitness import mean_square
 from evos.selection.base import Evaluate, Feedback, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector
-from evos.selection.crossover import masked_mean
 from evos.selection.draws import weighted_draw
 
 TINY = torch.finfo(torch.float32).tiny
@@ -55,7 +54,8 @@ class ErrorSelector(CachingSelector[ErrorConfig]):
         """Odds of each cell, 1 at the mean error, which unseen cells are assumed to have."""
         error, seen = mean_square(self.cache.read(rows)).sqrt(), self.cache.seen[rows]
         uniform = self.config.uniform_ratio
-        relative = error / masked_mean(error, seen).clamp(min=TINY)
+        # Unseen cells have error 0. The mean over no cells is nan, but then nothing uses it.
+        relative = error / (error.sum(1, keepdim=True) / seen.sum(1, keepdim=True)).clamp(min=TINY)
         return torch.where(seen, uniform + (1 - uniform) * relative, 1.0)
 
     def observe(self, selection: Selection, feedback: Feedback) -> None:

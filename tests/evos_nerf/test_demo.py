@@ -9,6 +9,8 @@ import PIL.Image
 import pytest
 
 from evos.errors import InputError
+from evos.runs.folder import open_run
+from evos.runs.outputs import check_folder
 from evos.runs.progress import Progress
 from evos_nerf import demo
 from evos_nerf.demo import DemoConfig, call, main, markdown_table, read_picture, training_options, write_report
@@ -107,7 +109,7 @@ def test_the_report_is_drawn_with_and_without_maps(tmp_path, with_maps):
     ("words", "line"),
     [
         (["--steps", "2"], "error: --steps: got 2; allowed: at least 4"),
-        (["--size", "4"], "error: --size: got 4; allowed: at least 8"),
+        (["size=4"], "error: --size: got 4; allowed: at least 8"),
         (["--ray", "4"], "error: option: got --ray; allowed: did you mean --rays?"),
     ],
 )
@@ -129,6 +131,18 @@ def test_a_folder_that_is_no_demo_is_left_alone(tmp_path, capsys):
     assert [p.name for p in tmp_path.rglob("*")] == ["scene", "mine.txt"]
 
 
+@pytest.mark.parametrize("name", ["scene/train/r_0.png", "scene/notes.txt", "nerfacto/notes.txt"])
+def test_files_of_others_within_a_run_stay(tmp_path, capsys, name):
+    open_run(tmp_path, {}, resume=False, overwrite=False)
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as caught:
+        main(["--quick", "--out", str(tmp_path), "--overwrite"])
+    assert caught.value.code == 2 and str(tmp_path / name.split("/")[0]) in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before and (tmp_path / name).read_text() == "mine"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_quick_demo_ends_with_a_table_and_a_picture(tmp_path, capsys):
@@ -144,5 +158,6 @@ def test_the_quick_demo_ends_with_a_table_and_a_picture(tmp_path, capsys):
         assert 5 < row["psnr"] < 40
         assert row["seconds"] > 0
     assert (out / "table.md").read_text() in capsys.readouterr().out
+    check_folder(out / "nerfacto", demo.FILES, overwrite=True)  # a second demo may replace it
     with PIL.Image.open(out / "report.png") as picture:
         assert picture.width == pytest.approx(4 * 3.6 * 110, abs=1)  # with the selector's maps

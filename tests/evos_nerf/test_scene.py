@@ -27,7 +27,6 @@ from evos_nerf.scene import (
     look_at_centre,
     main,
     plain,
-    read_options,
     render,
     trace,
     write_scene,
@@ -200,14 +199,14 @@ def test_an_existing_folder_is_refused_and_only_a_scene_of_ours_replaced(tmp_pat
     assert len(list((tmp_path / "s" / "train").iterdir())) == 2
     (tmp_path / "s" / "notes.txt").write_text("mine")
     before = scene_files(tmp_path / "s")
-    with pytest.raises(InputError, match=r"--overwrite: .*nothing in it but a scene"):
+    with pytest.raises(InputError, match=r"--out: .*nothing in it but what this program wrote"):
         write_scene(again, quiet=True)
     assert scene_files(tmp_path / "s") == before
 
 
 def test_a_folder_of_somebody_else_is_never_replaced(tmp_path):
     (tmp_path / "transforms_train.json").write_text('{"camera_angle_x": 0.7, "frames": []}')
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="a scene that this program wrote"):
         write_scene(SceneConfig(str(tmp_path), views=1, size=8, overwrite=True), quiet=True)
     assert [p.name for p in tmp_path.iterdir()] == ["transforms_train.json"]
 
@@ -216,10 +215,10 @@ def test_a_folder_of_somebody_else_is_never_replaced(tmp_path):
     ("words", "line"),
     [
         (["--views", "0"], "error: --views: got 0; allowed: at least 1"),
-        (["--size", "4"], "error: --size: got 4; allowed: at least 8 and at most 2048"),
+        (["size=4"], "error: --size: got 4; allowed: at least 8 and at most 2048"),
         (["--size", "big"], "error: --size: got big; allowed: a whole number"),
         (["--sise", "9"], "error: option: got --sise; allowed: did you mean --size?"),
-        (["--size"], "error: command line: got argument --size: expected one argument"),
+        (["--size"], "error: --size: got no value; allowed: a value"),
         (["--out", "/dev/null/x"], "error: --out: got /dev/null/x (Not a directory)"),
     ],
 )
@@ -234,5 +233,9 @@ def test_bad_input_is_one_line_and_status_2(words, line, capsys, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_come_from_the_command_line():
-    assert read_options(SceneConfig, ["--views", "3", "--overwrite"], "") == SceneConfig(views=3, overwrite=True)
+def test_options_come_from_the_command_line_and_from_files(tmp_path, monkeypatch, capsys):
+    written = []
+    monkeypatch.setattr("evos_nerf.scene.write_scene", lambda config: written.append(config))
+    (tmp_path / "a.txt").write_text("views = 3\nsize = 9\n")
+    main(["--config", str(tmp_path / "a.txt"), "size=10", "--overwrite"])
+    assert written == [SceneConfig(views=3, size=10, overwrite=True)]

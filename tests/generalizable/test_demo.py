@@ -17,9 +17,35 @@ def test_photos_are_square_pieces_of_a_picture():
     assert torch.equal(picture[y : y + side, x : x + side], first)
 
 
+@pytest.mark.parametrize("name", ["run/report.png", "photos/train/0000.png", "photos/notes.txt", "report.png"])
+def test_files_of_others_stay(tmp_path, refused, name, monkeypatch):
+    monkeypatch.setattr("generalizable.demo.train", lambda *args: pytest.fail("trained"))
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    for words in ([], ["--overwrite"]):
+        assert str(tmp_path) in refused(f"out={tmp_path}", *words, program=main)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_demonstration_is_replaced_but_for_notes_among_its_photos(tmp_path, refused, monkeypatch):
+    class Trained(Exception):
+        pass
+
+    def train(*args: object) -> None:
+        raise Trained
+
+    monkeypatch.setattr("generalizable.demo.train", train)
+    for photos, words in ((20, []), (16, ["--overwrite"])):
+        with pytest.raises(Trained):
+            main([f"out={tmp_path}", f"photos={photos}", *words])
+        assert len(list_images(tmp_path / "photos" / "train")) == photos
+    (tmp_path / "photos" / "notes.txt").write_text("mine")
+    assert "nothing in it but what" in refused(f"out={tmp_path}", "photos=17", "--overwrite", program=main)
+    assert len(list_images(tmp_path / "photos" / "train")) == 16
+
+
 def test_mistakes_end_in_one_line(tmp_path, refused):
-    (tmp_path / "run").mkdir()
-    assert "--overwrite" in refused(f"out={tmp_path}", program=main)
     assert "a divisor of 16" in refused(f"out={tmp_path}", "processes=3", program=main)
     assert "at least 16" in refused(f"out={tmp_path}", "photos=3", program=main)
 

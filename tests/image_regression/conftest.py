@@ -21,7 +21,7 @@ from image_regression.signals import Signal, astronaut
 from image_regression.trainer import Fit
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["--quiet", "--size", "16", "--field.hidden_features", "16", "--device", "cpu", "--lpips", "false"]
+TINY = ["--quiet", "--longer_side", "16", "--field.hidden_features", "16", "--device", "cpu", "--lpips", "false"]
 
 
 @dataclass

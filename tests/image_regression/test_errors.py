@@ -10,8 +10,11 @@ import pytest
 import torch
 
 from evos.images import read_image
+from evos.metrics import lpips_network
 from evos.runs import Stopper, TrainingDiverged, load_checkpoint
+from evos.sounds import write_sound
 from image_regression.compare import main as compare
+from image_regression.demo import main as demo
 from image_regression.main import main
 from image_regression.options import parse
 from image_regression.run import fit_signal
@@ -277,9 +280,48 @@ def test_a_fit_that_diverges_does_not_lose_the_other_pictures(tmp_path, tiny, pi
     monkeypatch.setattr(
         Fit, "step", lambda fit, step: original(fit, step) * (1 if fit.signal.name == "b" else torch.nan)
     )
-    monkeypatch.setattr(Fit, "non_finite_step", lambda fit, step: step if fit.signal.name == "a" else 0)
     with pytest.raises(SystemExit) as stop:
         main([*tiny, "--steps", "3", "--input", str(tmp_path / "in"), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2 and "loss" in capsys.readouterr().err
     assert read_image(tmp_path / "out" / "b_png" / "images" / "reconstruction.png").pixels.shape == (12, 10, 3)
     assert (tmp_path / "out" / "summary.csv").read_text().splitlines()[1].startswith("b,")
+
+
+# ---- LPIPS
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """LPIPS' network can't be loaded."""
+
+    def fail(**options: object):
+        raise OSError("no weights in this test")
+
+    monkeypatch.setattr("evos.metrics.LearnedPerceptualImagePatchSimilarity", fail)
+    lpips_network.cache_clear()
+    yield
+    lpips_network.cache_clear()
+
+
+@pytest.mark.parametrize("program", [main, compare, demo])
+def test_missing_weights_of_lpips_are_warned_of_once_and_before_training(
+    program, no_weights, tmp_path, tiny, monkeypatch
+):
+    argv = [*tiny, "--longer_side", "32", "--lpips", "true", "--steps", "2", "--out", str(tmp_path / "out")]
+    argv += ["--strategies", "full,uniform"] if program is compare else []
+    steps, step = [], Fit.step
+    with pytest.warns(UserWarning, match="LPIPS is left out") as warned:
+        monkeypatch.setattr(Fit, "step", lambda fit, n: steps.append(len(warned)) or step(fit, n))
+        program(argv)
+    assert len(warned) == 1 and set(steps) == {1}
+    metrics = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("metrics.json")]
+    assert metrics and all(entry["lpips"] is None for entry in metrics)
+
+
+def test_weights_of_lpips_are_not_asked_for_where_they_are_not_needed(no_weights, tmp_path, tiny):
+    wave = torch.sin(torch.linspace(0, 20, 64))[:, None]
+    write_sound(tmp_path / "a.wav", wave, 8000, "PCM_16")
+    small = ["--quiet", "--field.hidden_features", "16", "--device", "cpu", "--steps", "2"]
+    main([*small, "--lpips", "true", "--input", str(tmp_path / "a.wav"), "--out", str(tmp_path / "sound")])
+    main([*tiny, "--lpips", "false", "--steps", "2", "--out", str(tmp_path / "picture")])
+    assert lpips_network.cache_info().misses == 0

@@ -85,7 +85,7 @@ def test_the_selection_map_counts_visits(tmp_path, tiny):
 
 def test_a_size_reduces_the_longer_side(tmp_path, tiny, picture):
     path = picture("a.png", size=(64, 32))
-    main([*tiny, "--size", "16", "--steps", "2", "--input", str(path), "--out", str(tmp_path / "run")])
+    main([*tiny, "--longer_side", "16", "--steps", "2", "--input", str(path), "--out", str(tmp_path / "run")])
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["shape"] == [16, 8, 3]
 
 

@@ -55,6 +55,14 @@ def test_the_config_of_the_method_holds_the_numbers_of_the_paper():
     assert selector.key_interval is None and default_key_intervals(run.steps) == (100, 50)
 
 
+def test_size_is_refused_with_its_name_of_today(tmp_path, refused):
+    (tmp_path / "old.txt").write_text("size = 16\n")
+    assert refused("--size", "16") == "option: got --size; allowed: --longer_side, its name now"
+    assert refused("-c", str(tmp_path / "old.txt")).endswith(
+        "line 1): got --size; allowed: --longer_side, its name now"
+    )
+
+
 def test_the_command_line_beats_the_config_file(tmp_path):
     (tmp_path / "a.txt").write_text("# why\nsteps = 7\nselector = uniform\nselector.keep_ratio = 0.2\nlpips = false\n")
     options = parse(["--config", str(tmp_path / "a.txt"), "--steps", "8"])

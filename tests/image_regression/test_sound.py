@@ -15,6 +15,7 @@ from torch import Tensor
 from evos.coords import spacing
 from evos.images import read_image
 from evos.runs import load_checkpoint, save_checkpoint
+from evos.runs.loop import all_finite
 from evos.sounds import Sound, read_sound, write_sound
 from image_regression.compare import main as compare
 from image_regression.main import main
@@ -115,6 +116,12 @@ def test_the_reconstruction_is_what_the_metrics_measure(tmp_path, sound, capsys)
     assert {"spectrogram", "selection"} <= set(events.Tags()["images"])
 
 
+@pytest.mark.parametrize("seconds", [0.5, 1, 4, 60])
+def test_a_spectrogram_has_a_shape_to_look_at(seconds):
+    frequencies, spectra = decibels(torch.zeros(int(8000 * seconds), 1)).shape
+    assert 0.9 < spectra / frequencies < 2.5
+
+
 def test_a_spectrogram_shows_a_tone_where_it_is():
     rate, pitch = 8000, 1000
     samples = torch.sin(2 * torch.pi * pitch * torch.arange(rate) / rate)[:, None]
@@ -165,7 +172,7 @@ def test_every_strategy_works_on_sound(selector, supervision, sound_fit):
     for step in range(1, 41):
         run.step(step)
     gain = 1 if selector == "soft" else 3  # soft's points begin anywhere, and walk towards what is hardest
-    assert run.non_finite_step(40) == 0 and run.psnr() > before + gain and len(run.visits) == 200
+    assert all_finite(run.field.parameters()) and run.psnr() > before + gain and len(run.visits) == 200
 
 
 def test_half_a_fit_and_the_other_half_are_a_whole_fit(sound_fit, tmp_path):
@@ -277,7 +284,7 @@ def test_what_is_no_sound_to_fit_is_refused(tmp_path, refused, sound, picture):
     path = sound("one.wav", tones(1) + 0.5)
     assert "a sound of 1 sample; allowed: at least 2" in refused(*TINY, "--input", str(path))
     path = str(sound("b.wav"))
-    assert "--size: got 16; allowed: pictures only" in refused(*TINY, "--size", "16", "--input", path)
+    assert "--longer_side: got 16; allowed: pictures only" in refused(*TINY, "--longer_side", "16", "--input", path)
     assert "--factor: got 401; allowed: at most 400" in refused(*TINY, "--factor", "401", "--input", path)
     assert "--factor: got 0; allowed: at least 1" in refused(*TINY, "--factor", "0", "--input", path)
     assert not (tmp_path / "out").exists()

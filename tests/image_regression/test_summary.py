@@ -2,10 +2,12 @@
 
 import csv
 import math
+from pathlib import Path
 
 import pytest
 
 from evos.errors import InputError
+from evos.runs import open_run
 from image_regression.compare import main as compare
 from image_regression.demo import main as demo
 from image_regression.main import main
@@ -59,3 +61,38 @@ def test_no_program_takes_a_text_file_or_a_foreign_folder_for_its_output(tmp_pat
         refused(*tiny, "--steps", "2", *flag, "--out", str(out), program=program)
     assert notes.read_text() == "mine" and [file.name for file in folder.iterdir()] == ["table.md"]
     assert (folder / "table.md").read_text() == "mine"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("program", "pictures"),
+    [
+        (main, ["report.png", "images/reconstruction.png"]),
+        (compare, ["psnr_over_time.png", "astronaut/full-constant-0/images/reconstruction.png"]),
+        (demo, ["report.png", "fast/images/reconstruction.png"]),
+    ],
+    ids=["main", "compare", "demo"],
+)
+def test_pictures_of_the_names_that_a_program_writes_stay_in_a_foreign_folder(
+    tmp_path, refused, tiny, program, pictures
+):
+    for name in ("notes.txt", *pictures):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    before = files(tmp_path)
+    for flag in ([], ["--overwrite"], ["--resume"]):
+        refused(*tiny, "--steps", "2", *flag, "--out", str(tmp_path), program=program)
+        assert files(tmp_path) == before
+
+
+def test_the_demo_trains_nothing_where_one_of_its_folders_is_somebody_else_s(tmp_path, refused, tiny, monkeypatch):
+    open_run(tmp_path, {}, resume=False, overwrite=False)
+    (tmp_path / "fast").mkdir()
+    (tmp_path / "fast" / "notes.txt").write_text("mine")
+    before = files(tmp_path)
+    monkeypatch.setattr("image_regression.demo.fit_signal", lambda *args: pytest.fail("trained"))
+    assert str(tmp_path / "fast") in refused(*tiny, "--steps", "2", "--overwrite", "--out", str(tmp_path), program=demo)
+    assert files(tmp_path) == before

@@ -116,6 +116,14 @@ def test_resume_names_the_first_option_that_differs_and_both_values(tmp_path, ch
     assert snapshot(tmp_path) == before
 
 
+def test_a_run_with_an_option_of_an_old_name_is_refused_with_the_new_one(tmp_path):
+    runs.open_run(tmp_path / "cat", {"size": 64, "steps": 3}, resume=False, overwrite=False)
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match=r"config\.json: got --size; allowed: --longer_side, its name now"):
+        runs.open_run(tmp_path / "cat", {"longer_side": 64, "steps": 4}, resume=True, overwrite=False)
+    assert snapshot(tmp_path) == before
+
+
 def test_free_options_may_change_on_resume_and_are_recorded(tmp_path):
     open_new(tmp_path)
     runs.open_run(tmp_path, {**OPTIONS, "device": "cuda", "quiet": True}, resume=True, overwrite=False)

@@ -3,7 +3,7 @@
 import pytest
 
 from evos.errors import InputError
-from evos.runs.outputs import check_absent, check_name, make_folder, path_in
+from evos.runs.outputs import check_absent, check_folder, check_name, make_folder, path_in
 
 OUTWARD = ["../x", "a/../../x", "/etc/x", "", ".", "..", "a//b", "a/./b", "a/", "..\\x", "a\\b", "C:x", "c:/x", "a\0b"]
 
@@ -62,3 +62,25 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
         make_folder(tmp_path / "file" / "sub")
     make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_folder_is_replaced_only_when_told_and_only_if_all_in_it_is_the_program_s(tmp_path):
+    folder, patterns = tmp_path / "out", ("train/*.png", "log.txt")
+    check_folder(folder, patterns, overwrite=False)
+    (folder / "train").mkdir(parents=True)
+    (folder / "train" / "0.png").touch()
+    (folder / "log.txt").touch()
+    with pytest.raises(InputError, match="a new folder, or --overwrite"):
+        check_folder(folder, patterns, overwrite=False)
+    check_folder(folder, patterns, overwrite=True)
+    (tmp_path / "link").symlink_to(folder)
+    for path in (tmp_path / "link", folder / "log.txt"):
+        with pytest.raises(InputError, match="nothing in it but what"):
+            check_folder(path, patterns, overwrite=True)
+    (folder / "train" / "notes.txt").touch()
+    with pytest.raises(InputError, match="nothing in it but what"):
+        check_folder(folder, patterns, overwrite=True)
+
+
+def test_an_empty_folder_counts_as_new(tmp_path):
+    check_folder(tmp_path, (), overwrite=False)
