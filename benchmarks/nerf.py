@@ -41,7 +41,7 @@ from two_trees import summary as summary_of_two
 
 from evos.config import build_config
 from evos.runs import seed_everything
-from evos_nerf.compat import install
+from evos_nerf.compat import optional_lpips
 
 BASELINE = "nerfstudio"
 
@@ -180,8 +180,9 @@ class Training:
         from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 
         self.device = args.device
-        self.pipeline = build_pipeline(scene, sampler, args.rays, seed, args.device, args.full, args.disturb)
-        self._same_start(seed)
+        with optional_lpips():
+            self.pipeline = build_pipeline(scene, sampler, args.rays, seed, args.device, args.full, args.disturb)
+            self._same_start(seed)
         attributes = TrainingCallbackAttributes(None, None, self.pipeline, None)  # type: ignore
         self.callbacks = self.pipeline.get_training_callbacks(attributes)
         if sampler not in HOST_SAMPLERS:
@@ -410,7 +411,6 @@ def main() -> None:
     parser.add_argument("--name", help="name of the result; default nerf_NAME")
     parser.add_argument("--one", nargs=2, metavar=("SAMPLER", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    install()
     name, _, folder = args.scene.partition("=")
     settings = {key: getattr(args, key) for key in ("steps", "rays", "tests", "pixels", "full", "device", "disturb")}
     if args.one:

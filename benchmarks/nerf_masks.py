@@ -26,7 +26,6 @@ from common import write_result
 from nerf import BASELINE, Training
 
 from evos.selection import SELECTORS, Feedback, Pool, build_selector
-from evos_nerf.compat import install
 from evos_nerf.tiles import build_grid
 
 STRATEGIES = ("uniform", "tiles", "egra", "expansive", "soft")
@@ -159,10 +158,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500, help="with --scene: training steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="with --scene")
     args = parser.parse_args()
-    install()
     torch.manual_seed(0)
     if args.scene is not None:
-        args.rays, args.device, args.full, args.occlude = 512, "cpu", False, "none"
+        args.rays, args.device, args.full, args.disturb = 512, "cpu", False, "none"
         torch.set_num_threads(1)
         how = {"steps": args.steps, "seeds": args.seeds, "rays": args.rays}
         return write_result("nerf_masks_psnr", {**how, "psnr_inside": psnr_table(args)})

@@ -1,12 +1,14 @@
 """Compatibility fixes for nerfstudio 1.1.5 on torch >= 2.6 and without a network connection.
 
-``install`` is called when the plugin loads. The fixes apply to all methods: plain nerfacto trains, resumes and
-evaluates with them as well.
+``allow_checkpoints`` is called when the plugin loads and counts for every method: it lets loads succeed that would
+fail, and changes nothing else. LPIPS is made optional only while a pipeline of ours builds its model.
 """
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -17,13 +19,17 @@ from torchmetrics import Metric
 from evos.metrics import LPIPS_SMALLEST, lpips_network
 
 
-def install() -> None:
-    """Let torch load nerfstudio's checkpoints with ``weights_only=True``, and make LPIPS optional."""
+def allow_checkpoints() -> None:
+    """Let torch load nerfstudio's checkpoints with ``weights_only=True``."""
     # Schedulers compute learning rates with NumPy, so checkpoints hold NumPy scalars.
     kinds = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)]
     scalar: Any = np.float64(0).__reduce__()[0]  # its module differs between NumPy 1 and 2
     torch.serialization.add_safe_globals([scalar, np.dtype, *kinds])
-    lpip.LearnedPerceptualImagePatchSimilarity = OptionalLpips
+
+
+def optional_lpips() -> AbstractContextManager[Any]:
+    """A context in which the models that are built have an LPIPS that may be missing."""
+    return mock.patch.object(lpip, "LearnedPerceptualImagePatchSimilarity", OptionalLpips)
 
 
 class OptionalLpips(lpip.LearnedPerceptualImagePatchSimilarity):

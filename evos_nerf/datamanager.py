@@ -7,7 +7,7 @@ in random order. This one works for any ray-based method.
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, get_args
+from typing import TYPE_CHECKING, Any, Generic, get_args
 
 from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.datamanagers.base_datamanager import TDataset, VanillaDataManager, VanillaDataManagerConfig
@@ -22,14 +22,15 @@ from evos.errors import InputError
 from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig
 from evos_nerf.rays import RayPool, load_rays
 
+if TYPE_CHECKING:
+    Host, HostConfig = VanillaDataManager[Any], VanillaDataManagerConfig
+else:
+    Host = HostConfig = object
+
 
 @dataclass
-class EvosDataManagerConfig(VanillaDataManagerConfig):
-    """nerfstudio's options, with the EVOS pixel sampler."""
-
-    # Any, not type: EvosDataManager[DepthDataset] is an alias.
-    _target: Any = field(default_factory=lambda: EvosDataManager)
-    """The class to instantiate."""
+class EvosDataOptions(HostConfig):
+    """Mixin for the options of a host's data manager: the EVOS pixel sampler."""
 
     pixel_sampler: EvosPixelSamplerConfig = field(default_factory=EvosPixelSamplerConfig)
     """The sampler of training pixels; evaluation samples uniformly."""
@@ -49,24 +50,25 @@ class EvosDataManagerConfig(VanillaDataManagerConfig):
             raise InputError("factor", self.factor, "1 with a pixel sampler that ignores masks, which this is one of")
 
 
-class EvosDataManager(VanillaDataManager[TDataset], Generic[TDataset]):
-    """Keeps the pixels of all training images, in the host's memory unless the options put them on the GPU.
+@dataclass
+class EvosDataManagerConfig(EvosDataOptions, VanillaDataManagerConfig):
+    """nerfstudio's options, with the EVOS pixel sampler."""
 
-    ``EvosDataManager[DepthDataset]`` uses another dataset class.
-    """
+    # Any, not type: EvosDataManager[DepthDataset] is an alias.
+    _target: Any = field(default_factory=lambda: EvosDataManager)
+    """The class to instantiate."""
 
-    config: EvosDataManagerConfig
+
+class EvosData(Host):
+    """Mixin for a host's data manager: keeps the pixels of all training images, in the host's memory unless the options
+    put them on the GPU, and draws the rays of each step by the EVOS pixel sampler."""
+
+    config: Any
     train_pixel_sampler: EvosPixelSampler
     rays: RayPool
     """All pixels to train on."""
     last_batch: dict[str, Any]
     """That of the last step, with the selection that it was drawn from."""
-
-    @cached_property
-    def dataset_type(self) -> type[TDataset]:
-        """The dataset class given in brackets; by default plain images."""
-        alias = get_orig_class(self)
-        return get_args(alias)[0] if alias is not None else InputDataset  # type: ignore
 
     def setup_train(self) -> None:
         """Load the pixels of all training images."""
@@ -90,3 +92,13 @@ class EvosDataManager(VanillaDataManager[TDataset], Generic[TDataset]):
         if training_callback_attributes.trainer is not None:
             self.train_pixel_sampler.plan(training_callback_attributes.trainer.config.max_num_iterations)
         return []
+
+
+class EvosDataManager(EvosData, VanillaDataManager[TDataset], Generic[TDataset]):
+    """``VanillaDataManager`` with EVOS' rays; ``EvosDataManager[DepthDataset]`` uses another dataset class."""
+
+    @cached_property
+    def dataset_type(self) -> type[TDataset]:
+        """The dataset class given in brackets; by default plain images."""
+        alias = get_orig_class(self)
+        return get_args(alias)[0] if alias is not None else InputDataset  # type: ignore

@@ -30,8 +30,9 @@ from evos.runs.outputs import check_folder
 from evos.runs.progress import Progress
 from evos_nerf.scene import SceneConfig, check_scene_folder, write_scene
 
-METHODS = {"nerfacto": "nerfacto", "EVOS": "evos-nerfacto"}
-"""The method of ns-train by its title in the table. nerfacto comes first: the others are compared with it."""
+METHOD = "evos-nerfacto"
+SELECTORS = {"nerfacto": "host", "EVOS": "tiles"}
+"""What chooses the rays by title in the table. nerfstudio's own sampler comes first: the others are compared with it."""
 
 # nerfacto reduced to what two CPU cores can train. Scene contraction stays on: without it two of seven trial runs, both
 # of plain nerfacto, collapsed to one saturated colour (11 and 13 dB), which would make the comparison meaningless.
@@ -47,10 +48,11 @@ MODEL = {
     "camera-optimizer.mode": "off",
 }
 FILES = (
-    *("train.log", "eval.log", "renders/eval_img_*.png", "run/config.yml", "run/eval.json"),
-    *("run/dataparser_transforms.json", "run/events.out.tfevents.*", "run/nerfstudio_models/step-*.ckpt"),
+    *("train.log", "eval.log", "renders/eval_img_*.png"),
+    *(f"{METHOD}/run/{name}" for name in ("config.yml", "eval.json", "dataparser_transforms.json")),
+    *(f"{METHOD}/run/{name}" for name in ("events.out.tfevents.*", "nerfstudio_models/step-*.ckpt")),
 )
-"""What nerfstudio's programs write for a method."""
+"""What nerfstudio's programs write for a selector."""
 QUICK = {"steps": 20, "views": 4, "size": 32}
 
 
@@ -98,13 +100,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(config.out)
     check_run_folder(out, resume=False, overwrite=config.overwrite)
     check_scene_folder(out / "scene", config.overwrite)
-    for method in METHODS.values():
-        check_folder(out / method, FILES, config.overwrite, "--out")
+    for title in SELECTORS:
+        check_folder(out / title, FILES, config.overwrite, "--out")
     open_run(out, {"demo-nerf": asdict(config)}, resume=False, overwrite=config.overwrite)
-    for method in METHODS.values():
-        shutil.rmtree(out / method, ignore_errors=True)
+    for title in SELECTORS:
+        shutil.rmtree(out / title, ignore_errors=True)
     scene = write_scene(SceneConfig(str(out / "scene"), config.views, config.size, config.seed, config.overwrite))
-    results = {title: run_method(method, config, scene, out) for title, method in METHODS.items()}
+    results = {title: run_method(title, config, scene, out / title) for title in SELECTORS}
     table = markdown_table(results)
     replace_file(out / "table.md", table.encode())
     write_json(out / "metrics.json", {title: result["metrics"] for title, result in results.items()})
@@ -114,14 +116,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"pictures: {out / 'report.png'}")
 
 
-def run_method(method: str, config: DemoConfig, scene: Path, out: Path) -> dict[str, Any]:
-    """Train and evaluate one method: its metrics, the middle test view's truth and rendering, the selector's maps."""
-    folder, renders = out / method / "run", out / method / "renders"
-    with Progress(config.steps, method) as progress:
-        call("ns-train", training_options(method, config, scene, out), out / method / "train.log", progress)
-    with Progress(1, f"{method}: test views") as progress:
+def run_method(title: str, config: DemoConfig, scene: Path, out: Path) -> dict[str, Any]:
+    """Train and evaluate with one selector, in ``out``: metrics, the middle test view and its rendering, the maps."""
+    folder, renders = out / METHOD / "run", out / "renders"
+    with Progress(config.steps, title) as progress:
+        call("ns-train", training_options(title, config, scene, out), out / "train.log", progress)
+    with Progress(1, f"{title}: test views") as progress:
         words = ["--load-config", folder / "config.yml", "--output-path", folder / "eval.json"]
-        call("ns-eval", [*words, "--render-output-path", renders], out / method / "eval.log", progress)
+        call("ns-eval", [*words, "--render-output-path", renders], out / "eval.log", progress)
         progress.update(1)
     found = json.loads((folder / "eval.json").read_text())["results"]
     metrics = {name: found[name] for name in ("psnr", "ssim", "lpips") if name in found}
@@ -134,8 +136,8 @@ def run_method(method: str, config: DemoConfig, scene: Path, out: Path) -> dict[
     }
 
 
-def training_options(method: str, config: DemoConfig, scene: Path, out: Path) -> list[Any]:
-    """The arguments of ns-train, identical for both methods except for the method's name."""
+def training_options(title: str, config: DemoConfig, scene: Path, out: Path) -> list[Any]:
+    """The arguments of ns-train, identical for both rows except for the selector and the folder."""
     options: dict[str, Any] = {
         "output-dir": out.parent,
         "experiment-name": out.name,
@@ -149,11 +151,12 @@ def training_options(method: str, config: DemoConfig, scene: Path, out: Path) ->
         "steps-per-eval-image": config.steps - 1,  # the last step, which logs the selector's maps
         "logging.local-writer.max-log-size": 0,
         "pipeline.datamanager.train-num-rays-per-batch": config.rays,
+        "pipeline.datamanager.pixel-sampler.selector": SELECTORS[title],
         **{f"pipeline.model.{name}": value for name, value in MODEL.items()},
     }
     if not torch.cuda.is_available():
         options["machine.device-type"] = "cpu"
-    words: list[Any] = [method]
+    words: list[Any] = [METHOD]
     for name, value in options.items():
         words += [f"--{name}", *(value if isinstance(value, tuple) else (value,))]
     return [*words, "blender-data"]

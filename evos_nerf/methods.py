@@ -3,10 +3,9 @@
 They are built on first access, not on import, because nerfstudio discovers plugins during its own import.
 """
 
-import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, get_args
+from typing import Any
 
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
@@ -15,21 +14,24 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from evos.errors import exit_on_input_error, unknown_name
+from evos.errors import exit_on_input_error
 from evos_nerf import compat
 from evos_nerf.check import CheckedTrainerConfig
-from evos_nerf.datamanager import EvosDataManager, EvosDataManagerConfig
+from evos_nerf.hosts import evos_config
 from evos_nerf.llff import LlffDataParserConfig
-from evos_nerf.pipeline import PIPELINES, choose_implementation
+from evos_nerf.pipeline import choose_implementation
 from evos_nerf.sobolev import SobolevConfig
 from evos_nerf.tiny_nerf import TinyNerfModelConfig, check_parser
 
-compat.install()
+compat.allow_checkpoints()
 
 HOSTS = {
     "evos_nerfacto": ("nerfacto", "Nerfacto whose rays go where the error is (EVOS)."),
     "evos_instant_ngp": ("instant-ngp", "Instant-NGP whose rays go where the error is (EVOS). Needs a GPU."),
     "evos_depth_nerfacto": ("depth-nerfacto", "Depth-supervised nerfacto whose rays go where the error is (EVOS)."),
+    "evos_nerfacto_big": ("nerfacto-big", "The larger nerfacto whose rays go where the error is (EVOS)."),
+    "evos_mipnerf": ("mipnerf", "Mip-NeRF whose rays go where the error is (EVOS)."),
+    "evos_tensorf": ("tensorf", "TensoRF whose rays go where the error is (EVOS)."),
     "evos_vanilla_nerf": ("vanilla-nerf", "The original NeRF whose rays go where the error is (EVOS)."),
 }
 """(host method, description) by entry point."""
@@ -49,23 +51,11 @@ class EvosTrainerConfig(CheckedTrainerConfig):
 
 
 def evos_method(host: TrainerConfig, name: str, description: str) -> MethodSpecification:
-    """The EVOS variant of a ray-based method: its config with EVOS' data manager, pixel sampler and pipeline.
+    """The EVOS variant of a ray-based method: its config with our data manager, sampler and pipeline over its own.
 
-    Raises InputError for a method whose pipeline is not one of ``PIPELINES``.
+    Raises InputError, saying why, for a method whose data manager or pipeline leaves no room for ours.
     """
-    config = EvosTrainerConfig(**{**vars(copy.deepcopy(host)), "method_name": name})
-    pipeline, data = config.pipeline, config.pipeline.datamanager
-    if pipeline._target not in PIPELINES or not isinstance(data, VanillaDataManagerConfig):
-        raise unknown_name("pipeline", pipeline._target.__name__, [kind.__name__ for kind in PIPELINES])
-    kept = {entry.name for entry in fields(VanillaDataManagerConfig)} - {"_target", "pixel_sampler"}
-    dataset = get_args(data._target)
-    datamanager = EvosDataManagerConfig(
-        _target=EvosDataManager[dataset[0]] if dataset else EvosDataManager,  # type: ignore
-        **{key: value for key, value in vars(data).items() if key in kept},
-    )
-    own = {key: value for key, value in vars(pipeline).items() if key != "_target"}
-    config.pipeline = PIPELINES[pipeline._target](**{**own, "datamanager": datamanager})
-    return MethodSpecification(config, description)
+    return MethodSpecification(evos_config(host, name, EvosTrainerConfig), description)
 
 
 @cache

@@ -25,7 +25,7 @@ from evos.errors import InputError
 from evos.runs import keep_freed_memory
 from evos.runs.seeding import rng_state, set_rng_state
 from evos.selection import Selection
-from evos_nerf.compat import without_missing_lpips
+from evos_nerf.compat import optional_lpips, without_missing_lpips
 from evos_nerf.pixel_sampler import SELECTION, EvosPixelSampler
 from evos_nerf.sobolev import DerivativeTerm, SobolevConfig
 from evos_nerf.viewer import ViewsControl
@@ -63,7 +63,8 @@ class EvosFeedback(Host):
         keep_freed_memory(device)
         choose_implementation(config.model, device)
         # World size 1: nerfstudio wraps the model in DDP on CUDA only; it is wrapped below. Each process has all data.
-        super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)  # type: ignore
+        with optional_lpips():
+            super().__init__(config, device, test_mode, 1, local_rank, grad_scaler)  # type: ignore
         self.world_size = world_size
         if world_size > 1:
             devices = [local_rank] if torch.device(device).type == "cuda" else None
@@ -221,24 +222,24 @@ class EvosDynamicBatchPipeline(EvosFeedback, DynamicBatchPipeline):
 
 
 @dataclass
-class EvosPipelineConfig(VanillaPipelineConfig):
-    """nerfstudio's options of a pipeline, and Sobolev supervision."""
+class EvosPipelineOptions:
+    """Mixin for the options of a host's pipeline: Sobolev supervision."""
 
-    _target: type = field(default_factory=lambda: EvosPipeline)
-    """The class to instantiate."""
     sobolev: SobolevConfig = field(default_factory=SobolevConfig)
     """Sobolev supervision: derivatives of the rendered colour by pixel."""
 
 
 @dataclass
-class EvosDynamicBatchPipelineConfig(DynamicBatchPipelineConfig):
+class EvosPipelineConfig(EvosPipelineOptions, VanillaPipelineConfig):
+    """nerfstudio's options of a pipeline, and Sobolev supervision."""
+
+    _target: type = field(default_factory=lambda: EvosPipeline)
+    """The class to instantiate."""
+
+
+@dataclass
+class EvosDynamicBatchPipelineConfig(EvosPipelineOptions, DynamicBatchPipelineConfig):
     """nerfstudio's options of a pipeline with a fixed number of samples, and Sobolev supervision."""
 
     _target: type = field(default_factory=lambda: EvosDynamicBatchPipeline)
     """The class to instantiate."""
-    sobolev: SobolevConfig = field(default_factory=SobolevConfig)
-    """Sobolev supervision: derivatives of the rendered colour by pixel."""
-
-
-PIPELINES = {VanillaPipeline: EvosPipelineConfig, DynamicBatchPipeline: EvosDynamicBatchPipelineConfig}
-"""The config of the EVOS variant of each host pipeline."""

@@ -51,6 +51,10 @@ SMALL = {
     "num_nerf_samples_per_ray": 4,
     "num_coarse_samples": 4,
     "num_importance_samples": 4,
+    "init_resolution": 8,
+    "final_resolution": 8,
+    "num_samples": 4,
+    "num_uniform_samples": 8,
 }
 
 

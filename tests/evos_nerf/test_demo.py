@@ -33,12 +33,11 @@ def program(tmp_path, monkeypatch):
     return install
 
 
-def test_both_methods_are_asked_for_the_same(tmp_path):
-    words = {m: training_options(m, DemoConfig(), tmp_path / "scene", tmp_path) for m in demo.METHODS.values()}
-    assert words["nerfacto"][0] == "nerfacto"
-    assert words["evos-nerfacto"][0] == "evos-nerfacto"
-    assert words["nerfacto"][1:] == words["evos-nerfacto"][1:]
-    assert words["nerfacto"][-1] == "blender-data"
+def test_both_rows_are_asked_for_the_same_but_for_the_selector(tmp_path):
+    words = {t: training_options(t, DemoConfig(), tmp_path / "scene", tmp_path / "x") for t in demo.SELECTORS}
+    assert words["nerfacto"][0] == "evos-nerfacto" and words["nerfacto"][-1] == "blender-data"
+    differing = [pair for pair in zip(*words.values(), strict=True) if pair[0] != pair[1]]
+    assert differing == [("host", "tiles")]
     at = words["nerfacto"].index("--pipeline.model.num-proposal-samples-per-ray")
     assert words["nerfacto"][at + 1 : at + 3] == [48, 32]
 
