@@ -47,7 +47,7 @@ MODEL = {
     "camera-optimizer.mode": "off",
 }
 FILES = (
-    *("train.log", "eval.log", "renders/eval_img_*.png", "run/config.yml", "run/eval.json"),
+    *("train.log", "eval.log", "renders/eval_*.png", "run/config.yml", "run/eval.json"),
     *("run/dataparser_transforms.json", "run/events.out.tfevents.*", "run/nerfstudio_models/step-*.ckpt"),
 )
 """What nerfstudio's programs write for a method."""
