@@ -128,10 +128,7 @@ def read_command_line(program: Program, argv: Sequence[str] | None = None) -> Gi
 
 
 def parse_options(config: type[T], argv: Sequence[str] | None, name: str, description: str, prefix: str = "") -> T:
-    """The options of a program that has one dataclass of them; see ``read_command_line``.
-
-    ``prefix``: put before the name of an option in errors.
-    """
+    """The options of a program that has one dataclass of them; ``prefix`` comes before their names in errors."""
     given = read_command_line(Program(name, description, {"": config}), argv)
     with given.naming_files():
         return build_config(config, given.texts, prefix)

@@ -32,7 +32,7 @@ from evos_nerf.scene import SceneConfig, check_scene_folder, write_scene
 
 METHOD = "evos-nerfacto"
 SELECTORS = {"nerfacto": "host", "EVOS": "tiles"}
-"""What chooses the rays by title in the table. nerfstudio's own sampler comes first: the others are compared with it."""
+"""What draws the rays, by title in the table. nerfstudio's own sampler comes first: the others are compared with it."""
 
 # nerfacto reduced to what two CPU cores can train. Scene contraction stays on: without it two of seven trial runs, both
 # of plain nerfacto, collapsed to one saturated colour (11 and 13 dB), which would make the comparison meaningless.
@@ -48,7 +48,7 @@ MODEL = {
     "camera-optimizer.mode": "off",
 }
 FILES = (
-    *("train.log", "eval.log", "renders/eval_img_*.png"),
+    *("train.log", "eval.log", "renders/eval_*.png"),
     *(f"{METHOD}/run/{name}" for name in ("config.yml", "eval.json", "dataparser_transforms.json")),
     *(f"{METHOD}/run/{name}" for name in ("events.out.tfevents.*", "nerfstudio_models/step-*.ckpt")),
 )
