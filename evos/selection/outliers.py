@@ -13,17 +13,10 @@ TRIMMED_FITNESS = 1e-3
 """What the fitness of a trimmed cell is multiplied by: the order among the trimmed stays, behind all cells of note."""
 
 
-def far_above(
-    error: Float[Tensor, "B P"], count: int, threshold: float, eligible: Bool[Tensor, "B P"]
-) -> Bool[Tensor, "B P"]:
-    """Which ``eligible`` cells have an error above ``threshold`` times the median of the ``count`` largest.
-
-    Errors are at least 0. The median stays where it is while fewer than half of those ``count`` cells are outliers, and
-    cells without an error (an empty background) do not move it. Errors of one kind have few cells far above it, so few
-    are trimmed.
-    """
-    median = error.topk((count + 1) // 2, dim=1).values[:, -1:]
-    return eligible & (error > threshold * median)
+def largest_errors(error: Float[Tensor, "B P"], eligible: Bool[Tensor, "B P"], count: int) -> Bool[Tensor, "B P"]:
+    """The ``count`` largest errors (at least 0) of each row's ``eligible`` cells; all of them where there are fewer."""
+    largest = torch.where(eligible, error, -1.0).topk(min(count, error.shape[1]), dim=1, sorted=False).indices
+    return torch.zeros_like(eligible).scatter_(1, largest, True) & eligible
 
 
 def trimmed(fitness: Float[Tensor, "B P"], outliers: Bool[Tensor, "B P"]) -> Float[Tensor, "B P"]:

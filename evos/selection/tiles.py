@@ -4,11 +4,10 @@ Four things differ from the method on single points (``evos.py``). Nothing is ev
 has a running mean of the errors of the points trained on, smoothed by its neighbourhood while it has few visits
 (``RunningCache``). A step trains on ``count`` points drawn from the selected population. The selection pressure follows
 the concentration of the error: evenly distributed errors give uniform points, concentrated errors the configured
-fractions of fittest tiles and mutants. And of the tiles that were visited often enough, those whose error is far above
-that of the others leave the fittest (``outliers.py``): what is still that wrong cannot be learned.
+fractions of fittest tiles and mutants. And the most wrong of the tiles that were visited often enough leave the fittest
+(``outliers.py``): what is still that wrong cannot be learned.
 """
 
-import math
 from dataclasses import dataclass
 from itertools import count as counting
 from typing import Any, ClassVar, Literal
@@ -29,7 +28,7 @@ from evos.selection.draws import (
     effective_sample_fraction,
     random_order,
 )
-from evos.selection.outliers import far_above, trimmed
+from evos.selection.outliers import largest_errors, trimmed
 
 Counts = Int[Tensor, "B 1"]
 """One number a row."""
@@ -69,9 +68,8 @@ class TilesConfig(SelectorConfig):
     pooling: float = 2.0
     """Weight, in visits, of the neighbourhood's error in a tile's estimate, above 0."""
 
-    trim_threshold: float = 3.0
-    """A tile leaves the fit as an outlier if its error is above this multiple of the median error of the keep_ratio
-    most wrong tiles; at least 1, inf: none does."""
+    trim_ratio: float = 0.02
+    """Fraction of the tiles that leave the fit as outliers, the most wrong of those visited often enough, in [0, 1]."""
 
     trim_visits: int = 4
     """Visits before a tile can be an outlier, at least 1."""
@@ -84,7 +82,7 @@ class TilesConfig(SelectorConfig):
         check_range("warmup_steps", self.warmup_steps, 0)
         check_range("momentum", self.momentum, 0, 0.99)
         check_range("pooling", self.pooling, 0, open_low=True)
-        check_range("trim_threshold", self.trim_threshold, 1)
+        check_range("trim_ratio", self.trim_ratio, 0, 1)
         check_range("trim_visits", self.trim_visits, 1)
 
 
@@ -103,6 +101,7 @@ class TilesSelector(CachingSelector[TilesConfig]):
         self.usable: Int[Tensor, "R 1"] = self.count_usable()
         self.order: Int[Tensor, "R P"] = random_order(self.all_rows, pool.cells, self.generator, self.valid)
         self.sample_fraction: Float[Tensor, "R 1"] = torch.ones(pool.rows, 1, device=self.device)
+        self.trim_count = round(config.trim_ratio * self.usable_cells)
         self.zero = torch.zeros((), device=self.device)
         self.ratios = {"survivor_ratio": self.zero, "mutant_ratio": 1 - self.zero}
 
@@ -171,10 +170,8 @@ class TilesSelector(CachingSelector[TilesConfig]):
         low, high = 4 * square, torch.zeros_like(square)
         if self.config.crossover != "none":
             high = high_fitness(residual, self.pool.shape, self.pool.grid_axes, self.config.laplacian_weight)
-        if self.config.trim_threshold < math.inf:
-            often = self.cache.visits[rows] >= self.config.trim_visits
-            error = square if valid is None else square.masked_fill(~valid, 0.0)
-            outliers = far_above(error, self.keep_count(step), self.config.trim_threshold, often)
+        if self.trim_count > 0:
+            outliers = largest_errors(square, self.cache.visits[rows] >= self.config.trim_visits, self.trim_count)
             low, high = trimmed(low, outliers), trimmed(high, outliers)
         if valid is not None:
             low, high = low.masked_fill(~valid, -1.0), high.masked_fill(~valid, -1.0)

@@ -1,7 +1,5 @@
 """EVOS over tiles: adaptive pressure, draws, warm-up, rankings and what they go by."""
 
-import math
-
 import pytest
 import torch
 from scipy import ndimage
@@ -142,7 +140,7 @@ def test_a_visit_that_is_not_finite_leaves_all_estimates_as_they_were():
 
 def test_options_are_checked():
     bad = {"mutation_ratio": 1.5, "rank_interval": 0, "warmup_steps": -1, "momentum": 1.0, "pooling": 0.0}
-    bad |= {"trim_threshold": 0.5, "trim_visits": 0}
+    bad |= {"trim_ratio": 1.5, "trim_visits": 0}
     for name, value in {**bad, "crossover": "slect", "laplacian_weight": -1.0}.items():
         with pytest.raises(InputError, match=f"^{name}: got"):
             TilesConfig(**{name: value})
@@ -172,7 +170,7 @@ def test_the_most_wrong_tiles_leave_the_fit_once_they_were_visited_often_enough(
 
 
 def test_without_trimming_the_order_is_that_of_the_fitness_alone():
-    one, other = visited(9, trim_threshold=math.inf), visited(9, trim_visits=10)
+    one, other = visited(9, trim_ratio=0.0), visited(9, trim_visits=10)
     for selector in (one, other):
         selector.rank(2, selector.all_rows)
     assert torch.equal(one.order, other.order)
