@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
 from common import write_result
 from numpy.random import default_rng
 
@@ -75,6 +76,8 @@ def first_batch(side: str, scene: Path, frames: int) -> float:
     """Seconds from building a side's data manager to its first batch."""
     from evos.runs import keep_freed_memory
 
+    if not torch.cuda.is_available():  # the full-image data manager pins what it caches
+        torch.Tensor.pin_memory = lambda self: self  # type: ignore
     config = data_config(side, scene, frames)
     began = time.perf_counter()
     if side == "evos":  # as its pipeline does

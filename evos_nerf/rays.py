@@ -6,6 +6,7 @@ pinned: those of all steps up to the next ranking take one transfer, and the dev
 """
 
 import copy
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -71,20 +72,28 @@ class RayPool:
 
     def flat(self, points: Int[Tensor, "K 3"]) -> Int[Tensor, " K"]:
         """Indices of pixels (image, y, x) among the pixels of all images."""
-        if points.device not in self._layouts:
-            self._layouts[points.device] = (self.start.to(points.device), torch.tensor(self.sizes).to(points.device))
-        start, size = self._layouts[points.device]
-        image, y, x = points.unbind(1)
-        return start[image] + y * size[image, 1] + x
+        start, _ = self.layout(points.device)
+        return start[points[:, 0]] + self.within(points)
+
+    def within(self, points: Int[Tensor, "K 3"]) -> Int[Tensor, " K"]:
+        """Indices of pixels (image, y, x) among the pixels of their image."""
+        _, width = self.layout(points.device)
+        return points[:, 1] * width[points[:, 0]] + points[:, 2]
+
+    def layout(self, device: torch.device) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+        """Where each image begins, and its width; on ``device``, copied there once."""
+        if device not in self._layouts:
+            self._layouts[device] = (self.start.to(device), torch.tensor(self.sizes)[:, 1].to(device))
+        return self._layouts[device]
 
     def gather(self, points: Int[Tensor, "K 3"]) -> dict[str, Shaped[Tensor, "K ..."]]:
         """All that is known of pixels (image, y, x), on the device, and the pixels themselves as the ``indices``."""
-        place, found = self.flat(points), {}
-        for key, values in self.pixels.items():
-            found[key] = self.moved(values[place.to(values.device)])
+        devices = {values.device for values in self.pixels.values()}
+        places = {device: self.flat(points.to(device)) for device in devices}
+        found = {key: self.moved(values[places[values.device]]) for key, values in self.pixels.items()}
         if self.mask is not None:
-            place, image = (some.to(self.mask.bits.device) for some in (place, points[:, 0]))
-            found["mask"] = self.moved(self.mask.at(image, place - self.start.to(place.device)[image])[:, None])
+            there = points.to(self.mask.bits.device)
+            found["mask"] = self.moved(self.mask.at(there[:, 0], self.within(there))[:, None])
         return found | {"image": self.floats(found["image"]), "indices": self.moved(points)}
 
     def colours(self, points: Int[Tensor, "K 3"]) -> Float[Tensor, "K C"]:
@@ -185,7 +194,7 @@ def pool_of(
     sizes: list[Size] = []
     masks: list[np.ndarray] = []
     drawable: list[np.ndarray] = []
-    for item in in_order(read, len(dataset)):
+    for item in in_order(read, len(dataset), os.cpu_count() or 1):
         height, width = item["image"].shape[:2]
         sizes.append((height, width))
         mask = item.pop("mask", None)
@@ -240,10 +249,10 @@ class Column:
         self.end = end
 
 
-def in_order(read: Callable[[int], Any], count: int, threads: int | None = None) -> Iterator[Any]:
-    """``read(0)`` to ``read(count - 1)``, called by threads, a few ahead of what is asked for."""
+def in_order(read: Callable[[int], Any], count: int, threads: int) -> Iterator[Any]:
+    """``read(0)`` to ``read(count - 1)``, called by ``threads``, one for each ahead of what is asked for."""
     with ThreadPoolExecutor(threads) as pool:
-        ahead = 2 * pool._max_workers
+        ahead = threads
         reading = deque(pool.submit(read, number) for number in range(min(count, ahead)))
         for number in range(count):
             if number + ahead < count:

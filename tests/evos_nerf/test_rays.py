@@ -156,7 +156,7 @@ def test_images_are_read_in_order_and_only_a_few_ahead():
         return number
 
     for number, found in enumerate(in_order(read, 40, threads=3)):
-        assert found == number and len(begun) <= number + 1 + 6
+        assert found == number and len(begun) <= number + 1 + 3
     assert sorted(begun) == list(range(40))
 
 
