@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from nerfstudio.data.datasets.base_dataset import InputDataset
@@ -67,7 +66,7 @@ class RayPool:
         }
         mask, device = None, images[0].device
         if batch.get("mask") is not None:
-            mask = PackedMask.of([pack(one.squeeze(-1).bool()) for one in batch["mask"]], sizes, device)
+            mask = PackedMask(sizes, torch.cat([pack(one.squeeze(-1).bool()) for one in batch["mask"]]).to(device))
         return cls(sizes, pixels, device, mask, mask)
 
     def flat(self, points: Int[Tensor, "K 3"]) -> Int[Tensor, " K"]:
@@ -147,6 +146,10 @@ class RayPool:
 # ---- loading
 
 
+MASKS = ("mask", "drawable mask")
+"""While images are read: the masks of the data set, and those of the pixels that may be drawn."""
+
+
 class MixedChannels(Exception):
     """Images with and without alpha, which cannot lie in one tensor."""
 
@@ -192,28 +195,34 @@ def pool_of(
     expected = int((dataset.cameras.height * dataset.cameras.width).sum())
     columns: dict[str, Column] = {}
     sizes: list[Size] = []
-    masks: list[np.ndarray] = []
-    drawable: list[np.ndarray] = []
+
+    def write(key: str, picture: Tensor, expected: int) -> None:
+        if key not in columns:
+            place = torch.device("cpu") if key.split()[-1] in on_host else device
+            columns[key] = Column(picture, expected, place)
+        columns[key].append(picture)
+
     for item in in_order(read, len(dataset), os.cpu_count() or 1):
         height, width = item["image"].shape[:2]
         sizes.append((height, width))
         mask = item.pop("mask", None)
         if mask is not None:
             mask = mask.squeeze(-1).bool()
-            masks.append(pack(mask))
+            write(MASKS[0], pack(mask)[:, None], expected // 8 + len(dataset))
         if factor > 1:
-            drawable.append(pack(subsampled(mask, (height, width), factor)))
+            drawable = subsampled(mask, (height, width), factor)
+            write(MASKS[1], pack(drawable)[:, None], expected // 8 + len(dataset))
         del item["image_idx"]
         for key, value in item.items():
             if value is not None:
-                place = torch.device("cpu") if key in on_host else device
-                columns.setdefault(key, Column(value, expected, place)).append(value)
-    place = torch.device("cpu") if "mask" in on_host else device
-    mask, grid = (PackedMask.of(one, sizes, place) if one else None for one in (masks, drawable))
+                write(key, value, expected)
+    values = {key: column.values[: column.end] for key, column in columns.items()}
+    bits = [values.pop(key, None) for key in MASKS]
+    mask, grid = (None if one is None else PackedMask(sizes, one) for one in bits)
     color = dataset._dataparser_outputs.alpha_color if is_bytes else None
     return RayPool(
         sizes,
-        {key: column.values[: column.end] for key, column in columns.items()},
+        values,
         device,
         mask,
         mask if factor == 1 else grid,
