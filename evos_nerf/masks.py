@@ -15,27 +15,23 @@ Size = tuple[int, int]
 """Height and width in px."""
 
 
-def pack(mask: Bool[Tensor, "H W"]) -> UInt8[np.ndarray, " B"]:
-    """The pixels of a mask in order, eight a byte, the first in the lowest bit."""
-    return np.packbits(mask.cpu().numpy(), bitorder="little")
+def pack(mask: Bool[Tensor, "H W"]) -> UInt8[Tensor, " B"]:
+    """The pixels of a mask in order, eight a byte, the first in the lowest bit; on the CPU."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy(), bitorder="little"))
 
 
-@dataclass(frozen=True)
 class PackedMask:
-    """The masks of all images; True: a pixel that may be drawn."""
+    """The masks of all images; True: a pixel that may be drawn.
 
-    sizes: Sequence[Size]
-    bits: UInt8[Tensor, " B"]
-    """What ``pack`` returns, image by image."""
-    first: Int[Tensor, " N"]
-    """The first byte of each image."""
+    Args:
+        sizes: of each image.
+        bits: what ``pack`` returns of each image, one after the other.
+    """
 
-    @classmethod
-    def of(cls, packed: Sequence[np.ndarray], sizes: Sequence[Size], device: torch.device | str) -> "PackedMask":
-        """From the packed masks of images of ``sizes``."""
-        length = torch.tensor([len(one) for one in packed])
-        bits = torch.from_numpy(np.concatenate(packed))
-        return cls(sizes, bits.to(device), (length.cumsum(0) - length).to(device))
+    def __init__(self, sizes: Sequence[Size], bits: UInt8[Tensor, " B"]) -> None:
+        self.sizes, self.bits = sizes, bits
+        length = (torch.tensor(sizes).prod(1) + 7) // 8
+        self.first: Int[Tensor, " N"] = (length.cumsum(0) - length).to(bits.device)
 
     def picture(self, image: int) -> Bool[np.ndarray, "H W"]:
         """The mask of one image."""
@@ -101,22 +97,25 @@ def counted_to(counts: Shaped[Tensor, "K S"], number: Int[Tensor, " K"]) -> tupl
 
 def list_members(mask: PackedMask, side: int, shape: tuple[int, int, int], tiles: Sequence[tuple[int, int]]) -> Members:
     """The unmasked pixels of the tiles, image by image: never more than one image's mask is unpacked at a time."""
-    runs, count = [], np.zeros(shape, np.int64)
+    length = torch.tensor([height * columns for (height, _), (_, columns) in zip(mask.sizes, tiles, strict=True)])
+    first, count = length.cumsum(0) - length, np.zeros(shape, np.int64)
+    runs = np.empty(int(length.sum()), np.int16)
     for image, (height, width) in enumerate(mask.sizes):
         rows, columns = tiles[image]
         top, left = (
             first_pixels(torch.arange(n), torch.tensor([extent]), torch.tensor([n])).numpy()
             for n, extent in ((rows, height), (columns, width))
         )
-        runs.append(np.add.reduceat(mask.picture(image).view(np.uint8), left, axis=1, dtype=np.int16))
-        count[image, :rows, :columns] = np.add.reduceat(runs[-1], top, axis=0, dtype=np.int64)
-    device, length = mask.bits.device, torch.tensor([one.size for one in runs])
+        own = runs[int(first[image]) :][: height * columns].reshape(height, columns)
+        np.add.reduceat(mask.picture(image).view(np.uint8), left, axis=1, dtype=np.int16, out=own)
+        count[image, :rows, :columns] = np.add.reduceat(own, top, axis=0, dtype=np.int64)
+    device = mask.bits.device
     return Members(
         mask,
         side,
         torch.tensor(mask.sizes, device=device),
         torch.tensor(tiles, device=device),
-        torch.from_numpy(np.concatenate(runs, axis=None)).to(device),
-        (length.cumsum(0) - length).to(device),
+        torch.from_numpy(runs).to(device),
+        first.to(device),
         torch.from_numpy(count.reshape(-1)),
     )

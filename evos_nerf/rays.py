@@ -6,6 +6,7 @@ pinned: those of all steps up to the next ranking take one transfer, and the dev
 """
 
 import copy
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from nerfstudio.data.datasets.base_dataset import InputDataset
@@ -66,25 +66,33 @@ class RayPool:
         }
         mask, device = None, images[0].device
         if batch.get("mask") is not None:
-            mask = PackedMask.of([pack(one.squeeze(-1).bool()) for one in batch["mask"]], sizes, device)
+            mask = PackedMask(sizes, torch.cat([pack(one.squeeze(-1).bool()) for one in batch["mask"]]).to(device))
         return cls(sizes, pixels, device, mask, mask)
 
     def flat(self, points: Int[Tensor, "K 3"]) -> Int[Tensor, " K"]:
         """Indices of pixels (image, y, x) among the pixels of all images."""
-        if points.device not in self._layouts:
-            self._layouts[points.device] = (self.start.to(points.device), torch.tensor(self.sizes).to(points.device))
-        start, size = self._layouts[points.device]
-        image, y, x = points.unbind(1)
-        return start[image] + y * size[image, 1] + x
+        start, _ = self.layout(points.device)
+        return start[points[:, 0]] + self.within(points)
+
+    def within(self, points: Int[Tensor, "K 3"]) -> Int[Tensor, " K"]:
+        """Indices of pixels (image, y, x) among the pixels of their image."""
+        _, width = self.layout(points.device)
+        return points[:, 1] * width[points[:, 0]] + points[:, 2]
+
+    def layout(self, device: torch.device) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+        """Where each image begins, and its width; on ``device``, copied there once."""
+        if device not in self._layouts:
+            self._layouts[device] = (self.start.to(device), torch.tensor(self.sizes)[:, 1].to(device))
+        return self._layouts[device]
 
     def gather(self, points: Int[Tensor, "K 3"]) -> dict[str, Shaped[Tensor, "K ..."]]:
         """All that is known of pixels (image, y, x), on the device, and the pixels themselves as the ``indices``."""
-        place, found = self.flat(points), {}
-        for key, values in self.pixels.items():
-            found[key] = self.moved(values[place.to(values.device)])
+        devices = {values.device for values in self.pixels.values()}
+        places = {device: self.flat(points.to(device)) for device in devices}
+        found = {key: self.moved(values[places[values.device]]) for key, values in self.pixels.items()}
         if self.mask is not None:
-            place, image = (some.to(self.mask.bits.device) for some in (place, points[:, 0]))
-            found["mask"] = self.moved(self.mask.at(image, place - self.start.to(place.device)[image])[:, None])
+            there = points.to(self.mask.bits.device)
+            found["mask"] = self.moved(self.mask.at(there[:, 0], self.within(there))[:, None])
         return found | {"image": self.floats(found["image"]), "indices": self.moved(points)}
 
     def colours(self, points: Int[Tensor, "K 3"]) -> Float[Tensor, "K C"]:
@@ -138,6 +146,10 @@ class RayPool:
 # ---- loading
 
 
+MASKS = ("mask", "drawable mask")
+"""While images are read: the masks of the data set, and those of the pixels that may be drawn."""
+
+
 class MixedChannels(Exception):
     """Images with and without alpha, which cannot lie in one tensor."""
 
@@ -183,28 +195,34 @@ def pool_of(
     expected = int((dataset.cameras.height * dataset.cameras.width).sum())
     columns: dict[str, Column] = {}
     sizes: list[Size] = []
-    masks: list[np.ndarray] = []
-    drawable: list[np.ndarray] = []
-    for item in in_order(read, len(dataset)):
+
+    def write(key: str, picture: Tensor, expected: int) -> None:
+        if key not in columns:
+            place = torch.device("cpu") if key.split()[-1] in on_host else device
+            columns[key] = Column(picture, expected, place)
+        columns[key].append(picture)
+
+    for item in in_order(read, len(dataset), os.cpu_count() or 1):
         height, width = item["image"].shape[:2]
         sizes.append((height, width))
         mask = item.pop("mask", None)
         if mask is not None:
             mask = mask.squeeze(-1).bool()
-            masks.append(pack(mask))
+            write(MASKS[0], pack(mask)[:, None], expected // 8 + len(dataset))
         if factor > 1:
-            drawable.append(pack(subsampled(mask, (height, width), factor)))
+            drawable = subsampled(mask, (height, width), factor)
+            write(MASKS[1], pack(drawable)[:, None], expected // 8 + len(dataset))
         del item["image_idx"]
         for key, value in item.items():
             if value is not None:
-                place = torch.device("cpu") if key in on_host else device
-                columns.setdefault(key, Column(value, expected, place)).append(value)
-    place = torch.device("cpu") if "mask" in on_host else device
-    mask, grid = (PackedMask.of(one, sizes, place) if one else None for one in (masks, drawable))
+                write(key, value, expected)
+    values = {key: column.values[: column.end] for key, column in columns.items()}
+    bits = [values.pop(key, None) for key in MASKS]
+    mask, grid = (None if one is None else PackedMask(sizes, one) for one in bits)
     color = dataset._dataparser_outputs.alpha_color if is_bytes else None
     return RayPool(
         sizes,
-        {key: column.values[: column.end] for key, column in columns.items()},
+        values,
         device,
         mask,
         mask if factor == 1 else grid,
@@ -240,10 +258,10 @@ class Column:
         self.end = end
 
 
-def in_order(read: Callable[[int], Any], count: int, threads: int | None = None) -> Iterator[Any]:
-    """``read(0)`` to ``read(count - 1)``, called by threads, a few ahead of what is asked for."""
+def in_order(read: Callable[[int], Any], count: int, threads: int) -> Iterator[Any]:
+    """``read(0)`` to ``read(count - 1)``, called by ``threads``, one for each ahead of what is asked for."""
     with ThreadPoolExecutor(threads) as pool:
-        ahead = 2 * pool._max_workers
+        ahead = threads
         reading = deque(pool.submit(read, number) for number in range(min(count, ahead)))
         for number in range(count):
             if number + ahead < count:

@@ -22,6 +22,9 @@ from torch import Tensor
 
 from evos_nerf.masks import Members, PackedMask, Size, list_members
 
+COUNTED_AT_ONCE = 1 << 20
+"""Runs or pixels of a tile that are counted at a time to find unmasked ones, about a hundred bytes each."""
+
 TILE_BYTES = 200
 """Memory that a tile takes at most, while tiles are ranked."""
 
@@ -95,7 +98,8 @@ class TileGrid:
         uniform = torch.rand(len(cells), generator=generator, device=cells.device)
         number = (uniform * count).long().minimum(count - 1)
         drawn = torch.stack((image, *tile.unbind(1), number)).to(self.members.runs.device)
-        return torch.cat((drawn[0][:, None], self.members.points(drawn[0], drawn[1:3].T, drawn[3])), dim=1)
+        parts = drawn.split(max(1, COUNTED_AT_ONCE // self.side), dim=1)
+        return torch.cat([drawn[0][:, None], torch.cat([self.members.points(p[0], p[1:3].T, p[3]) for p in parts])], 1)
 
     def cells_of(self, points: Int[Tensor, "K 3"]) -> Int[Tensor, " K"]:
         """The cell in which the centre of each pixel (image, y, x) lies."""

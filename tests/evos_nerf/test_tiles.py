@@ -30,7 +30,7 @@ def flat_counts(grid, cells, pixels, times=400):
 def packed(sizes, mask):
     """Masks of images from one tensor of all their pixels."""
     parts = mask.split([height * width for height, width in sizes])
-    return PackedMask.of([pack(part.view(size)) for part, size in zip(parts, sizes, strict=True)], sizes, "cpu")
+    return PackedMask(sizes, torch.cat([pack(part.view(size)) for part, size in zip(parts, sizes, strict=True)]))
 
 
 def cells_of_every_image(grid):
