@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from torch import Tensor
 
@@ -76,13 +76,13 @@ class RayPool:
 
     def within(self, points: Int[Tensor, "K 3"]) -> Int[Tensor, " K"]:
         """Indices of pixels (image, y, x) among the pixels of their image."""
-        _, width = self.layout(points.device)
-        return points[:, 1] * width[points[:, 0]] + points[:, 2]
+        _, size = self.layout(points.device)
+        return points[:, 1] * size[points[:, 0], 1] + points[:, 2]
 
-    def layout(self, device: torch.device) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-        """Where each image begins, and its width; on ``device``, copied there once."""
+    def layout(self, device: torch.device) -> tuple[Int[Tensor, " N"], Int[Tensor, "N 2"]]:
+        """Where each image begins, and its height and width; on ``device``, copied there once."""
         if device not in self._layouts:
-            self._layouts[device] = (self.start.to(device), torch.tensor(self.sizes)[:, 1].to(device))
+            self._layouts[device] = (self.start.to(device), torch.tensor(self.sizes).to(device))
         return self._layouts[device]
 
     def gather(self, points: Int[Tensor, "K 3"]) -> dict[str, Shaped[Tensor, "K ..."]]:
@@ -94,6 +94,16 @@ class RayPool:
             there = points.to(self.mask.bits.device)
             found["mask"] = self.moved(self.mask.at(there[:, 0], self.within(there))[:, None])
         return found | {"image": self.floats(found["image"]), "indices": self.moved(points)}
+
+    def is_seen(self, points: Int[Tensor, "K 3"]) -> Bool[Tensor, " K"]:
+        """Whether (image, y, x) are pixels of the images that the data set's masks do not hide."""
+        _, size = self.layout(points.device)
+        inside = ((points[:, 1:] >= 0) & (points[:, 1:] < size[points[:, 0]])).all(1)
+        if self.mask is None:
+            return inside
+        device = self.mask.bits.device
+        unmasked = self.mask.at(points[:, 0].to(device), self.within(points).clamp(min=0).to(device))
+        return inside & unmasked.to(points.device)
 
     def colours(self, points: Int[Tensor, "K 3"]) -> Float[Tensor, "K C"]:
         """The image at pixels (image, y, x), on the device."""

@@ -106,7 +106,7 @@ class DerivativeTerm:
                 lambda around: self.blend(pixels.colours(around)), sampler.grid, points, self.config.der_operator
             )
         else:
-            found, target = self._differences(rendered(outputs), model, pixels, sampler.grid, points)
+            found, target = self._differences(rendered(outputs), model, pixels, points)
         weight = selection.weight
         loss = derivative_loss(found, target, None if weight is None else weight[0])
         kept = {k: v for k, v in losses.items() if not (self.config.supervision == "der" and k.startswith("rgb_loss"))}
@@ -117,16 +117,19 @@ class DerivativeTerm:
         colours: Float[Tensor, "N 3"],
         model: nn.Module,
         pixels: RayPool,
-        grid: TileGrid,
         points: Int[Tensor, "N 3"],
     ) -> tuple[Float[Tensor, "N 3 2"], Float[Tensor, "N 3 2"]]:
-        """Rendered and true differences in colour to the next row and column; at the border, from the previous one."""
+        """Rendered and true differences in colour to the next row and column.
+
+        From the previous one where the next is outside the image or masked; 0 where both are.
+        """
         after, pairs = rng_state(), []
         true = self.blend(pixels.colours(points))
         for axis in (0, 1):
-            step = torch.where(points[:, axis + 1] + 1 < grid.extent[points[:, 0], axis], 1, -1)
-            moved = points.clone()
-            moved[:, axis + 1] += step
+            one = torch.zeros_like(points[:1])
+            one[:, axis + 1] = 1
+            step = torch.where(pixels.is_seen(points + one), 1, -pixels.is_seen(points - one).long())
+            moved = points + step[:, None] * one
             set_rng_state(self._jitter)
             there = rendered(model(self.datamanager.train_ray_generator(moved)))
             truth = self.blend(pixels.colours(moved))

@@ -43,7 +43,7 @@ def test_a_method_is_its_host_with_our_parts(entry_point):
 
     host = method_configs[HOSTS[entry_point][0]]
     config = getattr(evos_nerf.methods, entry_point).config
-    assert config.method_name == f"evos-{host.method_name}"
+    assert config.method_name == f"evos-{HOSTS[entry_point][0]}"
     assert config.pipeline._target is (EvosDynamicBatchPipeline if "ngp" in entry_point else EvosPipeline)
     data, theirs = config.pipeline.datamanager, host.pipeline.datamanager
     assert isinstance(data.pixel_sampler, EvosPixelSamplerConfig)

@@ -76,6 +76,23 @@ def test_differences_are_those_of_the_picture_whatever_the_jitter(pictures):
     assert set(only) == {"derivative_loss"}
 
 
+def test_differences_are_not_taken_across_the_edge_of_a_mask(pictures):
+    """Of the next pixel, else of the previous one, else none; what is masked shows in neither of the two."""
+    masks = [torch.ones(*size, 1, dtype=torch.bool) for size in SIZES]
+    masks[0][3, 3], masks[0][2, 4], masks[0][2, 2] = False, False, False
+    rays = RayPool.of({"image": pictures, "image_idx": torch.arange(2), "mask": masks})
+    points = torch.tensor([[0, 2, 3], [0, 1, 2]])
+    data = Mock(EvosDataManager, train_ray_generator=lambda points: points)
+    term = DerivativeTerm(SobolevConfig(lambda_der=1.0), model := Painter(pictures).train(), data)
+    outputs = model(points)
+    found, target = term._differences(outputs["rgb"], model, rays, points)
+    p = pictures[0]
+    by_row, by_column = [p[2, 3] - p[1, 3], p[1, 2] - p[0, 2]], [torch.zeros(3), p[1, 3] - p[1, 2]]
+    expected = torch.stack([torch.stack(by_row), torch.stack(by_column)], dim=-1)
+    torch.testing.assert_close(target, expected)
+    torch.testing.assert_close(found, 3 * expected, rtol=1e-5, atol=1e-6)
+
+
 def test_nerfacto_learns_derivatives_too(method):
     config = method("evos-nerfacto")
     config.pipeline.sobolev = SobolevConfig(lambda_der=0.1)
