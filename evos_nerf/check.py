@@ -15,6 +15,7 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from evos.errors import InputError, exit_on_input_error
 from evos.runs.files import read_json
@@ -40,7 +41,15 @@ class CheckedTrainerConfig(TrainerConfig):
     def save_config(self) -> None:
         """Check the scene, then write config.yml as nerfstudio does."""
         check_data(self.pipeline.datamanager)
+        check_load_dir(self.load_dir)
         super().save_config()
+
+    def setup(self, **kwargs: Any) -> Any:
+        """The trainer, in which bad input that shows only later (a checkpoint of another selector) is one line, too."""
+        trainer = super().setup(**kwargs)
+        for name in ("setup", "train"):
+            setattr(trainer, name, exit_on_input_error(getattr(trainer, name)))
+        return trainer
 
 
 def check_data(datamanager: Any) -> None:
@@ -59,13 +68,20 @@ def check_data(datamanager: Any) -> None:
             check(data, parser)
 
 
+def check_load_dir(folder: Path | None) -> None:
+    """Raise InputError unless the folder to resume from, if there is one, holds nerfstudio's checkpoints."""
+    if folder is not None and not any(Path(folder).glob("step-*.ckpt")):
+        allowed = "a folder of checkpoints (step-*.ckpt): nerfstudio_models in the folder of a run"
+        raise InputError("--load-dir", str(folder), allowed)
+
+
 def check_scene(path: Path) -> None:
     """Check a Blender, nerfstudio, instant-ngp or LLFF scene, recognised by its files.
 
     Raises InputError, naming the file, for a missing scene; an unreadable or malformed transforms file; frames without
     a file_path or a finite 4 x 4 transform_matrix; a missing focal length; images that are missing (names the first
     and their number), unreadable or of another size than stated; masks that are missing, of another size than their
-    image or all black; a poses_bounds.npy that doesn't match the images.
+    image or black everywhere; a poses_bounds.npy that doesn't match the images.
     """
     path = Path(path)
     check_exists(path)
@@ -86,12 +102,10 @@ def check_exists(path: Path) -> None:
 
 
 def check_blender(folder: Path) -> None:
-    """Check a Blender scene: transforms_{train,val}.json and, if present, that of test. Raises as `check_scene`."""
+    """Check what training reads of a Blender scene: the splits train and val. Raises as `check_scene`."""
     folder = Path(folder)
-    for split in ("train", "val", "test"):
+    for split in ("train", "val"):
         path = folder / f"transforms_{split}.json"
-        if split == "test" and not path.exists():  # needed by ns-eval, not by training
-            continue
         content, frames = read_transforms(path)
         angle = content.get("camera_angle_x")
         if not (_is_number(angle) and 0 < angle < math.pi):
@@ -103,19 +117,29 @@ def check_blender(folder: Path) -> None:
                 raise InputError(str(image), _pixels(image_size(image)), f"{_pixels(size)}, as {images[0].name}")
 
 
-def check_transforms(path: Path, focal: Sequence[str] = INTRINSICS, downscale_factor: int | None = None) -> None:
+def check_transforms(
+    path: Path,
+    focal: Sequence[str] = INTRINSICS,
+    downscale_factor: int | None = None,
+    *,
+    skips_missing: bool = False,
+) -> None:
     """Check a transforms.json with one camera or several. Raises InputError as `check_scene`.
 
     Args:
         path: the JSON file, or its folder.
         focal: keys that the file or each frame must have: all of `INTRINSICS`, or one of `FOCAL_OR_ANGLE`.
         downscale_factor: above 1, images are taken from images_N and masks from masks_N.
+        skips_missing: the parser leaves out frames whose images are missing, while there are others.
     """
     path = Path(path) if Path(path).suffix == ".json" else Path(path) / "transforms.json"
     content, frames = read_transforms(path)
     for number, frame in enumerate(frames):
         _check_intrinsics(path, number, content | frame, focal)
     reduced = downscale_factor if (downscale_factor or 1) > 1 else None
+    if skips_missing:
+        there = [f for f in frames if _image_of(path.parent, f["file_path"], reduced, "images").is_file()]
+        frames = there or frames
     images = _present(
         path, [_image_of(path.parent, frame["file_path"], reduced, "images") for frame in frames], "images"
     )
@@ -129,8 +153,12 @@ def check_transforms(path: Path, focal: Sequence[str] = INTRINSICS, downscale_fa
             str(path), f"{len(masked)} mask_path in {len(frames)} frames", "one in every frame, or in none"
         )
     masks = [_image_of(path.parent, str(frames[i]["mask_path"]), reduced, "masks") for i in masked]
-    for image, mask in zip(images, _present(path, masks, "masks"), strict=bool(masks)):
-        check_mask(mask, image)
+    kept = [check_mask(*pair) for pair in zip(_present(path, masks, "masks"), images, strict=bool(masks))]
+    if masks and not any(kept):
+        raise InputError(str(masks[0].parent), "masks that leave no pixel of any image", "masks that leave some")
+    if not all(kept):
+        left_out = f"{kept.count(False)} of {len(kept)} masks leave no pixel, first {masks[kept.index(False)]}"
+        CONSOLE.print(f"[bold yellow]Warning: {left_out}; no rays are drawn from their images.", soft_wrap=True)
 
 
 def read_transforms(path: Path) -> tuple[dict[str, Any], list[Frame]]:
@@ -156,8 +184,8 @@ def read_transforms(path: Path) -> tuple[dict[str, Any], list[Frame]]:
     return content, frames
 
 
-def check_mask(mask: Path, image: Path) -> None:
-    """Raise InputError if a mask differs in size from its image or excludes all of its pixels."""
+def check_mask(mask: Path, image: Path) -> bool:
+    """Whether a mask leaves any pixel of its image; InputError if they differ in size."""
     size = image_size(mask, MASK_MODES)
     if size != image_size(image):
         raise InputError(str(mask), _pixels(size), f"{_pixels(image_size(image))}, as its image {image.name}")
@@ -166,8 +194,7 @@ def check_mask(mask: Path, image: Path) -> None:
             kept = np.asarray(opened)
     except OSError as error:
         raise InputError(str(mask), f"a damaged image ({error})", "a mask") from error
-    if not kept.any():
-        raise InputError(str(mask), f"a mask that leaves no pixel of {image.name}", "masks that leave some")
+    return bool(kept.any())
 
 
 def _check_intrinsics(path: Path, number: int, known: dict[str, Any], focal: Sequence[str]) -> None:
@@ -215,7 +242,7 @@ def _pixels(size: Sequence[Any]) -> str:
 CHECKS: dict[type[DataParserConfig], Callable[[Path, Any], None]] = {
     BlenderDataParserConfig: lambda data, _: check_blender(data),
     NerfstudioDataParserConfig: lambda data, parser: check_transforms(data, INTRINSICS, parser.downscale_factor),
-    InstantNGPDataParserConfig: lambda data, _: check_transforms(data, FOCAL_OR_ANGLE),
+    InstantNGPDataParserConfig: lambda data, _: check_transforms(data, FOCAL_OR_ANGLE, skips_missing=True),
     LlffDataParserConfig: lambda data, parser: load_llff(data, parser.downscale_factor) and None,
 }
 """The check for each data parser; for any other only the folder's existence is checked."""

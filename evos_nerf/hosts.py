@@ -78,8 +78,8 @@ def data_manager_class(host: Any) -> Any:
     if origin in OURS:
         return OURS[origin][dataset[0]] if dataset else OURS[origin]  # type: ignore
     if not issubclass(origin, VanillaDataManager):
-        allowed = "VanillaDataManager or one derived from it, which draws rays from the pixels of all views"
-        raise InputError("datamanager", f"{origin.__name__}, which does not", allowed)
+        got = f"{origin.__name__}, which draws no rays from the pixels of all views"
+        raise InputError("datamanager", got, "VanillaDataManager or one derived from it")
     own = [name for name in HOOKS if getattr(origin, name) is not getattr(VanillaDataManager, name)]
     if own:
         raise InputError(

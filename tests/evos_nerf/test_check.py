@@ -1,6 +1,7 @@
 """Every way in which a scene is commonly broken ends in one line, before a run writes its first file."""
 
 import json
+import shutil
 import tomllib
 from collections.abc import Callable
 from importlib import import_module
@@ -20,7 +21,7 @@ from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataPars
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
 from evos.errors import InputError
-from evos_nerf.check import check_blender, check_data, check_scene, check_transforms
+from evos_nerf.check import check_blender, check_data, check_load_dir, check_scene, check_transforms
 from evos_nerf.datamanager import EvosDataManagerConfig
 from evos_nerf.llff import LlffDataParserConfig
 
@@ -99,7 +100,10 @@ BROKEN = {
     "empty image": (lambda f: (f / "images" / "2.png").write_bytes(b""), "2.png: got a file that is no image"),
     "palette image": (lambda f: picture(f / "images" / "2.png", mode="P"), "an image of mode P; allowed: L, RGB, RGBA"),
     "mask of another size": (lambda f: picture(f / "masks" / "2.png", (6, 8), "L"), "6 x 8 pixels; allowed: 8 x 6"),
-    "all masked": (lambda f: picture(f / "masks" / "2.png", mode="L", value=0), "leaves no pixel of 2.png"),
+    "all masked": (
+        lambda f: [picture(f / "masks" / f"{i}.png", mode="L", value=0) for i in range(VIEWS)],
+        "masks that leave no pixel of any image",
+    ),
     "mask in colour": (lambda f: picture(f / "masks" / "2.png"), "an image of mode RGB"),
     "a mask missing": (lambda f: (f / "masks" / "2.png").unlink(), f"1 of {VIEWS} masks missing"),
     "not all with masks": (lambda f: edit_frame(f, mask_path=None), f"3 mask_path in {VIEWS} frames"),
@@ -138,12 +142,51 @@ def test_reduced_images_and_masks_are_looked_for_where_nerfstudio_looks(capture)
     check_transforms(capture, downscale_factor=2)
 
 
+def host_views(folder: Path, parser) -> int:
+    """How many training views the host's own parser finds."""
+    parser.data = folder
+    return len(parser.setup().get_dataparser_outputs(split="train").image_filenames)
+
+
+def test_frames_whose_images_are_missing_are_left_out_as_by_the_instant_ngp_parser(capture):
+    parser = InstantNGPDataParserConfig(eval_mode="all")
+    edit(capture, lambda c: c.update(camera_angle_x=1.0))
+    (capture / "images" / "2.png").unlink()
+    assert host_views(capture, parser) == VIEWS - 1
+    check_data(EvosDataManagerConfig(data=capture, dataparser=parser))
+    for image in (capture / "images").iterdir():
+        image.unlink()
+    with pytest.raises(InputError, match="4 of 4 images missing"):
+        check_data(EvosDataManagerConfig(data=capture, dataparser=parser))
+
+
+def test_one_mask_that_leaves_nothing_is_a_warning(capture, capsys):
+    picture(capture / "masks" / "2.png", mode="L", value=0)
+    check_scene(capture)
+    assert "1 of 4 masks leave no pixel, first" in capsys.readouterr().out
+
+
+def test_a_blender_scene_is_trained_on_without_its_test_pictures(blender_scene, tmp_path):
+    shutil.copytree(blender_scene, tmp_path / "s", ignore=shutil.ignore_patterns("test"))
+    assert host_views(tmp_path / "s", BlenderDataParserConfig()) == 6
+    check_scene(tmp_path / "s")
+
+
+def test_a_run_is_no_folder_of_checkpoints(tmp_path):
+    check_load_dir(None)
+    (tmp_path / "nerfstudio_models").mkdir()
+    (tmp_path / "nerfstudio_models" / "step-000000001.ckpt").touch()
+    check_load_dir(tmp_path / "nerfstudio_models")
+    with pytest.raises(InputError, match="--load-dir: got .*nerfstudio_models in the folder of a run"):
+        check_load_dir(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("split", "change", "line"),
     [
         ("val", lambda c: c.update(camera_angle_x=None), "camera_angle_x None; allowed: radians between 0 and pi"),
         ("train", lambda c: c.update(camera_angle_x=4.0), "camera_angle_x 4.0"),
-        ("test", lambda c: c["frames"][1].update(file_path="./test/r_9"), "1 of 2 images missing, first"),
+        ("val", lambda c: c["frames"][1].update(file_path="./val/r_9"), "1 of 2 images missing, first"),
         (
             "train",
             lambda c: c["frames"][5].update(transform_matrix=[1]),

@@ -92,11 +92,9 @@ def test_what_cannot_be_selected_from_is_refused(options, name):
         EvosDataManagerConfig(**options)
 
 
-def test_a_method_with_a_pipeline_of_its_own_is_refused():
+def test_a_host_is_left_as_it_was():
     from nerfstudio.configs.method_configs import method_configs
 
-    with pytest.raises(InputError, match="pipeline: got"):
-        evos_method(method_configs["generfacto"], "evos-generfacto", "")
     host = copy.deepcopy(method_configs["tensorf"])
     assert evos_method(host, "evos-tensorf", "mine").config.pipeline._target is EvosPipeline
     assert host == method_configs["tensorf"]
@@ -144,6 +142,18 @@ def test_a_bad_scene_leaves_nothing_behind(method, blender_scene, tmp_path, caps
         config.save_config()
     assert stopped.value.code == 2 and capsys.readouterr().err.startswith("error: --data: got")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_selector_ends_in_one_line(method, train, capsys):
+    first = train(method("evos-nerfacto"), 1)
+    config = method("evos-nerfacto", selector="uniform")
+    config.timestamp, config.load_dir = "resumed", first.checkpoint_dir
+    with pytest.raises(SystemExit) as stopped:
+        train(config, 2)
+    assert stopped.value.code == 2
+    assert (
+        capsys.readouterr().err.splitlines()[-1] == "error: selector: got uniform; allowed: tiles, as in the checkpoint"
+    )
 
 
 def test_the_written_config_names_the_implementation_that_runs(method, train):
