@@ -177,7 +177,7 @@ def test_a_run_is_no_folder_of_checkpoints(tmp_path):
     (tmp_path / "nerfstudio_models").mkdir()
     (tmp_path / "nerfstudio_models" / "step-000000001.ckpt").touch()
     check_load_dir(tmp_path / "nerfstudio_models")
-    with pytest.raises(InputError, match="--load-dir: got .*nerfstudio_models in the folder of a run"):
+    with pytest.raises(InputError, match=r"--load-dir: got .*nerfstudio_models in the folder of a run"):
         check_load_dir(tmp_path)
 
 
