@@ -130,7 +130,7 @@ def test_a_method_trains_saves_resumes_evaluates_and_renders(name, method, train
     _, images = second.pipeline.get_eval_image_metrics_and_images(3)
     assert {"evos_drawn", "evos_error"} <= set(images)
 
-    names = ["rgb_fine" if "vanilla" in name else "rgb"]
+    names = ["rgb_fine" if name in ("evos-vanilla-nerf", "evos-mipnerf") else "rgb"]
     DatasetRender(load_config=saved, output_path=tmp_path / "renders", rendered_output_names=names).main()
     assert len(list((tmp_path / "renders" / "test" / names[0]).glob("*.jpg"))) == 2
 
