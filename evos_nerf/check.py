@@ -15,11 +15,11 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
-from nerfstudio.utils.rich_utils import CONSOLE
 
 from evos.errors import InputError, exit_on_input_error
 from evos.runs.files import read_json
 from evos_nerf.llff import LlffDataParserConfig, image_size, load_llff
+from evos_nerf.pixel_sampler import warn
 
 Frame = dict[str, Any]
 INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
@@ -137,12 +137,11 @@ def check_transforms(
     for number, frame in enumerate(frames):
         _check_intrinsics(path, number, content | frame, focal)
     reduced = downscale_factor if (downscale_factor or 1) > 1 else None
-    if skips_missing:
-        there = [f for f in frames if _image_of(path.parent, f["file_path"], reduced, "images").is_file()]
-        frames = there or frames
-    images = _present(
-        path, [_image_of(path.parent, frame["file_path"], reduced, "images") for frame in frames], "images"
-    )
+    images = [_image_of(path.parent, frame["file_path"], reduced, "images") for frame in frames]
+    if skips_missing and any(image.is_file() for image in images):
+        there = [pair for pair in zip(frames, images, strict=True) if pair[1].is_file()]
+        frames, images = (list(column) for column in zip(*there, strict=True))
+    _present(path, images, "images")
     for frame, image in zip(frames, images, strict=True):
         size, stated = image_size(image), tuple((content | frame).get(key) for key in ("w", "h"))
         if reduced is None and None not in stated and size != stated:
@@ -158,7 +157,7 @@ def check_transforms(
         raise InputError(str(masks[0].parent), "masks that leave no pixel of any image", "masks that leave some")
     if not all(kept):
         left_out = f"{kept.count(False)} of {len(kept)} masks leave no pixel, first {masks[kept.index(False)]}"
-        CONSOLE.print(f"[bold yellow]Warning: {left_out}; no rays are drawn from their images.", soft_wrap=True)
+        warn(f"{left_out}; no rays are drawn from their images")
 
 
 def read_transforms(path: Path) -> tuple[dict[str, Any], list[Frame]]:

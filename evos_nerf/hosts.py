@@ -5,7 +5,6 @@ loads one imports nerfstudio's methods, and with them ours.
 """
 
 import copy
-import sys
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, get_args, get_origin
@@ -116,6 +115,6 @@ def __getattr__(name: str) -> Any:
     if name.startswith("Evos"):
         import nerfstudio.configs.method_configs  # noqa: F401  registers the methods, whose classes are made then
 
-        if name in vars(sys.modules[__name__]):
-            return vars(sys.modules[__name__])[name]
+        if name in globals():
+            return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
