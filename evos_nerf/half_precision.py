@@ -13,7 +13,7 @@ def packed(state: dict[str, Any]) -> dict[str, Any]:
 
     Sums grow with the visits, which few tiles have many of: beyond half precision's 65,504. Errors stay below.
     """
-    cells = state["seen"].shape if "seen" in state else None
+    cells = next((state[name].shape for name in ("seen", "visits") if name in state), None)
 
     def is_map(value: Any) -> bool:
         return isinstance(value, Tensor) and value.is_floating_point() and value.shape[:2] == cells

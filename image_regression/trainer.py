@@ -85,8 +85,7 @@ class Fit:
         )
         self.cfs_steps = math.floor(run.cfs_ratio * run.steps)
         # Cross-frequency supervision needs residuals of cells not selected: without a selector's cache, keep our own.
-        self.owns_cache = self.selector.cache is None
-        self.cache = self.selector.cache or ResidualCache(self.pool, device)
+        self.own_cache = ResidualCache(self.pool, device) if self.selector.cache is None else None
         self.work = Work()
         self.visits = torch.zeros(self.pool.cells, dtype=torch.int32, device=device)
         if run.precision == "tf32":
@@ -124,8 +123,8 @@ class Fit:
 
         update = None if before is None else self.update(before)
         self.selector.observe(selection, Feedback(residual, coord_grad=coordinates.grad, update=update))
-        if self.owns_cache and self.supervises_frequencies(selection):
-            self.cache.write(selection, residual)
+        if self.own_cache is not None and self.supervises_frequencies(selection):
+            self.own_cache.write(selection, residual)
         if self.average is not None:
             update_average(self.average, self.field.parameters(), self.options.run.ema, step)
         return loss
@@ -224,8 +223,8 @@ class Fit:
         if jacobian is not None and self.derivatives is not None:
             derivatives = selection.gather(self.derivatives).view_as(jacobian)
             loss = loss + run.lambda_der * derivative_loss(jacobian, derivatives, selection.weight)
-        if cfs:
-            cached = self.cache.read(selection.rows)
+        if cfs and (cache := self.own_cache or self.selector.cache) is not None:
+            cached = cache.read(selection.rows)
             loss = loss + self.options.cfs_weight * cross_frequency_loss(cached, selection, residual, self.pool)
         return selection, loss, residual.detach()
 
@@ -305,7 +304,7 @@ class Fit:
             "average": average,
             "selector": self.selector.state_dict(),
             "transform": self.transform.state_dict(),
-            "residual": self.cache.residual if self.owns_cache else None,
+            "residual": None if self.own_cache is None else self.own_cache.residual,
             "visits": self.visits,
             "mean": self.mean,
             "work": [self.work.evaluated, self.work.trained],
@@ -326,8 +325,8 @@ class Fit:
             for (name, _), mine in zip(self.field.named_parameters(), self.average or (), strict=False):
                 mine.copy_(state["average"][name])
             self.selector.load_state_dict(state["selector"])
-            if self.owns_cache and state["residual"] is not None:
-                self.cache.residual = state["residual"].to(self.device, copy=True)
+            if self.own_cache is not None and state["residual"] is not None:
+                self.own_cache.residual = state["residual"].to(self.device, copy=True)
             self.visits = state["visits"].to(self.device, copy=True)
             self.work = Work(*state["work"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:

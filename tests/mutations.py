@@ -192,8 +192,8 @@ MUTATIONS = [
     Mutation(
         "forgotten cells still count as seen",
         "evos/selection/cache.py",
-        'for name in (*self.maps, "seen"):\n            if (values',
-        "for name in self.maps:\n            if (values",
+        "if values is not None:\n                values[rows] = 0",
+        "if values is not None and values.is_floating_point():\n                values[rows] = 0",
         CACHE,
     ),
     Mutation(

@@ -21,7 +21,7 @@ from evos.seeding import mixed_seed
 from evos.selection.draws import stratified, uniform_draw
 
 if TYPE_CHECKING:
-    from evos.selection.cache import ResidualCache
+    from evos.selection.cache import Cache
 
 Evaluate = Callable[[Tensor], Tensor]
 """(rows "B") -> signed residual "B P C" of every cell of those rows, without gradient."""
@@ -171,7 +171,7 @@ class Selector(ABC, Generic[ConfigT]):
     state: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors that make up the state, besides the generator."""
 
-    cache: "ResidualCache | None" = None
+    cache: "Cache | None" = None
     """The cached residuals of the cells, for strategies that cache any."""
 
     def __init__(

@@ -1,7 +1,8 @@
 """Caches of signed residuals, one map per row, from which fitness is computed."""
 
+from abc import ABC, abstractmethod
 from math import prod
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -20,30 +21,36 @@ Errors: TypeAlias = tuple[Float[Tensor, "B P C"], Float[Tensor, "B P"]]
 """Residual of every cell, and its square averaged over channels."""
 
 
-class ResidualCache:
-    """The last residual of each cell, and which cells were seen; allocated at the first write, which determines C.
+class Cache(ABC):
+    """What is known of the residual of each cell, as ``maps`` of the pool.
 
     Residuals that are not finite are ignored: the cell keeps its value. So are those of masked cells, which read 0 like
     cells outside the grid. All others are clamped to ±1e6.
     """
 
-    maps = ("residual",)
+    maps: ClassVar[tuple[str, ...]]
+    """Names of the tensors, "R P" or "R P C"; those that are None are allocated at the first write, which determines
+    C."""
 
     def __init__(self, pool: Pool, device: torch.device) -> None:
         self.pool, self.device = pool, device
-        self.residual: Float[Tensor, "R P C"] | None = None
-        self.seen: Bool[Tensor, "R P"] = torch.zeros(pool.rows, pool.cells, dtype=torch.bool, device=device)
         self.valid = None if pool.mask is None else pool.mask.to(device)
 
+    @abstractmethod
     def write(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> None:
-        """Overwrite the residuals of the selected cells; a cell selected twice keeps one of its new residuals."""
-        residual, taken = self.accepted(selection, residual)
-        if self.residual is None:
-            self.residual = residual.new_zeros(self.pool.rows, self.pool.cells, residual.shape[-1])
-        rows, index = selection.rows, selection.index
-        cells = rows if index is None else (repeat(rows, "b -> b k", k=index.shape[1]), index)
-        self.residual[cells] = torch.where(taken[..., None], residual, self.residual[cells])
-        self.seen[cells] |= taken
+        """Take the residuals of the selected cells."""
+
+    @abstractmethod
+    def errors(self, rows: Int[Tensor, " B"]) -> Errors:
+        """Residual of every cell, 0 at unseen ones, and its square averaged over channels."""
+
+    def read(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P C"]:
+        """Residual of every cell, 0 at unseen ones."""
+        return self.errors(rows)[0]
+
+    def mean_square(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
+        """Squared residuals averaged over channels."""
+        return self.errors(rows)[1]
 
     def accepted(
         self, selection: Selection, residual: Float[Tensor, "B K C"]
@@ -56,6 +63,43 @@ class ResidualCache:
             taken = taken & (valid if selection.index is None else valid.gather(1, selection.index))
         return residual.clamp(-LARGEST, LARGEST), taken
 
+    def forget(self, rows: Int[Tensor, " B"]) -> None:
+        """Reset some rows, which hold another signal from now on."""
+        for values in self.state_dict().values():
+            if values is not None:
+                values[rows] = 0
+
+    def forget_masked(self) -> None:
+        """Reset masked cells, which a restored cache may know from a time when they were not."""
+        for values in self.state_dict().values():
+            if values is not None and self.valid is not None:
+                values[~self.valid] = 0
+
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """The maps themselves, by name."""
+        return {name: getattr(self, name) for name in self.maps}
+
+
+class ResidualCache(Cache):
+    """The last residual of each cell, and which cells were seen."""
+
+    maps = ("residual", "seen")
+
+    def __init__(self, pool: Pool, device: torch.device) -> None:
+        super().__init__(pool, device)
+        self.residual: Float[Tensor, "R P C"] | None = None
+        self.seen: Bool[Tensor, "R P"] = torch.zeros(pool.rows, pool.cells, dtype=torch.bool, device=device)
+
+    def write(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> None:
+        """Overwrite the residuals of the selected cells; a cell selected twice keeps one of its new residuals."""
+        residual, taken = self.accepted(selection, residual)
+        if self.residual is None:
+            self.residual = residual.new_zeros(self.pool.rows, self.pool.cells, residual.shape[-1])
+        rows, index = selection.rows, selection.index
+        cells = rows if index is None else (repeat(rows, "b -> b k", k=index.shape[1]), index)
+        self.residual[cells] = torch.where(taken[..., None], residual, self.residual[cells])
+        self.seen[cells] |= taken
+
     def read(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P C"]:
         """Residual maps of some rows, zero at unseen cells; a view, not a copy, where the pool has one row."""
         if self.residual is None:
@@ -67,28 +111,8 @@ class ResidualCache:
         residual = self.read(rows)
         return residual, mean_square(residual)
 
-    def mean_square(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
-        """Squared residuals averaged over channels."""
-        return self.errors(rows)[1]
 
-    def forget(self, rows: Int[Tensor, " B"]) -> None:
-        """Reset some rows, which hold another signal from now on."""
-        for name in (*self.maps, "seen"):
-            if (values := getattr(self, name)) is not None:
-                values[rows] = 0
-
-    def forget_masked(self) -> None:
-        """Reset masked cells, which a restored cache may know from a time when they were not."""
-        for name in (*self.maps, "seen"):
-            if self.valid is not None and (values := getattr(self, name)) is not None:
-                values[~self.valid] = 0
-
-    def state_dict(self) -> dict[str, Tensor | None]:
-        """The maps, and which cells were seen."""
-        return {name: getattr(self, name) for name in (*self.maps, "seen")}
-
-
-class RunningCache(ResidualCache):
+class RunningCache(Cache):
     """Running means of the residual and of its square, for cells that contain several points, such as tiles.
 
     Each visit has ``momentum`` times the weight of the next; visits written together have the same. Estimates are
@@ -122,17 +146,13 @@ class RunningCache(ResidualCache):
         flat = self.sums.view(rows * cells, -1)
         flat[place] = self.momentum * flat[place]
         flat.index_add_(0, place, visit)
-        self.seen.view(-1)[place] = flat[place, -1] > 0
         self.visits.view(-1).index_add_(0, place, taken.int())
-
-    def read(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P C"]:
-        """Smoothed mean residual of each cell."""
-        return super().read(rows) if self.sums is None else self.errors(rows)[0]
 
     def errors(self, rows: Int[Tensor, " B"]) -> Errors:
         """Smoothed mean residual and mean squared residual of each cell, in one pass."""
         if self.sums is None:
-            return super().errors(rows)
+            nothing = torch.zeros(len(rows), self.pool.cells, 1, device=self.device)
+            return nothing, nothing[..., 0]
         means = self.means(self.sums[rows])
         return means[..., :-1], means[..., -1]
 
@@ -177,13 +197,13 @@ def split_visits(sums: Float[Tensor, "B S *M"]) -> tuple[Float[Tensor, "B E *M"]
 class CachingSelector(Selector[ConfigT]):
     """A selector whose state includes a cache of residuals."""
 
-    cache: ResidualCache
+    cache: Cache
 
     def __init__(self, config: ConfigT, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
         self.cache = self.make_cache()
 
-    def make_cache(self) -> ResidualCache:
+    def make_cache(self) -> Cache:
         """An empty cache; by default of last residuals."""
         return ResidualCache(self.pool, self.device)
 
@@ -198,8 +218,7 @@ class CachingSelector(Selector[ConfigT]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the selector and its cache."""
         super().load_state_dict(state)
-        shape = self.cache.seen.shape
-        self.cache.seen = self.restored("seen", state, shape)
+        shape = (self.pool.rows, self.pool.cells)
         for name in self.cache.maps:
             if name not in state:
                 raise InputError(f"selector state {name}", "nothing", "what this version saved")

@@ -16,7 +16,7 @@ from torch import Tensor
 from evos.config import check_range
 from evos.fitness import mean_square
 from evos.selection.base import Evaluate, Feedback, Selection, SelectorConfig
-from evos.selection.cache import CachingSelector
+from evos.selection.cache import CachingSelector, ResidualCache
 from evos.selection.draws import weighted_draw
 
 TINY = torch.finfo(torch.float32).tiny
@@ -41,6 +41,8 @@ class ErrorConfig(SelectorConfig):
 
 class ErrorSelector(CachingSelector[ErrorConfig]):
     """Draws distinct cells with odds uniform_ratio + (1 - uniform_ratio) · error / mean error."""
+
+    cache: ResidualCache
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """``keep_ratio`` of the cells, drawn anew in every step."""

@@ -11,7 +11,7 @@ from evos.config import check_range
 from evos.errors import InputError
 from evos.fitness import mean_square
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
-from evos.selection.cache import CachingSelector
+from evos.selection.cache import CachingSelector, ResidualCache
 from evos.selection.draws import widest_float
 from evos.selection.edges import gradient_magnitude
 
@@ -70,11 +70,13 @@ class SoftSelector(CachingSelector[SoftConfig]):
 
     needs = frozenset({"target", "coord_grad"})
     state = ("points", "log_error_grad", "error", "observed")
+    cache: ResidualCache
 
     def __init__(self, config: SoftConfig, pool: Pool, *, target: Float[Tensor, "R P C"], **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
         axes = len(pool.shape)
         self.last_cell = torch.tensor([size - 1.0 for size in pool.shape], device=self.device)
+        self.extent = self.last_cell.clamp(min=1)
         self.sizes = torch.tensor(pool.shape, device=self.device)
         self.strides = torch.tensor([torch.Size(pool.shape[d + 1 :]).numel() for d in range(axes)], device=self.device)
         self.odds = self.valid if self.weight is None else self.weight
@@ -86,6 +88,9 @@ class SoftSelector(CachingSelector[SoftConfig]):
     def set_points(self, count: int) -> None:
         """``count`` fresh points a row."""
         self.count = count
+        # The last points of the set are drawn anew in every step: which ones does not matter, the walk has no order.
+        walking = count - int(self.config.uniform_ratio * count)
+        self.walks: Bool[Tensor, " K"] = torch.arange(count, device=self.device) < walking
         self.points: Float[Tensor, "R K D"] = self.uniform_points(self.all_rows)
         self.log_error_grad: Float[Tensor, "R K D"] = torch.zeros_like(self.points)
         self.error: Float[Tensor, "R K"] = torch.zeros(self.pool.rows, count, device=self.device)
@@ -99,8 +104,7 @@ class SoftSelector(CachingSelector[SoftConfig]):
         """Points at cells drawn uniformly; where there is a mask, or weights, in proportion to these."""
         if self.uniform_cdf is not None:
             return self.points_by(self.uniform_cdf[rows])
-        place = (self.rand(len(rows), self.count, len(self.strides)) * self.sizes).floor()
-        return (place / self.last_cell.clamp(min=1)).clamp(max=1)
+        return (self.rand(len(rows), self.count, len(self.strides)) * self.sizes).floor() / self.extent
 
     def edge_points(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B K D"]:
         """Points at cells drawn in proportion to the target's gradient, times their weights."""
@@ -109,8 +113,8 @@ class SoftSelector(CachingSelector[SoftConfig]):
     def points_by(self, cdf: Float[Tensor, "B P"]) -> Float[Tensor, "B K D"]:
         """Points at cells drawn by a cumulative distribution."""
         uniform = self.rand(len(cdf), self.count).to(cdf.dtype)
-        cells = torch.searchsorted(cdf, uniform, right=True).clamp(max=self.pool.cells - 1)
-        return (cells[..., None] // self.strides % self.sizes) / self.last_cell.clamp(min=1)
+        cells = torch.searchsorted(cdf, uniform, right=True)  # below P, as the last entry of each row is exactly 1
+        return (cells[..., None] // self.strides % self.sizes) / self.extent
 
     def nearest_cells(self, points: Float[Tensor, "B K D"]) -> Int[Tensor, "B K"]:
         """The cell that each point lies in."""
@@ -118,28 +122,24 @@ class SoftSelector(CachingSelector[SoftConfig]):
 
     def walk(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B K D"]:
         """One Langevin step of the points of ``rows``."""
-        config = self.config
+        config, points = self.config, self.points[rows]
         noise = torch.randn(len(rows), self.count, len(self.strides), generator=self.generator, device=self.device)
-        moved = self.points[rows] + config.step_size * self.log_error_grad[rows] + config.noise * noise
+        moved = points + config.step_size * self.log_error_grad[rows] + config.noise * noise
         error = self.error[rows]
         least = error.kthvalue(max(1, int(config.restart_ratio * self.count)), dim=1, keepdim=True).values
-        # A position that is not finite fails this test too.
-        outside = ~((moved >= 0) & (moved <= 1)).all(-1)
+        outside = (moved != moved.clamp(0, 1)).any(-1)  # true of a position that is not finite, too
         if self.odds is not None:
             # Metropolis' rule: with equal errors a cell of half the points gets half the draws.
-            before = self.odds[rows[:, None], self.nearest_cells(self.points[rows])]
+            before = self.odds[rows[:, None], self.nearest_cells(points)]
             after = self.odds[rows[:, None], self.nearest_cells(moved.nan_to_num().clamp(0, 1))]
             accepted = after > self.rand(len(rows), self.count) * before
-            moved = torch.where(accepted[..., None], moved, self.points[rows])
+            moved = torch.where(accepted[..., None], moved, points)
             outside |= after == 0
         restart = outside | (error <= least) if config.restart_ratio > 0 else outside
-        # The last points of the set are the ones drawn anew: which ones does not matter, the walk has no order.
-        drawn_anew = torch.arange(self.count, device=self.device) >= self.count - int(config.uniform_ratio * self.count)
-        moved = torch.where(drawn_anew[None, :, None], self.uniform_points(rows), moved)
-        restart = restart & ~drawn_anew
-        moved = torch.where(restart[..., None], self.edge_points(rows), moved).clamp(0, 1)
+        moved = torch.where(self.walks[:, None], moved, self.uniform_points(rows))
+        moved = torch.where((restart & self.walks)[..., None], self.edge_points(rows), moved)
         # Points without an observed error stay in place.
-        return torch.where(self.observed[rows, None, None], moved, self.points[rows])
+        return torch.where(self.observed[rows, None, None], moved, points)
 
     def select(
         self,
@@ -185,7 +185,7 @@ class SoftSelector(CachingSelector[SoftConfig]):
         else:
             # The loss is the mean of weight · (2 residual)²: dividing leaves ∇ log error / K, as in the released code.
             weight = 1.0 if selection.weight is None else selection.weight
-            log_error_grad = grad * len(selection.rows) / (4 * weight * error + 1e-12)[..., None]
+            log_error_grad = len(selection.rows) / 4 * grad / (weight * error + 2.5e-13)[..., None]
         self.log_error_grad[selection.rows] = log_error_grad.float()
         self.error[selection.rows] = error
         self.observed[selection.rows] = True
