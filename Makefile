@@ -4,6 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3.11
 EXTRAS ?= regress
 PYTEST_ARGS ?=
+TEST_WORKERS ?= auto
 KNOWN_EXTRAS := regress nerf meta nas docs dev all
 DEV_EXTRAS := regress,nerf,meta,docs,dev
 
@@ -61,7 +62,7 @@ docs: ## build the pages of docs/ and the API reference into site/; a warning is
 	"$(VENV)/bin/mkdocs" build --quiet --strict
 
 test: lint docs ## lint, build the pages, then run the tests; PYTEST_ARGS="-m 'not slow'" and the like go to pytest
-	"$(VENV)/bin/python" -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -n $(TEST_WORKERS) --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 mutations: ## make bugs of one line each in a copy, and see that the tests catch them; WORDS="draws cache" picks some
 	@$(SUBMAKE) install EXTRAS=$(DEV_EXTRAS)

@@ -1,29 +1,38 @@
-"""Validate a scene before training starts: a problem is reported in one line, before any file is written."""
+"""Validate a scene before training starts: a problem is reported in one line, before any file is written.
+
+What the host's own parser reads is what is checked: the pictures and masks of the views that this command trains and
+evaluates on. Only where the parser fails, or returns cameras that are not finite, the files are read for the reason.
+"""
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 import PIL.Image
+import torch
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
-from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from evos.errors import InputError, exit_on_input_error
 from evos.runs.files import read_json
-from evos_nerf.llff import LlffDataParserConfig, image_size, load_llff
+from evos_nerf.llff import LlffDataParserConfig, image_size
 from evos_nerf.pixel_sampler import warn
 
 Frame = dict[str, Any]
-INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
 MASK_MODES = ("1", "L", "P", "I", "I;16")  # Pillow's names of images of one channel
+SPLITS = ("train", "val")
+"""What ns-train reads; the test split is read by ns-eval."""
 FOCAL_OR_ANGLE = ("fl_x", "x_fov", "camera_angle_x")
 KINDS = {"transforms.json": "", "transforms_train.json": " blender-data", "poses_bounds.npy": " llff-data"}
 """The data parser to name after `ns-train METHOD`, by the file that identifies a scene's format."""
@@ -41,7 +50,7 @@ class CheckedTrainerConfig(TrainerConfig):
     def save_config(self) -> None:
         """Check the scene, then write config.yml as nerfstudio does."""
         check_data(self.pipeline.datamanager)
-        check_load_dir(self.load_dir)
+        check_checkpoint(self)
         super().save_config()
 
     def setup(self, **kwargs: Any) -> Any:
@@ -53,134 +62,84 @@ class CheckedTrainerConfig(TrainerConfig):
 
 
 def check_data(datamanager: Any) -> None:
-    """Check the scene that a data manager's options point to; for data parsers not in `CHECKS`, only that it exists.
+    """Check the scene that a data manager's options point to; for data parsers not in `CHECKED`, only that it exists.
 
-    Raises InputError as `check_scene`.
+    Raises InputError, naming the file, for what the parser cannot read; cameras or focal lengths that are not finite;
+    a split without a view; images that are missing (names the first and their number), unreadable or of another size
+    than stated; masks that are missing, of another size than their image or black in all training views.
     """
     if not isinstance(datamanager, VanillaDataManagerConfig):
         return
     parser = datamanager.dataparser
     # As in nerfstudio, the data manager's own folder takes precedence over its parser's.
     data = Path(parser.data if datamanager.data is None else datamanager.data)
-    check_exists(data)
-    for kind, check in CHECKS.items():
-        if isinstance(parser, kind):
-            check(data, parser)
+    if not data.exists():
+        raise InputError("--data", str(data), "the folder of a scene; this one doesn't exist")
+    if isinstance(parser, CHECKED):
+        check_scene(replace(parser, data=data))
 
 
-def check_load_dir(folder: Path | None) -> None:
-    """Raise InputError unless the folder to resume from, if there is one, holds nerfstudio's checkpoints."""
-    if folder is not None and not any(Path(folder).glob("step-*.ckpt")):
-        allowed = "a folder of checkpoints (step-*.ckpt): nerfstudio_models in the folder of a run"
-        raise InputError("--load-dir", str(folder), allowed)
+def check_scene(parser: DataParserConfig) -> None:
+    """Check what the parser finds in its folder; raises as `check_data`."""
+    reads = getattr(parser, "load_3D_points", False)  # it may ask the user whether to make a point cloud
+    maker = (replace(parser, load_3D_points=False) if reads else parser).setup()  # type: ignore
+    for split in SPLITS:
+        try:
+            with quiet():
+                outputs = maker.get_dataparser_outputs(split=split)
+        except InputError:
+            raise
+        except Exception as error:
+            explain(parser, split)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, KeyError):
+                reason = f"nothing known as {error}"
+            raise InputError(str(parser.data), reason, f"what the {type(maker).__name__} data parser reads") from None
+        cameras = outputs.cameras
+        if not len(outputs.image_filenames):
+            hint = "; --eval-mode all has every view in both" if hasattr(parser, "eval_mode") else ""
+            allowed = f"at least one in each of {' and '.join(SPLITS)}{hint}"
+            raise InputError(str(parser.data), f"no view in the {split} split", allowed)
+        valid = cameras.camera_to_worlds.isfinite().all() and ((cameras.fx > 0) & (cameras.fy > 0)).all()
+        if not (valid and torch.cat((cameras.fx, cameras.fy)).isfinite().all()):
+            explain(parser, split)
+            raise InputError(str(parser.data), "cameras that are not finite", "finite matrices, focal lengths above 0")
+        check_images(parser.data, outputs, reduced=(getattr(maker, "downscale_factor", None) or 1) > 1)
+        if outputs.mask_filenames is not None:
+            check_masks(parser.data, outputs, trained_on=split == "train")
 
 
-def check_scene(path: Path) -> None:
-    """Check a Blender, nerfstudio, instant-ngp or LLFF scene, recognised by its files.
-
-    Raises InputError, naming the file, for a missing scene; an unreadable or malformed transforms file; frames without
-    a file_path or a finite 4 x 4 transform_matrix; a missing focal length; images that are missing (names the first
-    and their number), unreadable or of another size than stated; masks that are missing, of another size than their
-    image or black everywhere; a poses_bounds.npy that doesn't match the images.
-    """
-    path = Path(path)
-    check_exists(path)
-    if path.suffix == ".json" or (path / "transforms.json").exists():
-        check_transforms(path, FOCAL_OR_ANGLE)
-    elif (path / "transforms_train.json").exists():
-        check_blender(path)
-    elif (path / "poses_bounds.npy").exists():
-        load_llff(path)
-    else:
-        raise InputError(str(path), "a folder that holds no scene", f"a folder with one of {', '.join(KINDS)}")
+@contextmanager
+def quiet() -> Iterator[None]:
+    """nerfstudio's console does not print, as a parser will say the same in training; nor are its open files noted."""
+    before, CONSOLE.quiet = CONSOLE.quiet, True
+    try:
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            yield
+    finally:
+        CONSOLE.quiet = before
 
 
-def check_exists(path: Path) -> None:
-    """Raise InputError unless the folder or file exists."""
-    if not path.exists():
-        raise InputError("--data", str(path), "the folder of a scene; this one doesn't exist")
+def check_images(data: Path, outputs: DataparserOutputs, *, reduced: bool) -> None:
+    """Check the pictures of a split. Those of a downscaled folder may be rounded otherwise than the cameras are."""
+    images = present(data, outputs.image_filenames, "images")
+    cameras = outputs.cameras
+    sizes = torch.stack([part.expand(len(images), 1)[:, 0] for part in (cameras.width, cameras.height)], dim=1).tolist()
+    for image, stated in zip(images, sizes, strict=True):
+        size = image_size(image)
+        if max(abs(a - b) for a, b in zip(size, stated, strict=True)) > (1 if reduced else 0):
+            raise InputError(str(image), _pixels(size), f"{_pixels(stated)}, as its camera has it")
 
 
-def check_blender(folder: Path) -> None:
-    """Check what training reads of a Blender scene: the splits train and val. Raises as `check_scene`."""
-    folder = Path(folder)
-    for split in ("train", "val"):
-        path = folder / f"transforms_{split}.json"
-        content, frames = read_transforms(path)
-        angle = content.get("camera_angle_x")
-        if not (_is_number(angle) and 0 < angle < math.pi):
-            raise InputError(str(path), f"camera_angle_x {angle!r}", "radians between 0 and pi")
-        images = _present(path, [folder / f"{frame['file_path'].replace('./', '')}.png" for frame in frames], "images")
-        size = image_size(images[0])
-        for image in images:
-            if image_size(image) != size:
-                raise InputError(str(image), _pixels(image_size(image)), f"{_pixels(size)}, as {images[0].name}")
-
-
-def check_transforms(
-    path: Path,
-    focal: Sequence[str] = INTRINSICS,
-    downscale_factor: int | None = None,
-    *,
-    skips_missing: bool = False,
-) -> None:
-    """Check a transforms.json with one camera or several. Raises InputError as `check_scene`.
-
-    Args:
-        path: the JSON file, or its folder.
-        focal: keys that the file or each frame must have: all of `INTRINSICS`, or one of `FOCAL_OR_ANGLE`.
-        downscale_factor: above 1, images are taken from images_N and masks from masks_N.
-        skips_missing: the parser leaves out frames whose images are missing, while there are others.
-    """
-    path = Path(path) if Path(path).suffix == ".json" else Path(path) / "transforms.json"
-    content, frames = read_transforms(path)
-    for number, frame in enumerate(frames):
-        _check_intrinsics(path, number, content | frame, focal)
-    reduced = downscale_factor if (downscale_factor or 1) > 1 else None
-    images = [_image_of(path.parent, frame["file_path"], reduced, "images") for frame in frames]
-    if skips_missing and any(image.is_file() for image in images):
-        there = [pair for pair in zip(frames, images, strict=True) if pair[1].is_file()]
-        frames, images = (list(column) for column in zip(*there, strict=True))
-    _present(path, images, "images")
-    for frame, image in zip(frames, images, strict=True):
-        size, stated = image_size(image), tuple((content | frame).get(key) for key in ("w", "h"))
-        if reduced is None and None not in stated and size != stated:
-            raise InputError(str(image), _pixels(size), f"{_pixels(stated)}, as {path.name} has it")
-    masked = [i for i, frame in enumerate(frames) if "mask_path" in frame]
-    if masked and len(masked) != len(frames):
-        raise InputError(
-            str(path), f"{len(masked)} mask_path in {len(frames)} frames", "one in every frame, or in none"
-        )
-    masks = [_image_of(path.parent, str(frames[i]["mask_path"]), reduced, "masks") for i in masked]
-    kept = [check_mask(*pair) for pair in zip(_present(path, masks, "masks"), images, strict=bool(masks))]
-    if masks and not any(kept):
+def check_masks(data: Path, outputs: DataparserOutputs, *, trained_on: bool) -> None:
+    """Check the masks of a split; that some training views have no pixel left is a warning."""
+    masks = present(data, outputs.mask_filenames or [], "masks")
+    kept = [check_mask(mask, image) for mask, image in zip(masks, outputs.image_filenames, strict=True)]
+    if trained_on and not any(kept):
         raise InputError(str(masks[0].parent), "masks that leave no pixel of any image", "masks that leave some")
-    if not all(kept):
+    if trained_on and not all(kept):
         left_out = f"{kept.count(False)} of {len(kept)} masks leave no pixel, first {masks[kept.index(False)]}"
         warn(f"{left_out}; no rays are drawn from their images")
-
-
-def read_transforms(path: Path) -> tuple[dict[str, Any], list[Frame]]:
-    """Read a transforms file; InputError unless each frame has a file_path and a finite 4 x 4 transform_matrix."""
-    if not path.exists():
-        raise _wrong_kind(path)
-    content = read_json(path)
-    frames = content.get("frames") if isinstance(content, dict) else None
-    if not isinstance(frames, list) or not frames:
-        raise InputError(str(path), "no frames", "an object with a list of frames")
-    for number, frame in enumerate(frames):
-        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
-            raise InputError(str(path), f"frame {number} without a file_path", "a file_path in each frame")
-        name = f"frame {number} ({frame['file_path']})"
-        try:
-            matrix = np.array(frame.get("transform_matrix"), dtype=np.float64)
-        except (TypeError, ValueError):
-            raise InputError(str(path), f"{name} whose transform_matrix is no matrix", "4 x 4 numbers") from None
-        if matrix.shape != (4, 4):
-            raise InputError(str(path), f"{name} with a transform_matrix of shape {matrix.shape}", "4 x 4 numbers")
-        if not np.isfinite(matrix).all():
-            raise InputError(str(path), f"{name} with a transform_matrix that is not finite", "finite numbers")
-    return content, frames
 
 
 def check_mask(mask: Path, image: Path) -> bool:
@@ -196,31 +155,99 @@ def check_mask(mask: Path, image: Path) -> bool:
     return bool(kept.any())
 
 
-def _check_intrinsics(path: Path, number: int, known: dict[str, Any], focal: Sequence[str]) -> None:
-    missing = [key for key in focal if key not in known]
-    if missing and (focal is INTRINSICS or len(missing) == len(focal)):
-        allowed = f"{', '.join(focal)} in the file or in each frame" if focal is INTRINSICS else " or ".join(focal)
+def present(data: Path, files: Sequence[Path], kind: str) -> list[Path]:
+    """The files; InputError if any is missing, with their number and the first."""
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        got = f"{len(missing)} of {len(files)} {kind} missing, first {missing[0]}"
+        raise InputError(str(data), got, "files that exist")
+    return [Path(file) for file in files]
+
+
+def check_checkpoint(config: TrainerConfig) -> None:
+    """Raise InputError unless the checkpoint to resume from, if there is one, is where the options say."""
+    folder, step = config.load_dir, config.load_step
+    if folder is not None:
+        steps = sorted(int(path.stem.removeprefix("step-")) for path in Path(folder).glob("step-*.ckpt"))
+        if not steps:
+            allowed = "a folder of checkpoints (step-*.ckpt): nerfstudio_models in the folder of a run"
+            raise InputError("--load-dir", str(folder), allowed)
+        if step is not None and step not in steps:
+            raise InputError("--load-step", step, ", ".join(map(str, steps)))
+    if config.load_checkpoint is not None and not Path(config.load_checkpoint).is_file():
+        raise InputError("--load-checkpoint", str(config.load_checkpoint), "a checkpoint (step-*.ckpt) that exists")
+
+
+# ---- why a parser failed
+
+
+def explain(parser: DataParserConfig, split: str) -> None:
+    """Raise InputError with the reason for which a parser failed, if its files show one."""
+    path = Path(parser.data)
+    if isinstance(parser, BlenderDataParserConfig):
+        content, frames = read_transforms(path / f"transforms_{split}.json")
+        angle = content.get("camera_angle_x")
+        if not (_is_number(angle) and 0 < float(angle) < math.pi):
+            name = str(path / f"transforms_{split}.json")
+            raise InputError(name, f"camera_angle_x {angle!r}", "radians between 0 and pi")
+        images = [path / f"{frame['file_path'].replace('./', '')}.png" for frame in frames]
+        present(path / f"transforms_{split}.json", images, "images")
+    elif isinstance(parser, NerfstudioDataParserConfig | InstantNGPDataParserConfig):
+        file = path if path.suffix == ".json" else path / "transforms.json"
+        content, frames = read_transforms(file)
+        host = isinstance(parser, NerfstudioDataParserConfig)
+        for number, frame in enumerate(frames):
+            check_intrinsics(file, number, content if not host else frame | content, all_of=host)
+        if not getattr(parser, "downscale_factor", None):
+            images = [file.parent / frame["file_path"] for frame in frames]
+            present(file, images if host else [_with_png(image) for image in images], "images")
+        if len(frames) < 2:
+            raise InputError(str(file), "1 frame", "at least two: one to train on and one to evaluate on")
+        masked = sum("mask_path" in frame for frame in frames)
+        if masked not in (0, len(frames)):
+            got = f"{masked} mask_path in {len(frames)} frames"
+            raise InputError(str(file), got, "one in every frame, or in none")
+
+
+def read_transforms(path: Path) -> tuple[dict[str, Any], list[Frame]]:
+    """Read a transforms file; InputError unless each frame has a file_path and a finite matrix of 3 or 4 rows."""
+    if not path.exists():
+        raise _wrong_kind(path)
+    content = read_json(path)
+    frames = content.get("frames") if isinstance(content, dict) else None
+    if not isinstance(frames, list) or not frames:
+        raise InputError(str(path), "no frames", "an object with a list of frames")
+    for number, frame in enumerate(frames):
+        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
+            raise InputError(str(path), f"frame {number} without a file_path", "a file_path in each frame")
+        name = f"frame {number} ({frame['file_path']})"
+        try:
+            matrix = np.array(frame.get("transform_matrix"), dtype=np.float64)
+        except (TypeError, ValueError):
+            raise InputError(str(path), f"{name} whose transform_matrix is no matrix", "4 x 4 numbers") from None
+        if matrix.shape not in ((4, 4), (3, 4)):
+            raise InputError(str(path), f"{name} with a transform_matrix of shape {matrix.shape}", "4 x 4 numbers")
+        if not np.isfinite(matrix).all():
+            raise InputError(str(path), f"{name} with a transform_matrix that is not finite", "finite numbers")
+    return content, frames
+
+
+def check_intrinsics(path: Path, number: int, known: dict[str, Any], *, all_of: bool) -> None:
+    """Raise InputError unless a frame's numbers are there: all of the camera's, or one that says the focal length."""
+    keys = ("fl_x", "fl_y", "cx", "cy", "w", "h") if all_of else FOCAL_OR_ANGLE
+    missing = [key for key in keys if key not in known]
+    if missing and (all_of or len(missing) == len(keys)):
+        allowed = f"{', '.join(keys)} in the file or in each frame" if all_of else f"{' or '.join(keys)} in the file"
         raise InputError(str(path), f"frame {number} without {missing[0]}", allowed)
-    for key in {*INTRINSICS, *focal} & known.keys():
+    for key in {*keys, "w", "h"} & known.keys():
         value = known[key]
-        if not _is_number(value) or (value <= 0 and key not in ("cx", "cy")):
+        if not _is_number(value) or (float(value) <= 0 and key not in ("cx", "cy")):
             raise InputError(str(path), f"{key} {json.dumps(value)}", "a number, above 0 but for cx and cy")
 
 
-def _image_of(folder: Path, name: str, reduced: int | None, kind: str) -> Path:
-    """Where nerfstudio looks for an image; instant-ngp scenes omit .png from the names."""
-    path = folder / name if reduced is None else folder / f"{kind}_{reduced}" / Path(name).name
-    plus_png = path.with_name(f"{path.name}.png")
-    return plus_png if not path.exists() and plus_png.exists() else path
-
-
-def _present(path: Path, files: list[Path], kind: str) -> list[Path]:
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise InputError(
-            str(path), f"{len(missing)} of {len(files)} {kind} missing, first {missing[0]}", "files that exist"
-        )
-    return files
+def _with_png(path: Path) -> Path:
+    """Where the instant-ngp parser looks for an image; its scenes omit .png from the names."""
+    return path if path.exists() else path.with_name(f"{path.name}.png")
 
 
 def _wrong_kind(path: Path) -> InputError:
@@ -231,17 +258,16 @@ def _wrong_kind(path: Path) -> InputError:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a finite number, or the text of one, which the parsers read, too."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _pixels(size: Sequence[Any]) -> str:
     return "{} x {} pixels".format(*size)
 
 
-CHECKS: dict[type[DataParserConfig], Callable[[Path, Any], None]] = {
-    BlenderDataParserConfig: lambda data, _: check_blender(data),
-    NerfstudioDataParserConfig: lambda data, parser: check_transforms(data, INTRINSICS, parser.downscale_factor),
-    InstantNGPDataParserConfig: lambda data, _: check_transforms(data, FOCAL_OR_ANGLE, skips_missing=True),
-    LlffDataParserConfig: lambda data, parser: load_llff(data, parser.downscale_factor) and None,
-}
-"""The check for each data parser; for any other only the folder's existence is checked."""
+CHECKED = (BlenderDataParserConfig, NerfstudioDataParserConfig, InstantNGPDataParserConfig, LlffDataParserConfig)
+"""Data parsers whose scenes are checked; others may take minutes, ask questions or write files when they are called."""

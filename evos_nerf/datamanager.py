@@ -19,7 +19,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from evos.config import check_range
 from evos.errors import InputError
-from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig
+from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig, warn
 from evos_nerf.rays import RayPool, load_rays
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ class EvosDataOptions(HostConfig):
         super().__post_init__()
         if self.patch_size != 1:
             raise InputError("patch_size", self.patch_size, "1 (EVOS selects pixel by pixel)")
-        if self.train_num_images_to_sample_from not in (-1, math.inf):  # all of them; inf since nerfstudio 1.1.5
-            got = self.train_num_images_to_sample_from
-            raise InputError("train_num_images_to_sample_from", got, "-1 (EVOS ranks all training images together)")
         check_range("factor", self.factor, 1)
         if self.factor > 1 and self.pixel_sampler.ignore_mask:
             raise InputError("factor", self.factor, "1 with a pixel sampler that ignores masks, which this is one of")
@@ -72,12 +69,24 @@ class EvosData(Host):
 
     def setup_train(self) -> None:
         """Load the pixels of all training images."""
+        if self.config.train_num_images_to_sample_from not in (-1, math.inf):  # all of them; inf on nerfstudio's main
+            got = self.config.train_num_images_to_sample_from
+            warn(f"train_num_images_to_sample_from {got}: EVOS keeps all images instead, in the bytes of their files")
         CONSOLE.print("Setting up training dataset...")
         on_gpu = {"image": self.config.images_on_gpu, "mask": self.config.masks_on_gpu}
         on_host = {key for key in (*self.exclude_batch_keys_from_device, *on_gpu) if not on_gpu.get(key)}
         self.rays = load_rays(self.train_dataset, self.device, on_host=on_host, factor=self.config.factor)
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)  # type: ignore
         self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device)).to(self.device)
+
+    def setup_eval(self) -> None:
+        """As the host does; InputError for an image that cannot be read."""
+        try:
+            super().setup_eval()
+        except OSError as error:
+            raise InputError(
+                "--data", f"a held-out image that can't be read ({error})", "files that are whole"
+            ) from error
 
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
         """The rays of ``step``, chosen by the sampler, and their pixels."""

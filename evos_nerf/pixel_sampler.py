@@ -169,6 +169,14 @@ class EvosPixelSampler(PixelSampler):
             self._host_batch = image_batch.batch()
         return image_batch.finished(super().sample(self._host_batch))
 
+    def sample_method(self, batch_size: int, *args: Any, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """Pixels (image, y, x) as the host draws them; it fails on the mask of one image alone, of several sizes."""
+        alone = mask is not None and len(mask) == 1 and not self.config.ignore_mask
+        usable = mask[..., 0].nonzero() if alone and mask is not None else None
+        if usable is None or not len(usable):
+            return super().sample_method(batch_size, *args, mask=mask if usable is None else None, **kwargs)
+        return usable[torch.randint(len(usable), (batch_size,), device=usable.device)]
+
     def weigh(self, selection: Selection, residual: Float[Tensor, "K C"]) -> Selection:
         """The selection with the loss weights of its rays, given their signed errors; without where they are equal."""
         assert self.selector is not None

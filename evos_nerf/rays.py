@@ -212,7 +212,14 @@ def pool_of(
             columns[key] = Column(picture, expected, place)
         columns[key].append(picture)
 
-    for item in in_order(read, len(dataset), os.cpu_count() or 1):
+    def readable(number: int) -> dict[str, Any]:
+        try:
+            return read(number)
+        except OSError as error:
+            name = str(dataset.image_filenames[number])
+            raise InputError(name, f"an image or mask that can't be read ({error})", "files that are whole") from error
+
+    for item in in_order(readable, len(dataset), os.cpu_count() or 1):
         height, width = item["image"].shape[:2]
         sizes.append((height, width))
         mask = item.pop("mask", None)

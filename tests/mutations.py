@@ -391,7 +391,7 @@ MUTATIONS = [
     Mutation(
         "soft mining: points of unknown error walk",
         "evos/selection/soft_mining.py",
-        "torch.where(self.observed[rows, None, None], moved, self.points[rows])",
+        "torch.where(self.observed[rows, None, None], moved, points)",
         "moved",
         SOFT,
     ),

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -18,16 +19,19 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.minimal_dataparser import MinimalDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 
 from evos.errors import InputError
-from evos_nerf.check import check_blender, check_data, check_load_dir, check_scene, check_transforms
+from evos_nerf.check import check_checkpoint, check_data, quiet
 from evos_nerf.datamanager import EvosDataManagerConfig
 from evos_nerf.llff import LlffDataParserConfig
 
 pytestmark = pytest.mark.nerf
 
-VIEWS = 4
+VIEWS = 12
+TRAINED = 11
+"""Views in the host's train split."""
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 6), mode: str = "RGB", value: int = 255) -> None:
@@ -52,7 +56,12 @@ def capture(tmp_path) -> Path:
     return folder
 
 
+def check(folder: Path, parser: type = NerfstudioDataParserConfig, **options: object) -> None:
+    check_data(EvosDataManagerConfig(data=folder, dataparser=parser(**options)))
+
+
 def edit(folder: Path, change: Callable[[dict], dict | None], name: str = "transforms.json") -> None:
+    """Write what ``change`` returns of a transforms file, or what it made of it."""
     path = folder / name
     content = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(change(content) or content))
@@ -76,7 +85,7 @@ def matrix(value: float) -> list[list[float]]:
 BROKEN = {
     "one image missing": (
         lambda f: (f / "images" / "2.png").unlink(),
-        f"1 of {VIEWS} images missing, first",
+        f"1 of {TRAINED} images missing, first",
     ),
     "all images missing": (
         lambda f: (f / "images").rename(f / "pictures"),
@@ -105,80 +114,192 @@ BROKEN = {
         "masks that leave no pixel of any image",
     ),
     "mask in colour": (lambda f: picture(f / "masks" / "2.png"), "an image of mode RGB"),
-    "a mask missing": (lambda f: (f / "masks" / "2.png").unlink(), f"1 of {VIEWS} masks missing"),
-    "not all with masks": (lambda f: edit_frame(f, mask_path=None), f"3 mask_path in {VIEWS} frames"),
-    "no transforms": (lambda f: (f / "transforms.json").unlink(), "a folder that holds no scene"),
+    "a mask missing": (lambda f: (f / "masks" / "2.png").unlink(), f"1 of {TRAINED} masks missing"),
+    "not all with masks": (lambda f: edit_frame(f, mask_path=None), f"{VIEWS - 1} mask_path in {VIEWS} frames"),
+    "no transforms": (lambda f: (f / "transforms.json").unlink(), "a folder without transforms.json"),
+    "an unknown camera": (lambda f: edit(f, lambda c: c.update(camera_model="BOX")), "nothing known as 'BOX'"),
+    "names without an ending": (
+        lambda f: edit_frame(f, file_path="images/2"),
+        f"1 of {TRAINED} images missing, first",
+    ),
+    "another split's masks missing": (
+        lambda f: edit(
+            f,
+            lambda c: frames_of(c, lambda frame: "/8" in frame["file_path"] and frame.update(mask_path="masks/-")),
+        ),
+        "1 of 1 masks missing",
+    ),
+    "one frame": (lambda f: edit(f, lambda c: c.update(frames=c["frames"][:1])), "1 frame; allowed: at least two"),
+    "nothing to evaluate on": (
+        lambda f: edit(f, lambda c: c.update(frames=c["frames"][:2])),
+        "no view in the val split; allowed: at least one in each of train and val; --eval-mode all",
+    ),
+    "a list of files for one split only": (
+        lambda f: edit(f, lambda c: c.update(train_filenames=["images/2.png"])),
+        "list of filenames for split val is missing",
+    ),
 }
 
 
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_capture_is_one_line(capture, how):
-    check_scene(capture)
+    check(capture)
     change, line = BROKEN[how]
     change(capture)
     with pytest.raises(InputError) as caught:
-        check_scene(capture)
+        check(capture)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_intrinsics_may_stand_in_the_frames_and_names_may_lack_png(capture):
-    def change(content: dict) -> dict:
-        keys = [key for key in content if key != "frames"]
-        frames = [{**frame, **{key: content[key] for key in keys}} for frame in content["frames"]]
-        return {"frames": [{**frame, "file_path": frame["file_path"].removesuffix(".png")} for frame in frames]}
+def frames_of(content: dict, change: Callable[[dict], object]) -> None:
+    for frame in content["frames"]:
+        change(frame)
 
-    edit(capture, change)
-    check_scene(capture)
-    check_scene(capture / "transforms.json")
+
+def intrinsics_in_frames(content: dict) -> dict:
+    keys = [key for key in content if key != "frames"]
+    return {"frames": [{**frame, **{key: content[key] for key in keys}} for frame in content["frames"]]}
+
+
+TRAINED_ON = {
+    "numbers of the camera in every frame": lambda f: edit(f, intrinsics_in_frames),
+    "other, stale numbers in the frames": lambda f: edit(
+        f, lambda c: frames_of(c, lambda frame: frame.update(w=800, h=600, fl_x=0))
+    ),
+    "numbers written as text": lambda f: edit(f, lambda c: c.update(fl_x="9.0", w="8")),
+    "frames of no split without pictures": lambda f: (
+        edit(f, lambda c: c.update(train_filenames=["images/0.png", "images/1.png"], val_filenames=["images/3.png"])),
+        (f / "images" / "2.png").unlink(),
+        (f / "masks" / "2.png").unlink(),
+    ),
+    "frames of the test split without pictures": lambda f: (
+        edit(
+            f,
+            lambda c: c.update(
+                train_filenames=["images/0.png"], val_filenames=["images/3.png"], test_filenames=["images/2.png"]
+            ),
+        ),
+        (f / "images" / "2.png").unlink(),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", TRAINED_ON)
+def test_what_the_host_trains_on_passes(capture, how):
+    TRAINED_ON[how](capture)
+    assert host_views(capture, NerfstudioDataParserConfig()) > 0
+    check(capture)
+    if (capture / "images" / "2.png").exists():
+        check(capture / "transforms.json")
 
 
 def test_reduced_images_and_masks_are_looked_for_where_nerfstudio_looks(capture):
-    with pytest.raises(InputError, match=r"4 of 4 images missing, first .*images_2"):
-        check_transforms(capture, downscale_factor=2)
+    with pytest.raises(InputError, match=rf"{TRAINED} of {TRAINED} images missing, first .*images_2"):
+        check(capture, downscale_factor=2)
     for i in range(VIEWS):
         picture(capture / "images_2" / f"{i}.png", (4, 3))
+    with pytest.raises(InputError, match=rf"{TRAINED} of {TRAINED} masks missing, first .*masks_2"):
+        check(capture, downscale_factor=2)
+    for i in range(VIEWS):
         picture(capture / "masks_2" / f"{i}.png", (4, 3), "L")
-    check_transforms(capture, downscale_factor=2)
+    check(capture, downscale_factor=2)
+    picture(capture / "images_2" / "2.png", (8, 6))
+    with pytest.raises(InputError, match="8 x 6 pixels; allowed: 4 x 3 pixels"):
+        check(capture, downscale_factor=2)
+
+
+def test_masks_of_the_factor_that_nerfstudio_chooses_by_itself_are_looked_for(capture):
+    """Pictures above 1,600 px are halved where there is a folder of the halved."""
+    edit(capture, lambda c: c.update(w=1700, h=6))
+    for i in range(VIEWS):
+        picture(capture / "images" / f"{i}.png", (1700, 6))
+        picture(capture / "images_2" / f"{i}.png", (850, 3))
+    with pytest.raises(InputError, match=rf"{TRAINED} of {TRAINED} masks missing, first .*masks_2"):
+        check(capture)
 
 
 def host_views(folder: Path, parser) -> int:
     """How many training views the host's own parser finds."""
     parser.data = folder
-    return len(parser.setup().get_dataparser_outputs(split="train").image_filenames)
+    with quiet():
+        return len(parser.setup().get_dataparser_outputs(split="train").image_filenames)
 
 
 def test_frames_whose_images_are_missing_are_left_out_as_by_the_instant_ngp_parser(capture):
     parser = InstantNGPDataParserConfig(eval_mode="all")
     edit(capture, lambda c: c.update(camera_angle_x=1.0))
+    edit_frame(capture, transform_matrix=matrix(float("nan")))
     (capture / "images" / "2.png").unlink()
     assert host_views(capture, parser) == VIEWS - 1
-    check_data(EvosDataManagerConfig(data=capture, dataparser=parser))
+    check(capture, InstantNGPDataParserConfig, eval_mode="all")
+    edit_frame(capture, transform_matrix=matrix(1.0))
     for image in (capture / "images").iterdir():
         image.unlink()
-    with pytest.raises(InputError, match="4 of 4 images missing"):
-        check_data(EvosDataManagerConfig(data=capture, dataparser=parser))
+    with pytest.raises(InputError, match=f"{VIEWS} of {VIEWS} images missing"):
+        check(capture, InstantNGPDataParserConfig, eval_mode="all")
+
+
+def test_instant_ngp_scenes_omit_endings_and_the_last_row_of_matrices(capture):
+    def change(content: dict) -> None:
+        content["camera_angle_x"] = 1.0
+        frames_of(content, lambda frame: frame.update(file_path=frame["file_path"].removesuffix(".png"), w=0))
+        frames_of(content, lambda frame: frame.update(transform_matrix=frame["transform_matrix"][:3]))
+
+    edit(capture, change)
+    check(capture, InstantNGPDataParserConfig)
+
+
+def test_the_instant_ngp_parser_reads_no_focal_length_from_the_frames(capture):
+    def change(content: dict) -> None:
+        frames_of(content, lambda frame: frame.update(fl_x=content["fl_x"]))
+        del content["fl_x"], content["fl_y"]
+
+    edit(capture, change)
+    with pytest.raises(InputError, match=r"without fl_x; allowed: .* in the file"):
+        check(capture, InstantNGPDataParserConfig)
 
 
 def test_one_mask_that_leaves_nothing_is_a_warning(capture, capsys):
     picture(capture / "masks" / "2.png", mode="L", value=0)
-    check_scene(capture)
-    assert "1 of 4 masks leave no pixel, first" in capsys.readouterr().out
+    check(capture)
+    assert f"1 of {TRAINED} masks leave no pixel, first" in capsys.readouterr().out
+
+
+def test_masks_that_leave_pixels_of_evaluated_views_alone_are_an_error(capture):
+    edit(capture, lambda c: c.update(train_filenames=["images/0.png"], val_filenames=["images/1.png"]))
+    picture(capture / "masks" / "0.png", mode="L", value=0)
+    with pytest.raises(InputError, match="masks that leave no pixel of any image"):
+        check(capture)
 
 
 def test_a_blender_scene_is_trained_on_without_its_test_pictures(blender_scene, tmp_path):
     shutil.copytree(blender_scene, tmp_path / "s", ignore=shutil.ignore_patterns("test"))
     assert host_views(tmp_path / "s", BlenderDataParserConfig()) == 6
-    check_scene(tmp_path / "s")
+    check(tmp_path / "s", BlenderDataParserConfig)
+    for split in ("train", "val"):
+        edit(tmp_path / "s", lambda c: c.update(camera_angle_x=str(c["camera_angle_x"])), f"transforms_{split}.json")
+    check(tmp_path / "s", BlenderDataParserConfig)
 
 
-def test_a_run_is_no_folder_of_checkpoints(tmp_path):
-    check_load_dir(None)
-    (tmp_path / "nerfstudio_models").mkdir()
-    (tmp_path / "nerfstudio_models" / "step-000000001.ckpt").touch()
-    check_load_dir(tmp_path / "nerfstudio_models")
+def test_the_checkpoint_to_resume_from_is_where_the_options_say(tmp_path):
+    config, folder = TrainerConfig(), tmp_path / "nerfstudio_models"
+    check_checkpoint(config)
+    folder.mkdir()
+    (folder / "step-000000012.ckpt").touch()
+    config.load_dir = folder
+    check_checkpoint(config)
+    config.load_step = 12
+    check_checkpoint(config)
+    config.load_step = 7
+    with pytest.raises(InputError, match="--load-step: got 7; allowed: 12"):
+        check_checkpoint(config)
+    config.load_dir = tmp_path
     with pytest.raises(InputError, match=r"--load-dir: got .*nerfstudio_models in the folder of a run"):
-        check_load_dir(tmp_path)
+        check_checkpoint(config)
+    config.load_dir, config.load_checkpoint = None, folder / "step-000000007.ckpt"
+    with pytest.raises(InputError, match=r"--load-checkpoint: got .*that exists"):
+        check_checkpoint(config)
 
 
 @pytest.mark.parametrize(
@@ -195,14 +316,14 @@ def test_a_run_is_no_folder_of_checkpoints(tmp_path):
     ],
 )
 def test_a_broken_blender_scene_is_one_line(blender_scene, tmp_path, split, change, line):
-    check_scene(blender_scene)
+    check(blender_scene, BlenderDataParserConfig)
     for file in blender_scene.rglob("*.*"):
         target = tmp_path / "s" / file.relative_to(blender_scene)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(file.read_bytes())
     edit(tmp_path / "s", lambda c: change(c), f"transforms_{split}.json")
     with pytest.raises(InputError) as caught:
-        check_scene(tmp_path / "s")
+        check(tmp_path / "s", BlenderDataParserConfig)
     assert line in str(caught.value)
 
 
@@ -210,8 +331,8 @@ def test_pictures_of_a_blender_scene_have_one_size(blender_scene, tmp_path):
     (tmp_path / "transforms_train.json").write_text((blender_scene / "transforms_train.json").read_text())
     for i in range(6):
         picture(tmp_path / "train" / f"r_{i}.png", (16, 16 if i < 4 else 15), "RGBA")
-    with pytest.raises(InputError, match=r"r_4.png: got 16 x 15 pixels; allowed: 16 x 16 pixels, as r_0.png"):
-        check_blender(tmp_path)
+    with pytest.raises(InputError, match=r"r_4.png: got 16 x 15 pixels; allowed: 16 x 16 pixels, as its camera has it"):
+        check(tmp_path, BlenderDataParserConfig)
 
 
 @pytest.mark.parametrize(
@@ -253,18 +374,73 @@ def test_ns_train_ends_with_one_line_and_status_2_and_writes_nothing(method, cap
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert "1 of 4 images missing" in error
+    assert f"1 of {TRAINED} images missing" in error
     assert error.count("\n") == 1
     assert not config.output_dir.exists()
 
 
 def test_real_scenes_pass(data_root):
-    for name in ("nerf_llff_fern", "nerf_synthetic_lego", "nerfstudio_fox"):
+    parsers = {
+        "nerf_llff_fern": LlffDataParserConfig,
+        "nerf_synthetic_lego": BlenderDataParserConfig,
+        "nerfstudio_fox": NerfstudioDataParserConfig,
+    }
+    for name, parser in parsers.items():
         if (data_root / name).is_dir():
-            check_scene(data_root / name)
+            check(data_root / name, parser)
 
 
 def test_the_llff_parser_is_an_entry_point():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     module, name = project["entry-points"]["nerfstudio.dataparser_configs"]["llff-data"].split(":")
     assert isinstance(getattr(import_module(module), name), DataParserSpecification)
+
+
+def data_manager(folder: Path, **options: object) -> Any:
+    config = EvosDataManagerConfig(data=folder, dataparser=NerfstudioDataParserConfig(), **options)
+    check_data(config)
+    return config.setup(device="cpu", test_mode="val", world_size=1, local_rank=0)
+
+
+@pytest.mark.filterwarnings("ignore")  # the host leaves the file open
+@pytest.mark.parametrize(("view", "line"), [("2", "2.png: got an image or mask that can't be read"), ("8", "held-out")])
+def test_a_truncated_picture_is_one_line_although_its_header_says_what_it_should(capture, view, line):
+    path = capture / "images" / f"{view}.png"
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-60])
+    with pytest.raises(InputError, match=line):
+        data_manager(capture)
+
+
+@pytest.mark.filterwarnings("ignore")  # the host's data loaders
+def test_masks_of_pictures_of_several_sizes_are_evaluated_on(capture):
+    for i in range(1, VIEWS, 2):
+        picture(capture / "images" / f"{i}.png", (6, 8))
+        picture(capture / "masks" / f"{i}.png", (6, 8), "L")
+
+    def change(content: dict) -> dict:
+        content = intrinsics_in_frames(content)
+        for frame in content["frames"]:
+            if int(Path(frame["file_path"]).stem) % 2:
+                frame.update(w=6, h=8)
+        return {**content, "train_filenames": names[:6], "val_filenames": names[6:]}
+
+    names = [f"images/{i}.png" for i in range(VIEWS)]
+    mask = np.zeros((6, 8), np.uint8)
+    mask[2:4, 5] = 255
+    PIL.Image.fromarray(mask).save(capture / "masks" / "8.png")
+    edit(capture, change)
+    manager = data_manager(capture, eval_num_rays_per_batch=600)
+    _, batch = manager.next_eval(0)
+    image, y, x = batch["indices"].T
+    assert sorted(set(image.tolist())) == list(range(6))
+    last = image == 4  # in the order of names: 10, 11, 6, 7, 8, 9
+    drawn = set(zip(y[last].tolist(), x[last].tolist(), strict=True))
+    assert drawn == {(2, 5), (3, 5)}, "the unmasked pixels of view 8"
+
+
+@pytest.mark.filterwarnings("ignore")  # the host's data loaders
+def test_all_images_are_kept_whatever_number_the_host_would_cache(capture, capsys):
+    manager = data_manager(capture, train_num_images_to_sample_from=3)
+    assert "train_num_images_to_sample_from 3: EVOS keeps all images" in capsys.readouterr().out
+    assert len(manager.rays.sizes) == TRAINED

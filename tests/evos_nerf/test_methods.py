@@ -85,7 +85,7 @@ def test_a_wrong_option_ends_in_a_message(wrong, capsys):
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [({"patch_size": 4}, "patch_size"), ({"train_num_images_to_sample_from": 5}, "train_num_images")],
+    [({"patch_size": 4}, "patch_size"), ({"factor": 0}, "factor")],
 )
 def test_what_cannot_be_selected_from_is_refused(options, name):
     with pytest.raises(InputError, match=name):
