@@ -45,9 +45,9 @@ from evos_nerf.compat import optional_lpips
 
 BASELINE = "nerfstudio"
 
-# nerfacto for two CPU cores. Between the initial density of the method's config, 0.01, with which nerfstudio's sampler
-# hardly trains on lego, and that of the model's class, 1, with which the scene becomes empty in the first 50 steps where
-# that is nearly right (white things before white; some captures without near and far planes).
+# nerfacto for two CPU cores. The initial density lies between that of the method's config, 0.01, with which
+# nerfstudio's sampler hardly trains on lego, and that of the model's class, 1, with which a scene becomes empty in the
+# first 50 steps where that is nearly right (white before white; some captures without near and far planes).
 SMALL = {
     "implementation": "torch",
     "average_init_density": 0.1,

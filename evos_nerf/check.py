@@ -17,6 +17,7 @@ import numpy as np
 import PIL.Image
 import torch
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConfig
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanagerConfig
 from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
@@ -68,7 +69,7 @@ def check_data(datamanager: Any) -> None:
     a split without a view; images that are missing (names the first and their number), unreadable or of another size
     than stated; masks that are missing, of another size than their image or black in all training views.
     """
-    if not isinstance(datamanager, VanillaDataManagerConfig):
+    if not isinstance(datamanager, VanillaDataManagerConfig | FullImageDatamanagerConfig):
         return
     parser = datamanager.dataparser
     # As in nerfstudio, the data manager's own folder takes precedence over its parser's.

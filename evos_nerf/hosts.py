@@ -5,11 +5,12 @@ loads one imports nerfstudio's methods, and with them ours.
 """
 
 import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any, get_args, get_origin
 
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager, ParallelDataManagerConfig
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
@@ -26,6 +27,15 @@ from evos_nerf.pipeline import (
     EvosPipelineConfig,
     EvosPipelineOptions,
 )
+from evos_nerf.views import (
+    EvosViews,
+    EvosViewsConfig,
+    EvosViewsManager,
+    EvosViewsOptions,
+    EvosViewsPipeline,
+    EvosViewsPipelineConfig,
+    ViewFeedback,
+)
 
 OURS: dict[type, type] = {
     VanillaPipeline: EvosPipeline,
@@ -37,11 +47,17 @@ OURS: dict[type, type] = {
     # It draws in worker processes, which no residual reaches.
     ParallelDataManager: EvosDataManager,
     ParallelDataManagerConfig: EvosDataManagerConfig,
+    # Of whole pictures, one a step.
+    FullImageDatamanager: EvosViewsManager,
+    FullImageDatamanagerConfig: EvosViewsConfig,
 }
 """Our variant of nerfstudio's own classes."""
 
-HOOKS = ("setup_train", "next_train")
-"""Methods of a data manager in which ours reads images and draws rays."""
+HOOKS = {
+    VanillaDataManager: ("setup_train", "next_train"),
+    FullImageDatamanager: ("sample_train_cameras", "next_train"),
+}
+"""Methods of a data manager in which ours reads images, draws rays and chooses views."""
 
 
 @cache
@@ -58,13 +74,15 @@ def over(mixin: type, host: type) -> type:
     return globals()[name]
 
 
-def pipeline_class(host: type) -> type:
+def pipeline_class(host: type, *, of_views: bool) -> type:
     """Our variant of a host's pipeline; InputError for one that is not nerfstudio's or made from it."""
-    if host in OURS:
+    if of_views and host is VanillaPipeline:
+        return EvosViewsPipeline
+    if host in OURS and not of_views:
         return OURS[host]
     if not issubclass(host, VanillaPipeline):
         raise InputError("pipeline", host.__name__, "VanillaPipeline or one derived from it")
-    return over(EvosFeedback, host)
+    return over(ViewFeedback if of_views else EvosFeedback, host)
 
 
 def data_manager_class(host: Any) -> Any:
@@ -76,15 +94,14 @@ def data_manager_class(host: Any) -> Any:
     origin, dataset = get_origin(host) or host, get_args(host)
     if origin in OURS:
         return OURS[origin][dataset[0]] if dataset else OURS[origin]  # type: ignore
-    if not issubclass(origin, VanillaDataManager):
-        got = f"{origin.__name__}, which draws no rays from the pixels of all views"
-        raise InputError("datamanager", got, "VanillaDataManager or one derived from it")
-    own = [name for name in HOOKS if getattr(origin, name) is not getattr(VanillaDataManager, name)]
+    base = next((base for base in HOOKS if issubclass(origin, base)), None)
+    if base is None:
+        got = f"{origin.__name__}, which draws no rays from the pixels of all views and no views from all"
+        raise InputError("datamanager", got, "VanillaDataManager, FullImageDatamanager or one derived from them")
+    own = [name for name in HOOKS[base] if getattr(origin, name) is not getattr(base, name)]
     if own:
-        raise InputError(
-            "datamanager", f"{origin.__name__} with a {own[0]} of its own", f"VanillaDataManager's {own[0]}"
-        )
-    made = over(EvosData, origin)
+        raise InputError("datamanager", f"{origin.__name__} with a {own[0]} of its own", f"{base.__name__}'s {own[0]}")
+    made = over(EvosData if base is VanillaDataManager else EvosViews, origin)
     return made[dataset[0]] if dataset else made  # type: ignore
 
 
@@ -105,8 +122,15 @@ def evos_config(host: TrainerConfig, name: str, trainer: type[CheckedTrainerConf
     pipeline: Any = host.pipeline
     data = pipeline.datamanager
     manager = data_manager_class(data._target)
-    data = config_over(EvosDataOptions, data, _target=manager)
-    pipeline = config_over(EvosPipelineOptions, pipeline, _target=pipeline_class(pipeline._target), datamanager=data)
+    of_views = issubclass(get_origin(manager) or manager, EvosViews)
+    data = config_over(EvosViewsOptions if of_views else EvosDataOptions, data, _target=manager)
+    target = pipeline_class(pipeline._target, of_views=of_views)
+    if of_views and type(pipeline) is VanillaPipelineConfig:
+        pipeline = EvosViewsPipelineConfig(**{**vars(pipeline), "_target": target, "datamanager": data})
+    elif of_views:  # options of its own stay as they are
+        pipeline = replace(pipeline, _target=target, datamanager=data)
+    else:
+        pipeline = config_over(EvosPipelineOptions, pipeline, _target=target, datamanager=data)
     made = trainer if type(host) is TrainerConfig else over(trainer, type(host))
     return made(**{**vars(host), "method_name": name, "pipeline": pipeline})
 

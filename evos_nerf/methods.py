@@ -32,6 +32,7 @@ HOSTS = {
     "evos_nerfacto_big": ("nerfacto-big", "The larger nerfacto whose rays go where the error is (EVOS)."),
     "evos_mipnerf": ("mipnerf", "Mip-NeRF whose rays go where the error is (EVOS)."),
     "evos_tensorf": ("tensorf", "TensoRF whose rays go where the error is (EVOS)."),
+    "evos_splatfacto": ("splatfacto", "Splatfacto whose views are chosen by their errors (EVOS). Needs a GPU."),
     "evos_vanilla_nerf": ("vanilla-nerf", "The original NeRF whose rays go where the error is (EVOS)."),
 }
 """(host method, description) by entry point."""
