@@ -75,7 +75,10 @@ class EvosData(Host):
         CONSOLE.print("Setting up training dataset...")
         on_gpu = {"image": self.config.images_on_gpu, "mask": self.config.masks_on_gpu}
         on_host = {key for key in (*self.exclude_batch_keys_from_device, *on_gpu) if not on_gpu.get(key)}
-        self.rays = load_rays(self.train_dataset, self.device, on_host=on_host, factor=self.config.factor)
+        radius = (self.train_dataset.cameras.metadata or {}).get("fisheye_crop_radius")
+        self.rays = load_rays(
+            self.train_dataset, self.device, on_host=on_host, factor=self.config.factor, radius=radius
+        )
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)  # type: ignore
         self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device)).to(self.device)
 

@@ -112,7 +112,7 @@ class EvosPixelSampler(PixelSampler):
         # From the global generator, which nerfstudio seeds with seed + rank; drawn before a resumed run restores it.
         self.seed = int(torch.randint(2**31, ()))
         self.uses_host_sampler = config.selector == HOST
-        self.is_fallback = bool(config.is_equirectangular) or config.fisheye_crop_radius is not None
+        self.is_fallback = bool(config.is_equirectangular)
         self.total_steps = 30_000
         self.group: Any = None
         """Processes with which errors are shared once a ranking; a gloo group, as numbers on the CPU are shared too."""
@@ -140,7 +140,9 @@ class EvosPixelSampler(PixelSampler):
 
         ``image_batch`` holds all training images in the order of their index. Without a step: uniform pixels.
         """
-        if step is None or self.uses_host_sampler or self.is_fallback:
+        # Of a fisheye's circle the pixels that the data manager has read know, a batch of the host's does not.
+        is_circle = self.config.fisheye_crop_radius is not None and not isinstance(image_batch, RayPool)
+        if step is None or self.uses_host_sampler or self.is_fallback or is_circle:
             if self.is_fallback and step is not None:
                 warn_of_fallback()
             return self._host_sample(image_batch)
@@ -367,4 +369,4 @@ def warn(text: str) -> None:
 @cache
 def warn_of_fallback() -> None:
     """Warn once that nerfstudio's sampler draws the rays, not EVOS."""
-    warn("equirectangular or fisheye cameras: nerfstudio's own sampler draws the rays")
+    warn("equirectangular cameras: nerfstudio's own sampler draws the rays")

@@ -36,7 +36,7 @@ class RayPool:
         pixels: what the images are made of, by the name that the host gives it in a batch ("M ..."), wherever it lies.
         device: where rays are trained on.
         mask: the data set's masks.
-        drawable: the pixels that may be drawn: ``mask``, of every so many rows and columns; None: all.
+        drawable: the pixels that may be drawn: ``mask``, of every so many rows and columns, in a circle; None: all.
         alpha_color: what shows through where images of four channels are transparent; None: they keep four channels.
     """
 
@@ -165,7 +165,12 @@ class MixedChannels(Exception):
 
 
 def load_rays(
-    dataset: InputDataset, device: torch.device | str, *, on_host: Collection[str] = (), factor: int = 1
+    dataset: InputDataset,
+    device: torch.device | str,
+    *,
+    on_host: Collection[str] = (),
+    factor: int = 1,
+    radius: float | None = None,
 ) -> RayPool:
     """The pixels of all images of a data set; never much more in memory than they take in the end.
 
@@ -174,13 +179,15 @@ def load_rays(
         device: where rays are trained on.
         on_host: the parts of a batch, such as image and mask, that stay in the host's memory.
         factor: draw from every so many rows and columns only, from the first.
+        radius: draw only within so many pixels of the middle of images without a mask (fisheye cameras).
     """
     device = torch.device(device)
     files = files_of(dataset)
+    drawn = partial(drawn_pixels, factor=factor, radius=radius) if factor > 1 or radius is not None else None
     try:
-        return pool_of(dataset if files is None else files, files is not None, dataset, device, on_host, factor)
+        return pool_of(dataset if files is None else files, files is not None, dataset, device, on_host, drawn)
     except MixedChannels:  # blended into three channels, as the host does
-        return pool_of(dataset, False, dataset, device, on_host, factor)
+        return pool_of(dataset, False, dataset, device, on_host, drawn)
 
 
 def files_of(dataset: InputDataset) -> InputDataset | None:
@@ -198,9 +205,9 @@ def pool_of(
     dataset: InputDataset,
     device: torch.device,
     on_host: Collection[str],
-    factor: int,
+    drawn: Callable[[Tensor | None, Size], Tensor] | None,
 ) -> RayPool:
-    """What ``load_rays`` returns, read from ``source`` in bytes or in floats."""
+    """What ``load_rays`` returns, read from ``source`` in bytes or in floats; ``drawn`` where masks don't say it all."""
     read = partial(source.get_data, image_type="uint8") if is_bytes else source.__getitem__
     expected = int((dataset.cameras.height * dataset.cameras.width).sum())
     columns: dict[str, Column] = {}
@@ -226,9 +233,8 @@ def pool_of(
         if mask is not None:
             mask = mask.squeeze(-1).bool()
             write(MASKS[0], pack(mask)[:, None], expected // 8 + len(dataset))
-        if factor > 1:
-            drawable = subsampled(mask, (height, width), factor)
-            write(MASKS[1], pack(drawable)[:, None], expected // 8 + len(dataset))
+        if drawn is not None:
+            write(MASKS[1], pack(drawn(mask, (height, width)))[:, None], expected // 8 + len(dataset))
         del item["image_idx"]
         for key, value in item.items():
             if value is not None:
@@ -242,16 +248,22 @@ def pool_of(
         values,
         device,
         mask,
-        mask if factor == 1 else grid,
+        mask if drawn is None else grid,
         None if color is None else color.to(device),
     )
 
 
-def subsampled(mask: Tensor | None, size: Size, factor: int) -> Tensor:
-    """A mask that keeps every ``factor``-th row and column, within the given one."""
+def drawn_pixels(mask: Tensor | None, size: Size, factor: int, radius: float | None) -> Bool[Tensor, "H W"]:
+    """The pixels that may be drawn: every ``factor``-th row and column, within the mask or else the circle."""
     kept = torch.zeros(size, dtype=torch.bool)
-    kept[::factor, ::factor] = True if mask is None else mask[::factor, ::factor]
-    return kept
+    kept[::factor, ::factor] = True
+    if mask is not None:
+        return kept & mask
+    if radius is None:
+        return kept
+    # The centres of pixels, and the circle around the middle of the image, where the host has it.
+    y, x = (torch.arange(extent) + 0.5 - extent // 2 for extent in size)
+    return kept & (y[:, None] ** 2 + x**2 <= radius**2)
 
 
 class Column:

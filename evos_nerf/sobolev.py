@@ -94,11 +94,11 @@ class DerivativeTerm:
         """Add the derivative loss of the rays last drawn; with supervision ``der`` it replaces the colour loss.
 
         Raises:
-            InputError: equirectangular or fisheye cameras, whose rays nerfstudio's own sampler draws.
+            InputError: equirectangular cameras, whose rays nerfstudio's own sampler draws.
         """
         selection = getattr(self.datamanager, "last_batch", {}).get(SELECTION)
         if sampler is None or sampler.grid is None or sampler.rays is None or selection is None:
-            raise InputError("sobolev.lambda_der", self.config.lambda_der, "0 with equirectangular or fisheye cameras")
+            raise InputError("sobolev.lambda_der", self.config.lambda_der, "0 with equirectangular cameras")
         points, pixels = self.datamanager.last_batch["indices"], sampler.rays
         if self.is_forward_mode:
             found = outputs["rgb_by_pixel"]

@@ -444,3 +444,16 @@ def test_all_images_are_kept_whatever_number_the_host_would_cache(capture, capsy
     manager = data_manager(capture, train_num_images_to_sample_from=3)
     assert "train_num_images_to_sample_from 3: EVOS keeps all images" in capsys.readouterr().out
     assert len(manager.rays.sizes) == TRAINED
+
+
+@pytest.mark.filterwarnings("ignore")  # the host's data loaders
+def test_of_fisheye_cameras_the_circle_is_drawn(capture):
+    def change(content: dict) -> None:
+        content.update(camera_model="OPENCV_FISHEYE", fisheye_crop_radius=2.0)
+        frames_of(content, lambda frame: frame.pop("mask_path"))
+
+    edit(capture, change)
+    manager = data_manager(capture)
+    _, batch = manager.next_train(0)
+    y, x = batch["indices"][:, 1:].T
+    assert "evos_selection" in batch and {*y.tolist()} == {1, 2, 3, 4} and {*x.tolist()} == {2, 3, 4, 5}

@@ -349,15 +349,15 @@ def test_evaluation_is_nerfstudios_uniform_sampling():
     assert torch.equal(ours["indices"], theirs["indices"]) and SELECTION not in ours
 
 
-@pytest.mark.parametrize("camera", [{"is_equirectangular": True}, {"fisheye_crop_radius": 3.0}])
-def test_panoramas_and_fisheyes_fall_back_with_one_warning(camera, capsys):
+def test_panoramas_fall_back_with_one_warning(capsys):
+    camera = {"is_equirectangular": True}
     warn_of_fallback.cache_clear()
     EvosPixelSamplerConfig().setup(num_rays_per_batch=24, **camera).sample(images())  # as for evaluation
     one = EvosPixelSamplerConfig().setup(num_rays_per_batch=24, **camera)
     for step in range(3):
         batch = one.sample(images(), step)
         assert batch["indices"].shape == (24, 3) and SELECTION not in batch
-    assert capsys.readouterr().out.count("Warning: equirectangular or fisheye") == 1
+    assert capsys.readouterr().out.count("Warning: equirectangular cameras") == 1
     assert one.state_dict() is None and one.maps(0) == {}
 
 

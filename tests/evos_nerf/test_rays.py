@@ -15,6 +15,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
 from evos_nerf.masks import PackedMask, list_members, pack
+from evos_nerf.pixel_sampler import EvosPixelSamplerConfig
 from evos_nerf.rays import RayPool, evenly, in_order, load_rays
 
 pytestmark = pytest.mark.nerf
@@ -144,6 +145,22 @@ def test_images_larger_than_their_cameras_are_read_whole(scene):
     data.cameras.height[:] = 2
     rays = load_rays(data, "cpu")
     assert rays.sizes == MIXED and all(torch.equal(rays.picture(i), data[i]["image"]) for i in range(3))
+
+
+def test_of_a_fisheye_the_circle_is_drawn_where_there_is_no_mask(scene):
+    dataset = scene(sizes=((12, 15), (12, 15), (12, 15)))
+    dataset.cameras.metadata = {"fisheye_crop_radius": 4.0}
+    rays = load_rays(dataset, "cpu", radius=4.0)
+    one = EvosPixelSamplerConfig(tile_side=3).setup(num_rays_per_batch=64, fisheye_crop_radius=4.0)
+    drawn = torch.cat([one.sample(rays, step)["indices"] for step in range(100)])
+    y, x = drawn[:, 1] + 0.5 - 6, drawn[:, 2] + 0.5 - 7  # the host's middle: half of the size, rounded down
+    assert float((y**2 + x**2).sqrt().max()) <= 4.0
+    circle = sum((y + 0.5 - 6) ** 2 + (x + 0.5 - 7) ** 2 <= 16 for y in range(12) for x in range(15))
+    assert len(set(map(tuple, drawn.tolist()))) == 3 * circle, "every pixel of the circle"
+    host = EvosPixelSamplerConfig(selector="host").setup(num_rays_per_batch=64, fisheye_crop_radius=4.0)
+    assert {tuple(place) for place in host.sample(rays, 0)["indices"].tolist()} <= set(map(tuple, drawn.tolist()))
+    masks = [torch.ones(12, 15, dtype=torch.bool)] * 3
+    assert load_rays(scene(sizes=((12, 15),) * 3, masks=masks), "cpu", radius=4.0).drawable.picture(0).all()
 
 
 def test_images_are_read_in_order_and_only_a_few_ahead():

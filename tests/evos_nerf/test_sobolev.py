@@ -11,7 +11,7 @@ from evos.derivatives import SMOOTHING, spatial_gradient
 from evos.errors import InputError
 from evos_nerf.datamanager import EvosDataManager, EvosDataManagerConfig
 from evos_nerf.pixel_sampler import SELECTION, EvosPixelSampler, EvosPixelSamplerConfig
-from evos_nerf.rays import RayPool, subsampled
+from evos_nerf.rays import RayPool, drawn_pixels
 from evos_nerf.sobolev import DerivativeTerm, SobolevConfig, picture_derivative
 from evos_nerf.tiles import build_grid
 
@@ -133,10 +133,10 @@ def test_wrong_options_are_refused(options, name):
 
 
 def test_every_factor_th_pixel_within_the_masks_that_there_are():
-    assert subsampled(None, (5, 7), 3).nonzero().tolist() == [[y, x] for y in (0, 3) for x in (0, 3, 6)]
+    assert drawn_pixels(None, (5, 7), 3, None).nonzero().tolist() == [[y, x] for y in (0, 3) for x in (0, 3, 6)]
     given = torch.ones(6, 4, dtype=torch.bool)
     given[0] = False
-    assert subsampled(given, (6, 4), 3).nonzero().tolist() == [[3, 0], [3, 3]]
+    assert drawn_pixels(given, (6, 4), 3, None).nonzero().tolist() == [[3, 0], [3, 3]]
 
 
 def test_a_factor_and_ignored_masks_are_refused():
