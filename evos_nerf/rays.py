@@ -207,7 +207,7 @@ def pool_of(
     on_host: Collection[str],
     drawn: Callable[[Tensor | None, Size], Tensor] | None,
 ) -> RayPool:
-    """What ``load_rays`` returns, read from ``source`` in bytes or in floats; ``drawn`` where masks don't say it all."""
+    """What ``load_rays`` returns, read from ``source`` in bytes or in floats; ``drawn``: where masks don't say all."""
     read = partial(source.get_data, image_type="uint8") if is_bytes else source.__getitem__
     expected = int((dataset.cameras.height * dataset.cameras.width).sum())
     columns: dict[str, Column] = {}
