@@ -41,6 +41,7 @@ from two_trees import summary as summary_of_two
 
 from evos.config import build_config
 from evos.runs import seed_everything
+from evos_nerf.compare import measured, smoothed
 from evos_nerf.compat import optional_lpips
 
 BASELINE = "nerfstudio"
@@ -252,42 +253,26 @@ def run_one(scene: Path, sampler: str, seed: int, args: argparse.Namespace) -> d
     return {"sampler": sampler, "seed": seed, "curve": curve}
 
 
-def smoothed(curve: list[list[float]]) -> list[list[float]]:
-    """The curve with each PSNR averaged with its neighbours'."""
-    values = [psnr for _, psnr in curve]
-    return [[step, statistics.mean(values[max(0, i - 1) : i + 2])] for i, (step, _) in enumerate(curve)]
-
-
-def first_reached(curve: list[list[float]], psnr: float) -> float | None:
-    """The step at which the curve, linear between its points, first reaches ``psnr``; None if it does not."""
-    before, level = curve[0]
-    for step, value in curve:
-        if value >= psnr:
-            return before + (step - before) * ((psnr - level) / (value - level) if value > level else 1.0)
-        before, level = step, value
-    return None
-
-
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each sampler, over the seeds: final PSNR, its gain over the baseline's run of the same seed, and the fraction
-    of the baseline's steps in which it reached that run's final PSNR (1 where it did not, counted in ``unreached``)."""
-    base = {run["seed"]: run for run in runs if run["sampler"] == BASELINE}
+    """Of each sampler, over the seeds: PSNR at the end, its gain over the baseline's run of the same seed with p of a
+    paired t-test, and the fraction of the baseline's steps in which it is where that run ends (1 where it never is,
+    counted in ``unreached``); all of curves smoothed as by evos_nerf/compare.py."""
+    curves: dict[str, dict[int, Any]] = {}
+    for run in runs:
+        of_sampler = curves.setdefault(run["sampler"], {})
+        of_sampler[run["seed"]] = [[step, step, psnr] for step, psnr in run["curve"]]  # steps for seconds
     table = {}
-    for sampler in dict.fromkeys(run["sampler"] for run in runs):
-        own = [run for run in runs if run["sampler"] == sampler and run["seed"] in base]
-        final = [run["curve"][-1][1] for run in own]
-        goals = [base[run["seed"]]["curve"][-1] for run in own]
-        ends = [smoothed(base[run["seed"]]["curve"])[-1][1] for run in own]
-        reached = [first_reached(smoothed(run["curve"]), psnr) for run, psnr in zip(own, ends, strict=True)]
-        shares = [1.0 if at is None else at / steps for at, (steps, _) in zip(reached, goals, strict=True)]
-        gains = [psnr - goal for psnr, (_, goal) in zip(final, goals, strict=True)]
+    for sampler, own in curves.items():
+        base = {seed: curve for seed, curve in curves[BASELINE].items() if seed in own}
+        found = measured(base, own)
+        shares = [1.0 if fraction is None else fraction[0] for fraction in found["fractions"]]
         table[sampler] = {
-            "psnr": mean_and_deviation(final),
-            "gain_db": mean_and_deviation(gains),
-            "gains_db": [round(gain, 3) for gain in gains],
+            "psnr": mean_and_deviation([smoothed(own[seed])[-1] for seed in base]),
+            "gain_db": mean_and_deviation(found["gains_db"]) | {"p": None if sampler == BASELINE else found["p"]},
+            "gains_db": [round(gain, 3) for gain in found["gains_db"]],
             "steps_to_baseline": mean_and_deviation(shares),
             "shares": [round(share, 3) for share in shares],
-            "unreached": reached.count(None),
+            "unreached": found["fractions"].count(None),
         }
     return table
 

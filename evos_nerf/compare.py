@@ -121,13 +121,12 @@ def reached(curve: Curve, psnr: float) -> tuple[float, float] | None:
     return tuple(float(axis[at - 1] + part * (axis[at] - axis[at - 1])) for axis in (steps, seconds))  # type: ignore
 
 
-def measured(curves: Curves) -> dict[str, Any]:
-    """By seed: gain in dB at the end, and the fraction of steps and of seconds in which EVOS is where nerfstudio ends.
+def measured(host: Mapping[Any, Curve], own: Mapping[Any, Curve]) -> dict[str, Any]:
+    """By seed: gain in dB at the end, and the fraction of steps and of seconds in which ``own`` is where ``host`` ends.
 
-    All of smoothed curves. Fractions are of what nerfstudio itself takes to get to its end; None where EVOS never gets
-    there. ``p`` is that of a paired t-test of the gains, None for one seed.
+    All of smoothed curves. Fractions are of what the host itself takes to get to its end; None where the other never
+    gets there. ``p`` is that of a paired t-test of the gains, None for one seed.
     """
-    host, own = (curves[side] for side in SIDES)
     gains, fractions = [], []
     for seed, base in host.items():
         end = smoothed(base)[-1]
@@ -146,7 +145,7 @@ def measured(curves: Curves) -> dict[str, Any]:
 
 def verdict(curves: Curves) -> str:
     """One sentence: the gain with its spread over the seeds, the steps to nerfstudio's end, and what that is worth."""
-    found = measured(curves)
+    found = measured(*(curves[side] for side in SIDES))
     gain, count = found["gain_db"], len(found["gains_db"])
     seeds = f"{count} seed{'s' if count > 1 else ''}"
     amount = f"{abs(gain):.2f}" + (f" ± {found['std_db']:.2f}" if count > 1 else "")
@@ -265,7 +264,7 @@ def training_view(run: Path) -> np.ndarray:
 
 def summary_text(config: CompareConfig, curves: Curves, words: Sequence[str]) -> str:
     """The verdict, a table of both sides, and how it was measured."""
-    found = measured(curves)
+    found = measured(*(curves[side] for side in SIDES))
     rows = ["| | PSNR at the end (dB) | seconds of a step |", "|---|---|---|"]
     for side, title in SIDES.items():
         ends = [smoothed(curve)[-1] for curve in curves[side].values()]
@@ -345,7 +344,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if error.code == 2 and is_new and not any(trainings.glob("*/curve.json")):
             shutil.rmtree(run.path)  # bad input leaves nothing behind
         raise
-    write_json(run.metrics_path, {"verdict": verdict(curves), **measured(curves), "curves": curves})
+    found = measured(*(curves[side] for side in SIDES))
+    write_json(run.metrics_path, {"verdict": verdict(curves), **found, "curves": curves})
     write_plot(run.path / "psnr_over_time.png", curves)
     write_rays(run.images / "rays.png", run_folder(config, trainings / f"tiles-{config.seed_list[0]}"))
     text = summary_text(config, curves, words)

@@ -42,7 +42,7 @@ def test_a_smoothed_curve_is_the_nearest_one_that_never_falls():
 
 
 def test_a_win_is_measured_against_what_nerfstudio_takes_itself():
-    found = measured(curves([1.0, 2.0, 3.0], seconds=0.2))
+    found = measured(*curves([1.0, 2.0, 3.0], seconds=0.2).values())
     assert found["gains_db"] == pytest.approx([1, 2, 3])
     assert (found["gain_db"], found["std_db"]) == pytest.approx((2, 1))
     assert found["p"] == pytest.approx(0.0742, abs=1e-4)  # t = 2 √3 with two degrees of freedom
