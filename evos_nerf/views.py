@@ -74,7 +74,8 @@ class EvosViews(Host):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         check_choice("selector", config.selector, ("tiles", "host"))
         self.seed = int(torch.randint(2**31, ()))  # from the global generator, which nerfstudio seeds with seed + rank
-        self.epoch, self.total_epochs = 0, 1
+        self.epoch = 0
+        self.total_epochs: int | None = None
         self._selector: Any = None
         self._unobserved: list[tuple[int, Tensor]] = []
         self.last_view = 0
@@ -85,7 +86,7 @@ class EvosViews(Host):
         """The selector over the views, made when it is first asked for."""
         if self._selector is None:
             pool = Pool(1, (len(self.train_dataset),))
-            total = max(1, self.total_epochs)
+            total = self.total_epochs or 1
             self._selector = build_selector(self.config.views, pool, total_steps=total, device="cpu", seed=self.seed)
         return self._selector
 
@@ -123,10 +124,11 @@ class EvosViews(Host):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """No callbacks; this is where the trainer, and with it the number of steps, first becomes available."""
-        if training_callback_attributes.trainer is not None:
+        """No callbacks; this is where the trainer, and with it the number of steps, first becomes available. A resumed
+        run keeps its original length."""
+        if training_callback_attributes.trainer is not None and self.total_epochs is None:
             steps = training_callback_attributes.trainer.config.max_num_iterations
-            self.total_epochs = -(-steps // len(self.train_dataset))
+            self.total_epochs = self.selector.total_steps = -(-steps // len(self.train_dataset))
         return []
 
     def view_state(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 pytest.importorskip("nerfstudio.configs.method_configs", reason="needs the nerf extra")
 
 from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+from nerfstudio.engine.callbacks import TrainingCallbackAttributes
 from nerfstudio.models.base_model import Model, ModelConfig
 
 from evos.errors import InputError
@@ -149,6 +151,20 @@ def test_a_resumed_choice_of_views_goes_on_exactly(scene):
 def saved(state: Any, folder: Path) -> Path:
     torch.save(state, folder / "state.pt")
     return folder / "state.pt"
+
+
+def test_schedules_last_as_long_as_the_run_and_a_resumed_one_keeps_its_length(scene):
+    def begin(data: Any, steps: int) -> None:
+        trainer = SimpleNamespace(config=SimpleNamespace(max_num_iterations=steps))
+        attributes = TrainingCallbackAttributes(None, None, None, trainer)
+        assert data.get_training_callbacks(attributes) == []
+
+    one, other = manager(scene), manager(scene)
+    begin(one, 10 * VIEWS + 1)
+    assert one.selector.total_steps == 11
+    other.load_view_state(one.view_state())
+    begin(other, 3 * VIEWS)
+    assert other.selector.total_steps == 11
 
 
 def test_a_checkpoint_of_another_number_of_views_is_refused(scene, tmp_path):
