@@ -146,8 +146,8 @@ def test_a_stopped_run_that_was_to_overwrite_goes_on(tmp_path, tiny, start):
     assert start(*options).wait() == 0
     (tmp_path / "config.txt").write_text("overwrite = true\n")
     options[options.index("40")] = "100000"
+    (tmp_path / "run" / "checkpoint.pt").unlink()  # so that the next one is the second run's
     program = start(*options, "--config", str(tmp_path / "config.txt"))
-    sleep(0.1)
     wait_for(tmp_path / "run" / "checkpoint.pt")
     program.kill(signal.SIGTERM)
     assert program.wait() == 143
