@@ -84,7 +84,8 @@ def plaster(generator: torch.Generator) -> list[Thing]:
     """White casts that stand free before white: no table, steps, a column, and a face of spheres."""
     white = "fcfcfa"
     things = [Thing(Cylinder(0.75 - 0.2 * i, 0.1), plain(white), at(0, 0, -0.8 + 0.2 * i)) for i in range(3)]
-    things += [Thing(Cylinder(0.14, 0.4), plain(white), at(0, 0, 0.1)), Thing(Sphere(0.34), plain(white), at(0, 0, 0.7))]
+    things.append(Thing(Cylinder(0.14, 0.4), plain(white), at(0, 0, 0.1)))
+    things.append(Thing(Sphere(0.34), plain(white), at(0, 0, 0.7)))
     for angle in (0.0, 2.1, 4.2):
         place = (0.3 * math.cos(angle), 0.3 * math.sin(angle), 0.78)
         things.append(Thing(Sphere(0.07), plain("f3f4f7"), at(*place), gloss=0.6))

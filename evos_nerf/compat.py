@@ -7,7 +7,8 @@ fail, and changes nothing else. LPIPS is made optional only while a pipeline of 
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import numpy as np
@@ -17,6 +18,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from evos.metrics import LPIPS_SMALLEST, lpips_network
+
+if TYPE_CHECKING:
+    from nerfstudio.pipelines.base_pipeline import VanillaPipeline as HostPipeline
+else:
+    HostPipeline = object
 
 
 def allow_checkpoints() -> None:
@@ -54,3 +60,18 @@ class OptionalLpips(lpip.LearnedPerceptualImagePatchSimilarity):
 def without_missing_lpips(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics without LPIPS entries (``lpips``, ``fine_lpips``, ``lpips_std``) that are NaN."""
     return {name: value for name, value in metrics.items() if "lpips" not in name or not math.isnan(float(value))}
+
+
+class MissingLpips(HostPipeline):
+    """Mixin for a host pipeline: its evaluations leave LPIPS out where it can't be computed."""
+
+    def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The host's metrics and images."""
+        metrics, images = super().get_eval_image_metrics_and_images(step)
+        return without_missing_lpips(metrics), images
+
+    def get_average_eval_image_metrics(
+        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
+    ) -> dict[str, float]:
+        """The host's metrics."""
+        return without_missing_lpips(super().get_average_eval_image_metrics(step, output_path, get_std))

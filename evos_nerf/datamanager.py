@@ -106,11 +106,15 @@ class EvosData(Host):
         return []
 
 
-class EvosDataManager(EvosData, VanillaDataManager[TDataset], Generic[TDataset]):
-    """``VanillaDataManager`` with EVOS' rays; ``EvosDataManager[DepthDataset]`` uses another dataset class."""
+class DatasetInBrackets:
+    """Mixin for a generic data manager: ``Manager[DepthDataset]`` uses that dataset class."""
 
     @cached_property
-    def dataset_type(self) -> type[TDataset]:
+    def dataset_type(self) -> Any:
         """The dataset class given in brackets; by default plain images."""
         alias = get_orig_class(self)
-        return get_args(alias)[0] if alias is not None else InputDataset  # type: ignore
+        return get_args(alias)[0] if alias is not None else InputDataset
+
+
+class EvosDataManager(DatasetInBrackets, EvosData, VanillaDataManager[TDataset], Generic[TDataset]):
+    """``VanillaDataManager`` with EVOS' rays; ``EvosDataManager[DepthDataset]`` uses another dataset class."""

@@ -6,8 +6,7 @@ evos_nerf/sobolev.py.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,7 +24,7 @@ from evos.errors import InputError
 from evos.runs import keep_freed_memory
 from evos.runs.seeding import rng_state, set_rng_state
 from evos.selection import Selection
-from evos_nerf.compat import optional_lpips, without_missing_lpips
+from evos_nerf.compat import MissingLpips, optional_lpips
 from evos_nerf.pixel_sampler import SELECTION, EvosPixelSampler
 from evos_nerf.sobolev import DerivativeTerm, SobolevConfig
 from evos_nerf.viewer import ViewsControl
@@ -34,11 +33,6 @@ UNSAVED = ("_step", "_steps_since_update", "depth_sigma")
 """State that nerfstudio's modules keep in plain attributes and leave out of checkpoints: the proposal sampler's step,
 and its count of steps since its networks were last updated; the decaying uncertainty of the depth loss."""
 
-if TYPE_CHECKING:
-    Host = VanillaPipeline
-else:
-    Host = object
-
 
 def choose_implementation(model: ModelConfig, device: str | torch.device) -> None:
     """Select a model's torch implementation where tiny-cuda-nn cannot run; call before the model is built."""
@@ -46,7 +40,7 @@ def choose_implementation(model: ModelConfig, device: str | torch.device) -> Non
         model.implementation = "torch"  # type: ignore
 
 
-class EvosFeedback(Host):
+class EvosFeedback(MissingLpips):
     """Mixin for a host pipeline: feedback to the sampler, maps of what it drew, and checkpoints that resume exactly."""
 
     datamanager: Any
@@ -135,13 +129,7 @@ class EvosFeedback(Host):
         metrics, images = super().get_eval_image_metrics_and_images(step)
         if self.sampler is not None:
             images |= self.sampler.maps(0)
-        return without_missing_lpips(metrics), images
-
-    def get_average_eval_image_metrics(
-        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
-    ) -> dict[str, float]:
-        """The host's metrics, without LPIPS where it can't be computed."""
-        return without_missing_lpips(super().get_average_eval_image_metrics(step, output_path, get_std))
+        return metrics, images
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 

@@ -7,29 +7,26 @@ from the PSNR among its metrics, so nothing is rendered for selection.
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.datamanagers.base_datamanager import TDataset
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
-from nerfstudio.data.datasets.base_dataset import InputDataset
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
-from nerfstudio.utils.misc import get_orig_class
 from torch import Tensor
 
 from evos.config import check_choice
 from evos.errors import InputError
 from evos.selection import Feedback, Pool, Selection, TilesConfig, build_selector
-from evos_nerf.compat import optional_lpips, without_missing_lpips
+from evos_nerf.compat import MissingLpips, optional_lpips
+from evos_nerf.datamanager import DatasetInBrackets
 
 if TYPE_CHECKING:
-    Host, HostConfig, HostPipeline = FullImageDatamanager[Any], FullImageDatamanagerConfig, VanillaPipeline
+    Host, HostConfig = FullImageDatamanager[Any], FullImageDatamanagerConfig
 else:
-    Host = HostConfig = HostPipeline = object
+    Host = HostConfig = object
 
 
 def view_options() -> TilesConfig:
@@ -153,17 +150,11 @@ class EvosViews(Host):
         self.train_unseen_cameras = list(state["left"])
 
 
-class EvosViewsManager(EvosViews, FullImageDatamanager[TDataset], Generic[TDataset]):
+class EvosViewsManager(DatasetInBrackets, EvosViews, FullImageDatamanager[TDataset], Generic[TDataset]):
     """``FullImageDatamanager`` with EVOS' views; ``EvosViewsManager[DepthDataset]`` uses another dataset class."""
 
-    @cached_property
-    def dataset_type(self) -> type[TDataset]:
-        """The dataset class given in brackets; by default plain images."""
-        alias = get_orig_class(self)
-        return get_args(alias)[0] if alias is not None else InputDataset  # type: ignore
 
-
-class ViewFeedback(HostPipeline):
+class ViewFeedback(MissingLpips):
     """Mixin for a host pipeline: reports the error of each view to its data manager, and saves its state."""
 
     datamanager: Any
@@ -179,17 +170,6 @@ class ViewFeedback(HostPipeline):
             raise InputError("model", f"metrics {', '.join(metrics) or 'none'}", "psnr among them, by which EVOS ranks")
         self.datamanager.observe(10 ** (-torch.as_tensor(metrics["psnr"]) / 10))
         return outputs, losses, metrics
-
-    def get_eval_image_metrics_and_images(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The host's metrics, without LPIPS where it can't be computed, and its images."""
-        metrics, images = super().get_eval_image_metrics_and_images(step)
-        return without_missing_lpips(metrics), images
-
-    def get_average_eval_image_metrics(
-        self, step: int | None = None, output_path: Path | None = None, get_std: bool = False
-    ) -> dict[str, float]:
-        """The host's metrics, without LPIPS where it can't be computed."""
-        return without_missing_lpips(super().get_average_eval_image_metrics(step, output_path, get_std))
 
     def get_extra_state(self) -> dict[str, Any]:
         """The state of the choice of views."""
