@@ -17,9 +17,10 @@ from common import write_result
 
 from evos.distributed import World
 from evos.images import write_image
+from evos.ray_tracing import Box, Cylinder, Sphere, Thing, Torus, frame_along
 from evos.runs import Stopper
 from evos.runs.files import write_json
-from evos_nerf.scene import CAMERA_ANGLE_X, Box, Cylinder, Sphere, Thing, Torus, camera_poses, frame_along, render
+from evos_nerf.scene import CAMERA_ANGLE_X, camera_poses, render
 from generalizable.main import prepare
 from generalizable.run import train
 

@@ -3,8 +3,8 @@
     python benchmarks/nerf_scenes.py OUT [--views 60] [--size 128]
 
 OUT/orrery, OUT/porcelain and OUT/plaster are Blender scenes (transparent background), OUT/room a nerfstudio scene whose
-cameras stand inside textured walls. They are made of the parts of evos_nerf/scene.py, and rendered again only where a
-file is missing. The fraction of mutants was chosen with porcelain; no default was chosen on the other three.
+cameras stand inside textured walls. They are made of the parts of evos/ray_tracing.py, and rendered again only where a
+file is missing. No default was chosen on them; porcelain served to find out why EVOS can be below the host.
 """
 
 import argparse
@@ -18,27 +18,23 @@ from einops import reduce
 from torch import Tensor
 
 from evos.images import write_image
-from evos_nerf.scene import (
-    CAMERA_ANGLE_X,
-    SAMPLES,
+from evos.ray_tracing import (
     Box,
     Cylinder,
     Sphere,
     Thing,
     Torus,
     bricks,
-    camera_poses,
-    camera_rays,
     frame_along,
     globe_checks,
     marble,
     plain,
-    render,
     ring_checks,
     rod,
     stripes,
     trace,
 )
+from evos_nerf.scene import CAMERA_ANGLE_X, SAMPLES, camera_poses, camera_rays, render
 
 WALL = 5.0  # half the room's side; the cameras stand at 4 from its centre
 
