@@ -6,12 +6,12 @@ EXTRAS ?= regress
 PYTEST_ARGS ?=
 TEST_WORKERS ?= auto
 KNOWN_EXTRAS := regress nerf meta nas docs dev all
-DEV_EXTRAS := regress,nerf,meta,docs,dev
+DEV_EXTRAS := regress,nerf,meta,nas,docs,dev
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install demo demo-nerf demo-meta test mutations lint docs format clean
+.PHONY: help install demo demo-nerf demo-meta demo-nas test mutations lint docs format clean
 
 # One stamp per extra says that the environment holds it for exactly these files, in this folder, with these packages
 # (an editable install knows the packages that were there). Contents, not times: a fresh clone has fresh times.
@@ -50,6 +50,10 @@ demo-nerf: ## train nerfacto and evos-nerfacto on a ray-traced scene, and compar
 demo-meta: ## train one network for many photos in two processes, and show photos it never saw in runs/demo-meta
 	@$(SUBMAKE) install EXTRAS=regress,meta
 	"$(VENV)/bin/python" generalizable/demo.py out=runs/demo-meta --overwrite
+
+demo-nas: ## train a supernet on rendered rooms, search it, and compare what it finds with random search in runs/demo-nas
+	@$(SUBMAKE) install EXTRAS=regress,nas
+	"$(VENV)/bin/python" evonas/demo.py --out runs/demo-nas --overwrite
 
 lint: ## check style and types
 	@$(SUBMAKE) install EXTRAS=$(DEV_EXTRAS)

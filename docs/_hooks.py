@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("evos", "image_regression", "evos_nerf", "generalizable")
+PACKAGES = ("evos", "image_regression", "evos_nerf", "generalizable", "evonas")
 ROOT_PAGES = ("CONTRIBUTING.md", "CHANGELOG.md")
 LINK = re.compile(r'(?P<before>\]\(|src="|href=")(?P<target>[^)"#\s]+)')
 

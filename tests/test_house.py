@@ -180,7 +180,7 @@ def test_a_probe_would_be_found(source, count):
 
 
 def test_no_selector_is_probed_outside_of_selection():
-    folders = ("evos", "image_regression", "evos_nerf", "generalizable", "benchmarks", "examples")
+    folders = ("evos", "image_regression", "evos_nerf", "generalizable", "evonas", "benchmarks", "examples")
     paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
     outside = [path for path in paths if ROOT / "evos" / "selection" not in path.parents]
     found = {str(path.relative_to(ROOT)): selector_probes(path.read_text()) for path in outside}

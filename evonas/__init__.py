@@ -1,0 +1,1 @@
+"""Evolve what you train: multi-objective architecture search over a supernet (EvoNAS, arXiv 2603.19563)."""

@@ -1,0 +1,382 @@
+"""The stages of a search, each a function of the options that reads what the stage before wrote.
+
+Below ``out``: pretrain/, train/ and retrain/PICK/ are runs (checkpoint.pt, metrics.json, event files); search/ holds
+archive.jsonl, front.csv, pareto.png and hypervolume.png; each retrained network is a network.pt.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evonas.data import DataConfig, colourised, write_depth
+from evonas.evaluation import Evaluator, build_engine, latency
+from evonas.options import FREE, Options
+from evonas.search import Result, pick, read_front, search, write_report
+from evonas.space import Genome, Space, SpaceConfig, as_text
+from evonas.supernet import Network, macs, parameters
+from evonas.tasks import DepthTask, Task, build_task
+from evonas.training import Plan, TrainConfig, Training, load_weights, read_phases, single_plan
+from evos.distributed import World, from_main
+from evos.errors import InputError
+from evos.images import read_image, write_image
+from evos.runs import (
+    Progress,
+    Run,
+    Stopper,
+    TrainingLoop,
+    load_checkpoint,
+    open_run,
+    resolve_device,
+    save_checkpoint,
+    seed_everything,
+    write_json,
+)
+
+Evaluate = Callable[[Sequence[Genome]], list[float]]
+
+
+def fit(
+    network: Network,
+    task: Task,
+    plan: Plan,
+    config: TrainConfig,
+    options: Options,
+    folder: Path,
+    groups: Sequence[str],
+    world: World,
+    stopper: Stopper,
+) -> Training:
+    """Train a network in a run folder, or go on, and return the training with its best weights loaded."""
+    settings, device = options.run, resolve_device(options.run.device)
+    training = Training(network, task, plan, config, seed=settings.seed, device=device, world=world)
+    recorded = options.recorded(*groups) | {"genome": list(network.genome)}
+    run: Run = from_main(
+        lambda: open_run(folder, recorded, resume=settings.resume, overwrite=settings.overwrite, free=FREE)
+    )
+    loop = TrainingLoop(
+        training,
+        run,
+        steps=plan.steps,
+        label=folder.name,
+        device=device,
+        world=world,
+        seed=settings.seed,
+        eval_every=settings.eval_every,
+        save_every=settings.save_every,
+        quiet=settings.quiet,
+        metric="error",
+    )
+    if not (run.metrics_path.exists() and loop.step == loop.steps):
+        loop.train(stopper)
+
+        def keep() -> None:
+            save_checkpoint(folder / "best.pt", training.best)
+            best = {"error": training.best["error"], "best_step": training.best["step"]}
+            write_json(run.metrics_path, best | loop.metrics())
+
+        from_main(keep)
+    load_weights(network, load_checkpoint(folder / "best.pt")["weights"], str(folder))
+    return training
+
+
+def pretrain(options: Options, world: World, stopper: Stopper) -> None:
+    """Train the largest network as a classifier; only its trunk is used later."""
+    if options.pretrain.root is None:
+        raise InputError("pretrain.root", None, "the folder of a data set of classes")
+    task = build_task(options.classification)
+    seed_everything(options.run.seed)
+    space = Space(options.space)
+    network = Network(space, task.head)
+    steps = options.pretrain.steps or math.ceil(options.pretrain.epochs * task.size("train") / options.pretrain.batch)
+    plan = single_plan(space, space.largest, steps)
+    folder = Path(options.run.out) / "pretrain"
+    fit(network, task, plan, options.pretrain, options, folder, ("space", "pretrain"), world, stopper)
+
+
+def train(options: Options, world: World, stopper: Stopper) -> None:
+    """Progressive training of the supernet, from the pretrained trunk where there is one."""
+    task, space = build_task(options.data), Space(options.space)
+    seed_everything(options.run.seed)
+    network = Network(space, task.head)
+    pretrained = Path(options.run.out) / "pretrain" / "best.pt"
+    if options.pretrain.root is not None:
+        weights = load_checkpoint(pretrained)["weights"]
+        load_weights(network, weights, str(pretrained), but="head.")
+    plan = read_phases(space, options.phases, task.size("train"), options.train.batch)
+    groups = ("space", "data", "pretrain", "train", "phases")
+    fit(network, task, plan, options.train, options, Path(options.run.out) / "train", groups, world, stopper)
+
+
+def load_supernet(options: Options, task: Task) -> Network:
+    """The supernet with its best weights.
+
+    Raises:
+        InputError: there is none, or it is of another space.
+    """
+    path = Path(options.run.out) / "train" / "best.pt"
+    network = Network(Space(options.space), task.head)
+    load_weights(network, load_checkpoint(path)["weights"], str(path))
+    return network.to(resolve_device(options.run.device))
+
+
+@dataclass(frozen=True)
+class ErrorsOnSearch:
+    """Makes, in a worker, the function that gives the errors of architectures on the search split."""
+
+    options: Options
+
+    def __call__(self) -> Evaluate:
+        """Reads the supernet and the data once."""
+        task = build_task(self.options.data, ["search"])
+        network = load_supernet(self.options, task)
+        device = next(network.parameters()).device
+
+        def errors(genomes: Sequence[Genome]) -> list[float]:
+            return [found[task.metric] for found in task.evaluate(network, genomes, "search", device)]
+
+        return errors
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The objectives that need no data: MACs, parameters and latency of one picture, on a supernet of its own."""
+
+    network: Network
+    height: int
+    width: int
+
+    def macs(self, genome: Genome) -> float:
+        """Multiplications of one picture."""
+        return float(macs(self.network.activate(genome), self.height, self.width))
+
+    def parameters(self, genome: Genome) -> float:
+        """Weights."""
+        return float(parameters(self.network.activate(genome)))
+
+    def latency(self, genome: Genome) -> float:
+        """Median seconds of one picture where nothing else runs."""
+        network = self.network.extract(genome).eval()
+        picture = torch.zeros(1, self.height, self.width, 3, device=next(network.parameters()).device)
+
+        def once() -> None:
+            with torch.inference_mode():
+                network(picture)
+
+        return latency(once)["median"]
+
+
+def search_stage(options: Options, world: World, stopper: Stopper) -> None:
+    """NSGA-II, NSGA-III or random search over the supernet; goes on where it was."""
+    search_in(Path(options.run.out) / "search", options, stopper)
+
+
+def search_in(folder: Path, options: Options, stopper: Stopper, others: Sequence[Result] = ()) -> Result:
+    """Search in a folder, and write its report beside other searches, whose hypervolume has the same reference."""
+    space = Space(options.space)
+    task = build_task(options.data, ["search"])
+    network = load_supernet(options, task)
+    recorded = options.recorded("space", "data", "search") | {"supernet": fingerprint(network)}
+    open_run(folder, recorded, resume=options.run.resume, overwrite=options.run.overwrite, free=FREE)
+    costs = Costs(network, options.data.height, options.data.width)
+    table = {"latency": costs.latency, "macs": costs.macs, "parameters": costs.parameters}
+    objectives = {name: table[name] for name in ("latency", "macs", "parameters") if name in options.search.names}
+    with build_engine(options.engine, ErrorsOnSearch(options)) as engine:
+        found = search(
+            space,
+            options.search,
+            Evaluator(engine, objectives, folder, space),
+            folder,
+            quiet=options.run.quiet,
+            stopped=lambda: stopper.requested,
+            reference=others[0].reference if others else None,
+        )
+    write_report(found, space, folder, others)
+    write_json(folder / "metrics.json", {"history": found.history, "reference": found.reference, "front": found.front})
+    return found
+
+
+def fingerprint(network: Network) -> str:
+    """A short text that tells two sets of weights apart."""
+    import hashlib
+
+    found = hashlib.sha256()
+    for name, weight in sorted(network.state_dict().items()):
+        found.update(name.encode())
+        found.update(weight.detach().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def retrain(options: Options, world: World, stopper: Stopper) -> None:
+    """Train networks of the front further, or one by its genes, from inherited weights or from scratch."""
+    out, settings, space = Path(options.run.out), options.retrain, Space(options.space)
+    if settings.genome is not None:
+        chosen = {"genome": space.check(read_genome(settings.genome))}
+    else:
+        front = read_front(out / "search" / "front.csv", space)
+        chosen = {name: pick(front, name) for name in settings.names}
+    task = build_task(options.data)
+    for name, genome in chosen.items():
+        seed_everything(options.run.seed)
+        if settings.weights == "inherited":
+            network = load_supernet(options, task).extract(genome)
+        else:
+            network = Network(space, task.head, genome)
+        steps = settings.steps or math.ceil(settings.epochs * task.size("train") / settings.batch)
+        folder = out / "retrain" / (name if settings.weights == "inherited" else f"{name}-scratch")
+        plan = single_plan(space, genome, steps)
+        fit(network, task, plan, settings, options, folder, ("space", "data", "retrain"), world, stopper)
+        if world.is_main:
+            save_network(folder / "network.pt", network, options)
+
+
+def read_genome(text: str) -> list[int]:
+    """The genes of a list as text; raises InputError if it is none."""
+    try:
+        genes = json.loads(text)
+        if not isinstance(genes, list) or not all(type(gene) is int for gene in genes):
+            raise ValueError
+    except ValueError:
+        raise InputError("retrain.genome", text, "a list of whole numbers, as in front.csv") from None
+    return genes
+
+
+# ---- networks found
+
+
+def save_network(path: Path, network: Network, options: Options) -> None:
+    """A network by itself: genes, space, data options and weights."""
+    data = {name: value for name, value in asdict(options.data).items() if name != "root"}
+    state = {"genome": list(network.genome), "space": asdict(options.space), "data": data}
+    save_checkpoint(path, {**state, "weights": network.state_dict()})
+
+
+def load_network(path: str | Path, device: torch.device) -> tuple[Network, DepthTask, DataConfig]:
+    """A network that ``retrain`` wrote, from its file or folder, with a task that has no data.
+
+    Raises:
+        InputError: there is none, or the file is damaged or something else.
+    """
+    path = Path(path) / "network.pt" if Path(path).is_dir() else Path(path)
+    state = load_checkpoint(path)
+    if not {"genome", "space", "data", "weights"} <= state.keys():
+        raise InputError("network", str(path), "a network.pt that the stage retrain wrote")
+    known = {entry.name for entry in fields(DataConfig)}
+    data = DataConfig(**{name: value for name, value in state["data"].items() if name in known})
+    task: Any = build_task(data, [])
+    network = Network(Space(SpaceConfig(**state["space"])), task.head, state["genome"])
+    load_weights(network, state["weights"], str(path))
+    return network.to(device).eval(), task, data
+
+
+def chosen_network(options: Options) -> Path:
+    """``network``, or the knee's, or the first retrained one."""
+    if options.run.network is not None:
+        return Path(options.run.network)
+    found = sorted((Path(options.run.out) / "retrain").glob("*/network.pt"), key=lambda p: p.parent.name != "knee")
+    if not found:
+        raise InputError("network", None, f"a network.pt; there is none in {options.run.out}/retrain")
+    return found[0]
+
+
+def evaluate(options: Options, world: World, stopper: Stopper) -> None:
+    """All metrics of the retrained networks (or of ``network``) on the test split, which nothing was chosen on."""
+    out, device = Path(options.run.out), resolve_device(options.run.device)
+    paths = sorted((out / "retrain").glob("*/network.pt")) if options.run.network is None else [chosen_network(options)]
+    if not paths:
+        paths = [chosen_network(options)]  # raises
+    task, results = build_task(options.data, ["test"]), {}
+    for path in paths:
+        network, _, _ = load_network(path, device)
+        costs = {
+            "macs": macs(network, options.data.height, options.data.width),
+            "parameters": parameters(network),
+            "architecture": as_text(network.space.decode(network.genome)),
+        }
+        name = path.parent.name if path.name == "network.pt" else path.stem
+        results[name] = costs | task.evaluate(network, [network.genome], "test", device)[0]
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in results[name].items() if isinstance(value, float))
+        print(f"{name}: {shown}, {costs['macs'] / 1e6:.1f} MMAC, {costs['parameters']:,} parameters")
+    (out / "evaluate").mkdir(parents=True, exist_ok=True)
+    write_json(out / "evaluate" / "metrics.json", {"pictures": task.size("test"), "networks": results})
+
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def predict(options: Options, world: World, stopper: Stopper) -> None:
+    """Depth maps of pictures: 16-bit PNG (``data.depth_scale`` units a metre, 1000 by default) and coloured ones."""
+    if options.run.input is None:
+        raise InputError("input", None, "a picture or a folder of pictures")
+    source = Path(options.run.input)
+    pictures = sorted(p for p in source.iterdir() if p.suffix.lower() in PICTURES) if source.is_dir() else [source]
+    if not pictures:
+        raise InputError("input", str(source), "a folder with pictures")
+    device = resolve_device(options.run.device)
+    network, task, data = load_network(chosen_network(options), device)
+    folder = output_folder(options, "predict")
+    with Progress(len(pictures), "predict", quiet=options.run.quiet) as progress:
+        for done, path in enumerate(pictures, 1):
+            pixels = read_image(path).pixels[..., :3]
+            pixels = pixels.expand(-1, -1, 3) if pixels.shape[-1] == 1 else pixels
+            depth = predicted_depth(network, task, data, pixels.to(device))
+            write_depth(folder / f"{path.stem}.png", depth.cpu(), options.data.depth_scale or 1000)
+            write_image(folder / f"{path.stem}_coloured.png", colourised(depth.cpu(), data.max_depth))
+            progress.update(done)
+    print(f"{len(pictures)} depth maps: {folder}")
+
+
+@torch.inference_mode()
+def predicted_depth(network: Network, task: DepthTask, data: DataConfig, pixels: torch.Tensor) -> torch.Tensor:
+    """Depth (H, W) in metres of a picture (H, W, 3) of any size."""
+    planes = pixels.permute(2, 0, 1)[None]
+    size = (data.height, data.width)
+    small = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    found = task.depth(network, small)[:, None]
+    return torch.nn.functional.interpolate(found, pixels.shape[:2], mode="bilinear")[0, 0]
+
+
+def output_folder(options: Options, name: str) -> Path:
+    """``output``, or a folder of that name in ``out``."""
+    folder = Path(options.run.output) if options.run.output else Path(options.run.out) / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError("output", f"{folder} ({error.strerror})", "a folder that can be written") from error
+    return folder
+
+
+def export(options: Options, world: World, stopper: Stopper) -> None:
+    """A network as safetensors and ONNX, the latter run by onnxruntime beside torch."""
+    from evonas.exporting import write_onnx, write_safetensors
+
+    network, task, data = load_network(chosen_network(options), torch.device("cpu"))
+    folder = output_folder(options, "export")
+    write_safetensors(folder / "network.safetensors", network, data)
+    difference = write_onnx(folder / "network.onnx", network, task, data)
+    print(f"{folder}: network.safetensors, network.onnx (in onnxruntime depths differ by {difference:.1e} m at most)")
+
+
+STAGE_FUNCTIONS: dict[str, Callable[[Options, World, Stopper], None]] = {
+    "pretrain": pretrain,
+    "train": train,
+    "search": search_stage,
+    "retrain": retrain,
+    "evaluate": evaluate,
+    "predict": predict,
+    "export": export,
+}
+
+
+def run(options: Options, world: World, stopper: Stopper) -> None:
+    """All stages up to export, each going on where it stopped."""
+    again = replace(options, run=replace(options.run, resume=not options.run.overwrite))
+    stages = ["pretrain"] * (options.pretrain.root is not None) + ["train", "search", "retrain", "evaluate", "export"]
+    for stage in stages:
+        if not options.run.quiet and world.is_main:
+            print(f"== {stage}", flush=True)
+        STAGE_FUNCTIONS[stage](again, world, stopper)
