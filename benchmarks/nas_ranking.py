@@ -86,7 +86,8 @@ def run_one(job: str, args: argparse.Namespace, options: Options) -> Any:
 
 def tau(pairs: Sequence[tuple[np.ndarray, np.ndarray]], index: np.ndarray | slice = slice(None)) -> float:
     """Mean of Kendall's tau over pairs of errors."""
-    return float(np.mean([kendalltau(one[index], other[index])[0] for one, other in pairs]))
+    values: list[Any] = [kendalltau(one[index], other[index])[0] for one, other in pairs]
+    return float(np.mean(values))
 
 
 def interval(measure: Callable[[np.ndarray], float], count: int, draws: int = 2000) -> list[float]:

@@ -1,6 +1,7 @@
 """A network for use without this project: weights as safetensors, depth from a picture as ONNX."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -52,9 +53,11 @@ def write_onnx(path: Path, network: Network, task: DepthTask, data: DataConfig) 
         raise InputError("export", f"no module {error.name}", 'pip install -c constraints.txt -e ".[nas]"') from None
     module = DepthOf(network, task).eval()
     picture = torch.rand(1, data.height, data.width, 3, generator=torch.Generator().manual_seed(0))
-    program = torch.onnx.export(
-        module, (picture,), dynamo=True, input_names=["pictures"], output_names=["depth"], verbose=False
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.11's exporter calls what torch has deprecated
+        program = torch.onnx.export(
+            module, (picture,), dynamo=True, input_names=["pictures"], output_names=["depth"], verbose=False
+        )
     assert program is not None
     program.save(str(path))
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -237,6 +237,11 @@ def finish(figure: Any, path: Path) -> None:
     for axis in figure.axes:
         axis.grid(alpha=0.3)
         axis.legend()
+    save(figure, path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a matplotlib figure as PNG, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=100)
     replace_file(path, buffer.getvalue())

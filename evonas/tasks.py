@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from evonas.data import DataConfig, DepthSet, ImageSet, batch, load_classes, load_split
-from evonas.metrics import depth_metrics
+from evonas.metrics import depth_metrics, valid_pixels
 from evonas.supernet import ClassHead, DenseHead, Head, Network
 
 CHUNK = 32
@@ -51,6 +51,10 @@ class Task(ABC):
     def measure(self, network: nn.Module, pictures: Tensor, truth: Tensor) -> dict[str, float]:
         """Metrics of a batch, means over its pictures."""
 
+    def counted(self, truth: Tensor) -> int:
+        """How many pictures of a batch count in its metrics."""
+        return len(truth)
+
     def size(self, split: str) -> int:
         """How many pictures a split has."""
         return len(self.sets[split].pictures)
@@ -68,17 +72,20 @@ class Task(ABC):
     ) -> list[dict[str, float]]:
         """Metrics of several architectures of a network over a split, in one pass over the data."""
         network.eval()
-        count = self.size(split)
         totals: list[dict[str, float]] = [{} for _ in genomes]
-        for index in torch.arange(count).split(CHUNK):
+        seen = 0
+        for index in torch.arange(self.size(split)).split(CHUNK):
             pictures, truth = self.batch(split, index, device)
+            if (count := self.counted(truth)) == 0:
+                continue
+            seen += count
             for genome, total in zip(genomes, totals, strict=True):
                 if network.is_supernet:
                     network.activate(genome)
                 for name, value in self.measure(network, pictures, truth).items():
-                    total[name] = total.get(name, 0.0) + value * len(index) / count
+                    total[name] = total.get(name, 0.0) + value * count
         network.train()
-        return totals
+        return [{name: value / seen for name, value in total.items()} for total in totals]
 
 
 class DepthTask(Task):
@@ -94,6 +101,10 @@ class DepthTask(Task):
     def head(self) -> Head:
         """One number a pixel."""
         return DenseHead
+
+    def counted(self, truth: Tensor) -> int:
+        """Those with a valid pixel."""
+        return int(valid_pixels(truth, self.config).flatten(1).any(1).sum())
 
     def depth(self, network: nn.Module, pictures: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B H W"]:
         """Depths in metres within the data's range: their logarithm is what the network gives."""

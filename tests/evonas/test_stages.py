@@ -1,0 +1,255 @@
+"""All stages on tiny rooms: what they write, that they go on, and what is refused."""
+
+import csv
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evonas import stages
+from evonas.main import main
+from evonas.options import PROGRAM, STAGES, parse
+from evonas.rooms import RoomsConfig, write_rooms
+from evonas.space import Space
+from evonas.training import PAPER_PHASES
+from evos.errors import InputError
+from evos.images import read_image
+from evos.runs import load_checkpoint, read_json, save_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    *("--quiet", "device=cpu", "data.height=16", "data.width=24", "data.max_depth=12"),
+    *("space.depths=[1, 2]", "space.heads=[2, 2]", "space.width=8", "space.mlp_ratio=[1, 2]"),
+    *("space.state=[4, 8]", "space.expand=[0.5, 1]", "train.batch=4", "train.lr=0.01"),
+    "train.phases=[{steps: 3}, {steps: 3, subnets: 2, state: all, mlp_ratio: all, expand: all, blocks: all}]",
+    *("search.population=4", "search.generations=3", "search.objectives=[error, macs, parameters]"),
+    *("retrain.steps=2", "retrain.batch=4", "retrain.lr=0.01"),
+]
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory) -> Path:
+    sizes = {"train_rooms": 4, "search_rooms": 2, "test_rooms": 2, "views": 2, "height": 16, "width": 24, "quiet": True}
+    return write_rooms(RoomsConfig(out=str(tmp_path_factory.mktemp("rooms") / "set"), **sizes))
+
+
+@pytest.fixture(scope="module")
+def done(rooms, tmp_path_factory) -> Path:
+    """The folder of all stages."""
+    out = tmp_path_factory.mktemp("nas") / "run"
+    main(["run", *TINY, f"data.root={rooms}", f"out={out}"])
+    return out
+
+
+@pytest.fixture
+def copy(done, tmp_path) -> Path:
+    shutil.copytree(done, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def front_of(out: Path) -> list[dict[str, str]]:
+    with (out / "search" / "front.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_goes_through_all_stages(done):
+    space = Space(parse(["train", *TINY])[1].space)
+    front = front_of(done)
+    for row in front:
+        space.check([int(gene) for gene in row["genome"].split()])
+    assert [float(row["error"]) for row in front] == sorted(float(row["error"]) for row in front)
+    assert len((done / "search" / "archive.jsonl").read_text().splitlines()) >= 12
+    assert {path.name for path in (done / "retrain").iterdir()} == {"error", "knee", "fast"}
+    results = read_json(done / "evaluate" / "metrics.json")
+    assert results["pictures"] == 4 and set(results["networks"]) == {"error", "knee", "fast"}
+    for name, found in results["networks"].items():
+        assert 0 < found["abs_rel"] < 5 and 0 <= found["delta1"] <= found["delta2"] <= found["delta3"] <= 1, name
+    for name in ("pareto.png", "hypervolume.png"):
+        assert read_image(done / "search" / name).pixels.std() > 0.01
+    assert read_json(done / "train" / "metrics.json")["steps"] == 6
+    assert any((done / "train").glob("events.out.tfevents.*"))
+
+
+def test_the_error_in_the_front_is_that_of_the_supernet_on_the_search_rooms(done, rooms):
+    _, options = parse(["search", *TINY, f"data.root={rooms}", f"out={done}"])
+    row = front_of(done)[0]
+    genome = tuple(int(gene) for gene in row["genome"].split())
+    (error,) = stages.ErrorsOnSearch(options)()([genome])
+    assert error == float(row["error"])
+
+
+def test_run_changes_nothing_where_everything_is_there(copy, rooms):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.suffix in (".pt", ".json", ".csv", ".jsonl")}
+    main(["run", *TINY, f"data.root={rooms}", f"out={copy}"])
+    changed = [path.name for path, content in before.items() if path.read_bytes() != content]
+    assert changed == []
+
+
+def test_a_search_without_its_end_goes_on_to_the_same_front(copy, done, rooms):
+    lines = (copy / "search" / "archive.jsonl").read_text().splitlines(keepends=True)
+    (copy / "search" / "archive.jsonl").write_text("".join(lines[:6]) + lines[6][:9])
+    for name in ("errors.jsonl", "front.csv"):
+        (copy / "search" / name).unlink()
+    shutil.rmtree(copy / "search" / "generations")
+    main(["search", *TINY, f"data.root={rooms}", f"out={copy}", "--resume"])
+    assert front_of(copy) == front_of(done)
+
+
+def test_a_stopped_training_goes_on_to_the_same_supernet(done, rooms, tmp_path, capsys, monkeypatch):
+    words = ["train", *TINY, f"data.root={rooms}", f"out={tmp_path / 'run'}"]
+    step = stages.Training.step
+
+    def stopping(self, number):
+        if number == 4:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, number)
+
+    monkeypatch.setattr(stages.Training, "step", stopping)
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 143 and "stopped; go on with: " in capsys.readouterr().err
+    monkeypatch.setattr(stages.Training, "step", step)
+    main([*words, "--resume"])
+    whole, resumed = (load_checkpoint(out / "train" / "best.pt") for out in (done, tmp_path / "run"))
+    assert whole["error"] == resumed["error"]
+    assert all(torch.equal(whole["weights"][name], resumed["weights"][name]) for name in whole["weights"])
+
+
+def test_a_network_from_scratch_inherits_nothing(copy, rooms):
+    main(["retrain", *TINY, f"data.root={rooms}", f"out={copy}", "from=scratch", "retrain.picks=[knee]", "seed=3"])
+    one, other = (load_checkpoint(copy / "retrain" / name / "network.pt") for name in ("knee", "knee-scratch"))
+    assert one["genome"] == other["genome"]
+    name = "stem.0.convolution.weight"
+    assert (one["weights"][name] - other["weights"][name]).abs().max() > 0.1
+
+
+def test_predictions_are_depth_at_the_pictures_own_size(done, rooms, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    name = "0000_00.png"
+    shutil.copy(rooms / "test" / "rgb" / name, pictures)
+    words = [
+        "predict",
+        *TINY,
+        f"out={done}",
+        f"input={pictures}",
+        f"output={tmp_path / 'depth'}",
+        "data.depth_scale=2000",
+    ]
+    main(words)
+    depth = read_image(tmp_path / "depth" / name)
+    assert depth.bits == 16 and depth.pixels.shape == (16, 24, 1)
+    network, task, _ = stages.load_network(done / "retrain" / "knee", torch.device("cpu"))
+    with torch.no_grad():
+        expected = task.depth(network, read_image(pictures / name).pixels[None])[0]
+    assert (depth.pixels[..., 0] * 65535 / 2000 - expected).abs().max() < 1e-3
+    assert read_image(tmp_path / "depth" / "0000_00_coloured.png").pixels.shape == (16, 24, 3)
+
+
+def test_exported_networks_say_what_they_are(done):
+    from safetensors import safe_open
+
+    with safe_open(done / "export" / "network.safetensors", "pt") as file:
+        about = file.metadata()
+        assert json.loads(about["size"]) == [16, 24]
+        weights = load_checkpoint(done / "retrain" / "knee" / "network.pt")["weights"]
+        assert all(torch.equal(file.get_tensor(name), weight) for name, weight in weights.items())
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(done / "export" / "network.onnx", providers=["CPUExecutionProvider"])
+    picture = torch.rand(1, 16, 24, 3)
+    network, task, _ = stages.load_network(done / "retrain" / "knee", torch.device("cpu"))
+    with torch.no_grad():
+        expected = task.depth(network, picture).numpy()
+    np.testing.assert_allclose(session.run(None, {"pictures": picture.numpy()})[0], expected, atol=1e-4)
+
+
+def test_pretraining_gives_the_supernet_its_trunk(rooms, tmp_path):
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "classes" / split).mkdir(parents=True, exist_ok=True)
+            shutil.copytree(rooms / "search" / "rgb", tmp_path / "classes" / split / name)
+    words = [*TINY, f"data.root={rooms}", f"out={tmp_path / 'run'}", f"pretrain.root={tmp_path / 'classes'}"]
+    main(["pretrain", *words, "pretrain.steps=2", "pretrain.lr=0.01", "pretrain.batch=4"])
+    start = load_checkpoint(tmp_path / "run" / "pretrain" / "best.pt")["weights"]
+    main(["train", *words, "train.phases=[{steps: 1}]", "train.lr=1e-9", "train.weight_decay=0"])
+    after = load_checkpoint(tmp_path / "run" / "train" / "best.pt")["weights"]
+    trunk = [name for name in after if not name.startswith("head.")]
+    assert all(torch.allclose(start[name], after[name], atol=1e-6) for name in trunk)
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "STAGE: got None; allowed: one of pretrain, train"),
+        (["tran"], "STAGE: got tran; allowed: did you mean train?"),
+        (["train", "search.populaton=3"], "--search.populaton"),
+        (["train", "space.width=6"], "--space.width: got 6"),
+        (["train", "data.root=/no/such"], "data.root: got /no/such; allowed: the folder of a data set"),
+        (["search"], "checkpoint: got "),
+        (["retrain", "retrain.genome=[1, 2]"], "genome: got [1, 2]; allowed: 7 whole numbers"),
+        (["retrain", "retrain.genome=x"], "retrain.genome: got x"),
+        (["retrain", "retrain.picks=[best]"], "--retrain.picks"),
+        (["predict"], "input: got None"),
+        (["predict", "input=/no/such/picture.png"], "network: got None"),
+        (["export", "network=/no/such.pt"], "checkpoint: got /no/such.pt"),
+        (["evaluate"], "network: got None"),
+        (["pretrain"], "pretrain.root: got None"),
+        (["train", "data.height=4"], "--data.height: got 4"),
+        (["train", "train.phases=[{steps: 0}]"], "train.phases[0].steps: got 0"),
+    ],
+)
+def test_bad_input_is_one_line(words, line, rooms, tmp_path, refused):
+    given = [*words[:1], *TINY, f"data.root={rooms}", f"out={tmp_path / 'run'}", *words[1:]]
+    text = refused(*given)
+    assert line in text or line.replace("--", "") in text
+
+
+def test_a_supernet_of_another_width_is_one_line(done, rooms, refused):
+    words = ["search", *TINY, f"data.root={rooms}", f"out={done}", "--resume", "space.width=16"]
+    assert "of shape [8" in refused(*words)
+
+
+def test_a_search_of_another_space_is_not_continued(copy, rooms, refused):
+    words = ["search", *TINY, f"data.root={rooms}", f"out={copy}", "--resume", "search.population=8"]
+    assert "search.population" in refused(*words)
+
+
+def test_an_old_folder_is_refused(done, rooms, refused):
+    text = refused("train", *TINY, f"data.root={rooms}", f"out={done}")
+    assert "a new folder, or --resume, or --overwrite" in text
+
+
+def test_another_kind_of_checkpoint_is_no_network(done, refused, tmp_path):
+    save_checkpoint(tmp_path / "x.pt", {"weights": {}})
+    assert "a network.pt that the stage retrain wrote" in refused("export", f"network={tmp_path / 'x.pt'}")
+
+
+# ---- options
+
+
+def test_every_config_is_read_and_has_the_papers_settings():
+    configs = {
+        path.stem: parse(["run", f"--config={path}"])[1] for path in (ROOT / "configs" / "evonas").glob("*.yaml")
+    }
+    assert set(configs) == {"nyu", "kitti", "rooms", "rgbd", "demo"}
+    for name in ("nyu", "kitti"):
+        options = configs[name]
+        assert options.phases == PAPER_PHASES and len(Space(options.space)) == 28
+        assert (options.search.population, options.search.generations, options.train.lr) == (96, 200, 5e-5)
+    assert (configs["kitti"].data.max_depth, configs["kitti"].data.crop) == (80, "garg")
+    assert len(Space(configs["rooms"].space)) == 28
+
+
+def test_stages_come_first_and_are_known():
+    assert set(STAGES) == {*stages.STAGE_FUNCTIONS, "run"}
+    assert "train.phases" in PROGRAM.own_options()
+    with pytest.raises(InputError, match="STAGE"):
+        parse(["out=x"])
