@@ -18,6 +18,8 @@ OWNED = (
     *(temporary_path(Path(name)).name for name in FILES),
     "events.out.tfevents.*",
     *("config.txt", "summary.md", "summary.csv", "table.md", "table.csv", "psnr_over_time.png"),
+    *("best.pt", "network.pt", "archive.jsonl", "errors.jsonl", "generations/*.json", "front.csv"),
+    *("pareto.png", "hypervolume.png"),
     *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "mp3", "npy")),
 )
 """Patterns of all files that a run writes: `overwrite` deletes these and nothing else."""

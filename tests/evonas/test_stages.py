@@ -99,6 +99,16 @@ def test_a_search_without_its_end_goes_on_to_the_same_front(copy, done, rooms):
     assert front_of(copy) == front_of(done)
 
 
+def test_overwriting_evaluates_again(copy, rooms):
+    archive, marker = copy / "search" / "archive.jsonl", "once"
+    (copy / "search" / "mine.txt").write_text(marker)
+    archive.write_text(archive.read_text() + "\n")
+    before = archive.read_text()
+    main(["search", *TINY, f"data.root={rooms}", f"out={copy}", "--overwrite", "search.seed=5"])
+    assert len(archive.read_text().splitlines()) >= 12 and archive.read_text() != before
+    assert front_of(copy) and (copy / "search" / "mine.txt").read_text() == marker
+
+
 def test_a_stopped_training_goes_on_to_the_same_supernet(done, rooms, tmp_path, capsys, monkeypatch):
     words = ["train", *TINY, f"data.root={rooms}", f"out={tmp_path / 'run'}"]
     step = stages.Training.step
