@@ -1,4 +1,4 @@
-"""Pictures with depth, and pictures of classes, read whole into memory as bytes.
+"""Pictures with depth, and pictures of classes, kept in memory as bytes or read from their files in every batch.
 
 Depth comes as 16-bit PNG with ``depth_scale`` units a metre, 0 where nothing was measured. Three layouts:
 
@@ -10,7 +10,10 @@ Depth comes as 16-bit PNG with ``depth_scale`` units a metre, 0 where nothing wa
 """
 
 import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +76,13 @@ class DataConfig:
     augment: bool = True
     """Mirror training pictures and change their brightness and colour."""
 
+    in_memory: bool = True
+    """Read all pictures at the start and keep them, as bytes, with their depth; false: read each batch from its files,
+    which are then only checked when they are read."""
+
+    depth_root: str | None = None
+    """Of the layout lists: the folder of the depth files where it is not ``root``, as of KITTI's ground truth."""
+
     limit: int | None = None
     """Most pictures of a split, evenly spread over it, at least 1; none: all."""
 
@@ -97,10 +107,13 @@ class DepthSet:
     depths: Float[Tensor, "N H W"]
     names: list[str]
 
-    @property
-    def truth(self) -> Float[Tensor, "N H W"]:
-        """The depths."""
-        return self.depths
+    def __len__(self) -> int:
+        """How many pictures."""
+        return len(self.names)
+
+    def take(self, index: Int[Tensor, "B"]) -> tuple[UInt8[Tensor, "B H W 3"], Float[Tensor, "B H W"]]:
+        """Pictures and their depths."""
+        return self.pictures[index], self.depths[index]
 
 
 @dataclass(frozen=True)
@@ -111,14 +124,41 @@ class ImageSet:
     labels: Int[Tensor, "N"]
     classes: list[str]
 
-    @property
-    def truth(self) -> Int[Tensor, "N"]:
-        """The labels."""
-        return self.labels
+    def __len__(self) -> int:
+        """How many pictures."""
+        return len(self.labels)
+
+    def take(self, index: Int[Tensor, "B"]) -> tuple[UInt8[Tensor, "B H W 3"], Int[Tensor, "B"]]:
+        """Pictures and their labels."""
+        return self.pictures[index], self.labels[index]
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """A split that is read when it is needed, by several threads: ``read`` gives a picture and its truth."""
+
+    read: Callable[[int], tuple[UInt8[Tensor, "H W 3"], Tensor]]
+    names: list[str]
+    classes: list[str]
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        return len(self.names)
+
+    def take(self, index: Int[Tensor, "B"]) -> tuple[UInt8[Tensor, "B H W 3"], Tensor]:
+        """Pictures and their truth; raises InputError where one can't be read."""
+        found = list(reader().map(self.read, index.tolist()))
+        return torch.stack([picture for picture, _ in found]), torch.stack([truth for _, truth in found])
+
+
+@cache
+def reader() -> ThreadPoolExecutor:
+    """The threads that read files; decoders let others run meanwhile."""
+    return ThreadPoolExecutor(8)
 
 
 def batch(
-    data: DepthSet | ImageSet,
+    data: DepthSet | ImageSet | OnDisk,
     index: Int[Tensor, "B"],
     device: torch.device,
     generator: torch.Generator | None = None,
@@ -128,7 +168,8 @@ def batch(
 
     Half of the pictures are mirrored; gamma, brightness and each channel change by up to 10 %, as in BTS.
     """
-    pictures, truth = data.pictures[index].to(device).float() / 255, data.truth[index].to(device)
+    pictures, truth = (values.to(device) for values in data.take(index))
+    pictures = pictures.float() / 255
     if not augment:
         return pictures, truth
     draws = torch.rand(len(index), 6, generator=generator).to(device)
@@ -144,8 +185,8 @@ def batch(
 # ---- depth
 
 
-def load_split(config: DataConfig, split: str) -> DepthSet:
-    """Read a split: train, search or test.
+def load_split(config: DataConfig, split: str) -> DepthSet | OnDisk:
+    """A split: train, search or test.
 
     Raises:
         InputError: missing folder, list or file; an unpaired, damaged or all-invalid file; depth of another shape than
@@ -158,10 +199,11 @@ def load_split(config: DataConfig, split: str) -> DepthSet:
         raise InputError("data.root", str(root), f"a data set with pictures for the {split} split")
     pairs = limited(pairs, config.limit)
     scale = depth_scale(config, root)
-    read = [read_pair(colour, depth, config, scale) for colour, depth in pairs]
-    pictures, depths = torch.stack([one for one, _ in read]), torch.stack([one for _, one in read])
+    found = OnDisk(lambda i: read_pair(*pairs[i], config, scale), [colour.stem for colour, _ in pairs], [])
+    index = torch.arange(len(pairs)) if config.in_memory else torch.linspace(0, len(pairs) - 1, 8).round().long()
+    pictures, depths = found.take(index)
     check_unit(depths, config, scale)
-    return DepthSet(pictures, depths, [colour.stem for colour, _ in pairs])
+    return DepthSet(pictures, depths, found.names) if config.in_memory else found
 
 
 def data_root(config: DataConfig) -> Path:
@@ -260,6 +302,7 @@ def listed_pairs(config: DataConfig, root: Path, split: str) -> list[Pair]:
     if text is None:
         raise InputError(f"data.{name}", None, "a file of lines `IMAGE DEPTH [FOCAL]`")
     path = root / text if (root / text).exists() else Path(text)
+    depth_folder = root if config.depth_root is None else Path(config.depth_root)
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -271,7 +314,7 @@ def listed_pairs(config: DataConfig, root: Path, split: str) -> list[Pair]:
             continue
         if len(words) < 2:
             raise InputError(f"data.{name}", f"{path}, line {number}: {line}", "lines `IMAGE DEPTH [FOCAL]`")
-        colour, depth = (root / word.lstrip("/") for word in words[:2])
+        colour, depth = root / words[0].lstrip("/"), depth_folder / words[1].lstrip("/")
         for file in (colour, depth):
             if not file.exists():
                 raise InputError(f"data.{name}", f"{path}, line {number}: {file}, which is missing", "files that exist")
@@ -362,7 +405,7 @@ def colourised(depth: Float[Tensor, "H W"], largest: float) -> Float[Tensor, "H 
 # ---- classes
 
 
-def load_classes(config: DataConfig, split: str) -> ImageSet:
+def load_classes(config: DataConfig, split: str) -> ImageSet | OnDisk:
     """Read a split of classes; search and test are the val folder, or every tenth picture where there is none.
 
     Raises:
@@ -386,5 +429,7 @@ def load_classes(config: DataConfig, split: str) -> ImageSet:
     if not files:
         raise InputError("pretrain.root", str(root), "ten pictures or more of a class, or folders train and val")
     files = limited(files, config.limit)
-    pictures = torch.stack([resized(read_colours(path), config) for path, _ in files])
-    return ImageSet(pictures, torch.tensor([label for _, label in files]), classes)
+    labels = torch.tensor([label for _, label in files])
+    names = [path.stem for path, _ in files]
+    found = OnDisk(lambda i: (resized(read_colours(files[i][0]), config), labels[i]), names, classes)
+    return ImageSet(*found.take(torch.arange(len(files))), classes) if config.in_memory else found

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from evonas.data import DataConfig, DepthSet, ImageSet, batch, load_classes, load_split
+from evonas.data import DataConfig, DepthSet, ImageSet, OnDisk, batch, load_classes, load_split
 from evonas.metrics import depth_metrics, valid_pixels
 from evonas.supernet import ClassHead, DenseHead, Head, Network
 
@@ -57,7 +57,7 @@ class Task(ABC):
 
     def size(self, split: str) -> int:
         """How many pictures a split has."""
-        return len(self.sets[split].pictures)
+        return len(self.sets[split])
 
     def batch(
         self, split: str, index: Tensor, device: torch.device, generator: torch.Generator | None = None
@@ -93,7 +93,7 @@ class DepthTask(Task):
 
     metric = "abs_rel"
 
-    def load(self, split: str) -> DepthSet:
+    def load(self, split: str) -> DepthSet | OnDisk:
         """RGB-D pictures."""
         return load_split(self.config, split)
 
@@ -133,7 +133,7 @@ class ClassificationTask(Task):
 
     metric = "wrong"
 
-    def load(self, split: str) -> ImageSet:
+    def load(self, split: str) -> ImageSet | OnDisk:
         """Pictures and labels."""
         return load_classes(self.config, split)
 

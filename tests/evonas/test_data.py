@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evonas.data import DataConfig, batch, colourised, load_classes, load_split, scene_of, write_depth
+from evonas.data import DataConfig, OnDisk, batch, colourised, load_classes, load_split, scene_of, write_depth
 from evos.errors import InputError
 from evos.images import read_image, write_image
 
@@ -287,3 +287,26 @@ def test_options_out_of_range_are_refused(options, line):
     with pytest.raises(InputError) as error:
         DataConfig(**options)
     assert str(error.value).startswith(line)
+
+
+def test_what_is_read_in_every_batch_is_what_memory_holds(sibling, tmp_path):
+    kept, read = (load_split(config(sibling, in_memory=flag), "train") for flag in (True, False))
+    index = torch.tensor([3, 0, 13])
+    assert isinstance(read, OnDisk) and len(read) == len(kept) == 14 and read.names == kept.names
+    for one, other in zip(batch(kept, index, CPU), batch(read, index, CPU), strict=True):
+        assert torch.equal(one, other)
+    for name in ("cat", "dog"):
+        shutil.copytree(sibling / "rgb", tmp_path / "classes" / name)
+    options = [config(tmp_path / "classes", task="classification", in_memory=flag) for flag in (True, False)]
+    kept, read = (load_classes(option, "train") for option in options)
+    for one, other in zip(batch(kept, index, CPU), batch(read, index, CPU), strict=True):
+        assert torch.equal(one, other)
+    (sibling / "rgb" / "13.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"13\.png"):
+        batch(load_split(config(sibling, in_memory=False), "train"), torch.tensor([3]), CPU)
+
+
+def test_depth_may_have_a_root_of_its_own(sibling, tmp_path):
+    (sibling / "train.txt").write_text("rgb/10.png 10.png\nrgb/11.png 11.png\n")
+    options = config(sibling, train_list="train.txt", depth_root=str(sibling / "depth"))
+    assert numbers(load_split(options, "train")) == [10]
