@@ -199,11 +199,12 @@ def load_split(config: DataConfig, split: str) -> DepthSet | OnDisk:
         raise InputError("data.root", str(root), f"a data set with pictures for the {split} split")
     pairs = limited(pairs, config.limit)
     scale = depth_scale(config, root)
-    found = OnDisk(lambda i: read_pair(*pairs[i], config, scale), [colour.stem for colour, _ in pairs], [])
+    names = [colour.stem for colour, _ in pairs]
+    found = OnDisk(lambda i: read_pair(pairs[i][0], pairs[i][1], config, scale), names, [])
     index = torch.arange(len(pairs)) if config.in_memory else torch.linspace(0, len(pairs) - 1, 8).round().long()
     pictures, depths = found.take(index)
     check_unit(depths, config, scale)
-    return DepthSet(pictures, depths, found.names) if config.in_memory else found
+    return DepthSet(pictures, depths, names) if config.in_memory else found
 
 
 def data_root(config: DataConfig) -> Path:

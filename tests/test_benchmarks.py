@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,3 +101,28 @@ def test_serving_takes_the_named_step_and_counts_nothing_else(capsys):
     answers = [json.loads(line.removeprefix("answer: ")) for line in capsys.readouterr().out.splitlines()]
     assert taken == ["b", "a", "a"]
     assert all(0 <= seconds < 1 for seconds in answers[:3]) and answers[3] == {"step": 3, "side": 98}
+
+
+# ---- nas_ranking.py
+
+
+def test_both_supernets_get_as_many_steps_of_a_subnet():
+    ranking = importlib.import_module("nas_ranking")
+    space = ranking.Space(ranking.parse(["train", "space.width=16"])[1].space)
+    plan = ranking.scaled(ranking.read_phases(space, ranking.parse(["train"])[1].phases, 100, 8), 3200)
+    total = sum(phase.steps * phase.subnets for phase in plan.phases)
+    random = ranking.random_plan(plan)
+    assert abs(total - 3200) < 20 and random.steps == total
+    assert len({gene for step in range(1, 99) for gene in random.genomes(0, step)[0][:1]}) == 6
+
+
+def test_tau_is_one_for_the_same_order_and_its_interval_holds_it():
+    ranking = importlib.import_module("nas_ranking")
+    errors = np.random.default_rng(0).random(12)
+    noisy = errors + 0.1 * np.random.default_rng(1).random(12)
+    kinds = {"scratch": {0: errors, 1: 2 * errors}, "progressive": {0: errors**3}, "random": {0: -errors}}
+    found = ranking.summary(kinds, 12)
+    assert [found[name]["tau"] for name in ("ceiling", "progressive", "random")] == [1, 1, -1]
+    assert found["fraction_of_ceiling"] == 1 and found["progressive_minus_random"]["interval"] == [2, 2]
+    low, high = ranking.summary({**kinds, "progressive": {0: noisy}}, 12)["progressive"]["interval"]
+    assert 0 < low < ranking.tau([(noisy, errors)]) < high <= 1
