@@ -7,6 +7,7 @@ archive.jsonl, front.csv, pareto.png and hypervolume.png; each retrained network
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from evos.distributed import World, from_main
 from evos.errors import InputError
 from evos.images import read_image, write_image
 from evos.runs import (
+    EventLog,
     Progress,
     Run,
     Stopper,
@@ -53,7 +55,9 @@ def fit(
 ) -> Training:
     """Train a network in a run folder, or go on, and return the training with its best weights loaded."""
     settings, device = options.run, resolve_device(options.run.device)
-    training = Training(network, task, plan, config, seed=settings.seed, device=device, world=world)
+    training = Training(
+        network, task, plan, config, seed=settings.seed, device=device, world=world, precision=settings.precision
+    )
     recorded = options.recorded(*groups) | {"genome": list(network.genome)}
     run: Run = from_main(
         lambda: open_run(folder, recorded, resume=settings.resume, overwrite=settings.overwrite, free=FREE)
@@ -196,6 +200,10 @@ def search_in(folder: Path, options: Options, stopper: Stopper, others: Sequence
             stopped=lambda: stopper.requested,
             reference=others[0].reference if others else None,
         )
+    if not (folder / "metrics.json").exists():
+        with closing(EventLog(folder)) as events:
+            for entry in found.history:
+                events.scalars(int(entry["evaluations"]), {"hypervolume": entry["hypervolume"]})
     write_report(found, space, folder, others)
     write_json(folder / "metrics.json", {"history": found.history, "reference": found.reference, "front": found.front})
     return found

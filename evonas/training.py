@@ -21,7 +21,7 @@ from torch import Tensor
 from evonas.space import OPTIONS, Genome, Space
 from evonas.supernet import Network
 from evonas.tasks import Task
-from evos.config import check_range
+from evos.config import check_choice, check_range
 from evos.distributed import World
 from evos.errors import InputError
 from evos.runs import EventLog, Trainable
@@ -191,12 +191,21 @@ class Training(Trainable):
         seed: int,
         device: torch.device,
         world: World | None = None,
+        precision: str = "fp32",
     ) -> None:
-        """Raises InputError if the batch is no multiple of the number of processes."""
+        """``precision`` is that of the forward pass: fp32, tf32 or bf16.
+
+        Raises:
+            InputError: another precision; the batch is no multiple of the number of processes.
+        """
         self.network, self.task, self.plan, self.config = network.to(device), task, plan, config
         self.seed, self.device, self.world = seed, device, world or World()
         if config.batch % self.world.size:
             raise InputError("train.batch", config.batch, f"a multiple of the {self.world.size} processes")
+        check_choice("precision", precision, ("fp32", "tf32", "bf16"))
+        if precision == "tf32":
+            torch.set_float32_matmul_precision("high")
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         self.judges = probes(network.space) if network.is_supernet else [network.genome]
         self.optimizer = torch.optim.AdamW(
             network.parameters(), lr=config.lr or PAPER_LR, weight_decay=config.weight_decay
@@ -230,7 +239,8 @@ class Training(Trainable):
         for genome in genomes:
             if self.network.is_supernet:
                 self.network.activate(genome)
-            loss = self.task.loss(self.network, pictures, truth) / len(genomes)
+            with self.autocast:
+                loss = self.task.loss(self.network, pictures, truth) / len(genomes)
             loss.backward()
             total += loss.detach()
         self.average_gradients()

@@ -71,7 +71,8 @@ def test_run_goes_through_all_stages(done):
     for name in ("pareto.png", "hypervolume.png"):
         assert read_image(done / "search" / name).pixels.std() > 0.01
     assert read_json(done / "train" / "metrics.json")["steps"] == 6
-    assert any((done / "train").glob("events.out.tfevents.*"))
+    for name in ("train", "search", "retrain/knee"):
+        assert len(list((done / name).glob("events.out.tfevents.*"))) == 1
 
 
 def test_the_error_in_the_front_is_that_of_the_supernet_on_the_search_rooms(done, rooms):

@@ -143,6 +143,19 @@ def test_a_single_network_is_trained_by_the_same_code(tiny_space, slopes):
     assert float(training.step(1)) > 0 and training.evaluate(1, None, final=True).keys() == {"error"}
 
 
+def test_bf16_trains_nearly_alike_and_fp16_is_refused(tiny_space, slopes):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        seed_everything(0)
+        network = Network(tiny_space, DenseHead, tiny_space.largest)
+        plan, config = single_plan(tiny_space, tiny_space.largest, 3), TrainConfig(batch=4)
+        training = Training(network, slopes, plan, config, seed=0, device=CPU, precision=precision)
+        losses[precision] = float(training.step(1))
+    assert losses["bf16"] != losses["fp32"] and math.isclose(*losses.values(), rel_tol=0.02)
+    with pytest.raises(InputError, match="precision: got fp16"):
+        Training(network, slopes, plan, config, seed=0, device=CPU, precision="fp16")
+
+
 def test_weights_of_another_width_are_refused(tiny_space):
     wider = Space(SpaceConfig(**{**vars(tiny_space.config), "width": 16}))
     with pytest.raises(InputError, match=r"stem.*of shape \[16.*allowed: \[8"):
