@@ -147,6 +147,8 @@ def test_a_pool_finds_the_same_in_several_processes_even_after_one_was_left_earl
     log = tmp_path / "log"
     with build_engine(EngineConfig(**POOL), make_toy(log, 0.1)) as engine:
         assert dict(engine.evaluate(GENOMES)) == truth
+        log.write_text("")  # on a busy machine one worker was done before the other had started; now both are there
+        assert dict(engine.evaluate(GENOMES)) == truth
         first = lines(log)
         assert len({pid for pid, _ in first}) == 2 and sorted(genome for _, genome in first) == sorted(GENOMES)
         assert list(engine.evaluate([])) == []
@@ -163,7 +165,7 @@ def test_a_pool_finds_the_same_in_several_processes_even_after_one_was_left_earl
 @pytest.mark.parametrize("does", ["die", "hang"])
 def test_a_worker_that_dies_or_hangs_is_replaced_with_the_same_results(truth, tmp_path, does):
     log = tmp_path / "log"
-    config = EngineConfig(**ONE, time_limit=600 if does == "die" else 10, retries=9)
+    config = EngineConfig(**ONE, time_limit=600 if does == "die" else 40, retries=9)
     with RayEngine(make_toy(log, evil=GENOMES[4], does=does), config) as engine:
         found = list(engine.evaluate(GENOMES))
     assert dict(found) == truth and len(found) == len(GENOMES)
