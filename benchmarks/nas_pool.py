@@ -4,10 +4,11 @@
     python benchmarks/nas_pool.py --kills 0 --real --config configs/evonas/rooms.yaml data.root=DIR out=runs/rooms
 
 Speed: seconds for the errors of the same networks in this process, by a pool of one worker and by one of two, in turn,
-started before. An evaluation is matrix products for ``--seconds`` on one thread; with ``--real``, the last option, that
-of the supernet in ``out`` on the search split. Kills: a search by a pool of two, killed once at a random moment,
-half of the times a worker, half of the times the process that searches, which is then started again; its front has to
-be, to the byte, that of a search left alone.
+started before; and, as what the machine allows just then, by one and two plain processes that get half of them each. An
+evaluation is matrix products for ``--seconds`` of CPU time; with ``--real``, the last option, that of the supernet in
+``out`` on the search split. Kills: a search by a pool of two, killed once at a random moment of its evaluations, half of
+the times a worker, half of the times the process that searches, which is then started again; its front has to be, to
+the byte, that of a search left alone.
 """
 
 import argparse
@@ -19,8 +20,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -88,25 +91,46 @@ def real(words: Sequence[str]) -> tuple[Make, Space]:
 
 # ---- speed
 
+_evaluate: Callable[[Sequence[Genome]], list[float]]
+
+
+def set_up(make: Make) -> None:
+    """In a plain process."""
+    global _evaluate
+    torch.set_num_threads(1)
+    _evaluate = make()
+
+
+def errors(genomes: Sequence[Genome]) -> list[float]:
+    """In a plain process."""
+    return _evaluate(genomes)
+
 
 def speed(make: Make, space: Space, count: int, repeats: int, models: int) -> dict[str, Any]:
-    """Seconds of each side, and how often the pool of two is as fast as the pool of one."""
+    """Seconds of each side, and how much faster two are than one."""
     generator = np.random.default_rng(0)
     genomes = [space.sample(generator) for _ in range(count)]
     with ExitStack() as stack:
         stack.enter_context(RayEngine(make, replace(ENGINE, workers=3)))  # Ray, with room for both pools
-        engines: dict[str, Any] = {"local": stack.enter_context(LocalEngine(make, EngineConfig(models=models)))}
-        for name, workers in (("one", 1), ("two", 2)):
-            engines[name] = stack.enter_context(RayEngine(make, replace(ENGINE, workers=workers, models=models)))
-        found = {name: dict(engine.evaluate(genomes)) for name, engine in engines.items()}
-        assert found["local"] == found["one"] == found["two"]
-        sides = {name: lambda engine=engine: list(engine.evaluate(genomes)) for name, engine in engines.items()}
+        local = stack.enter_context(LocalEngine(make, EngineConfig(models=models)))
+        sides: dict[str, Callable[[], list[float]]] = {"local": lambda: [error for _, error in local.evaluate(genomes)]}
+        for workers in (1, 2):
+            engine = stack.enter_context(RayEngine(make, replace(ENGINE, workers=workers, models=models)))
+            plain = stack.enter_context(
+                ProcessPoolExecutor(workers, get_context("spawn"), initializer=set_up, initargs=(make,))
+            )
+            parts = [genomes[i::workers] for i in range(workers)]
+            sides[f"pool of {workers}"] = lambda engine=engine: [error for _, error in engine.evaluate(genomes)]
+            sides[f"plain {workers}"] = lambda plain=plain, parts=parts: sum(plain.map(errors, parts), [])
+        found = [sorted(run()) for run in sides.values()]
+        assert all(own == found[0] for own in found)
         times = alternate(sides, repeats=repeats, warmup=1)
     return {
         "networks": count,
         "seconds": {name: spread(own) for name, own in times.items()},
-        "one worker / two workers": ratio(times, "one", "two"),
-        "this process / one worker": ratio(times, "local", "one"),
+        "pool of 1 / pool of 2": ratio(times, "pool of 1", "pool of 2"),
+        "plain 1 / plain 2": ratio(times, "plain 1", "plain 2"),
+        "plain 2 / pool of 2": ratio(times, "plain 2", "pool of 2"),
     }
 
 
@@ -157,50 +181,53 @@ def finish(process: subprocess.Popen, folder: Path) -> None:
     wait(lambda: not any(is_running(pid) for pid, _ in lines(folder)), "the end of the workers")
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a network is being evaluated."""
+    return any(text != "start" for _, text in lines(folder))
+
+
 def kill(folder: Path, whom: str, seconds: float, moment: float, generator: random.Random) -> dict[str, Any]:
-    """Kill a worker, or the searching process, at a moment (seconds from the first evaluation or from the start)."""
+    """Kill a worker, or the searching process, ``moment`` seconds after the first evaluation began."""
     process = start(folder, seconds)
-    if whom == "worker":
-        wait(lambda: any(text != "start" for _, text in lines(folder)), "the first evaluation")
-        time.sleep(moment)
-        running = [pid for pid in sorted({pid for pid, _ in lines(folder)}) if is_running(pid)]
-        pid = generator.choice(running) if running else None
-    else:
-        time.sleep(moment)
-        pid = process.pid if process.poll() is None else None
-    done = len([text for _, text in lines(folder) if text != "start"])
-    if pid is not None:
-        os.kill(pid, signal.SIGKILL)
+    wait(lambda: has_begun(folder), "the first evaluation")
+    time.sleep(moment)
+    candidates = sorted({pid for pid, _ in lines(folder)}) if whom == "worker" else [process.pid]
+    running = [pid for pid in candidates if is_running(pid)]
+    if running:
+        os.kill(generator.choice(running), signal.SIGKILL)
+    done = sum(text != "start" for _, text in lines(folder))
     if whom == "driver":
-        process.wait()
+        process.wait(PATIENCE)
         wait(lambda: not any(is_running(pid) for pid, _ in lines(folder)), "the end of the workers")
         process = start(folder, seconds)
     finish(process, folder)
     evaluated = [text for _, text in lines(folder) if text != "start"]
     again = len(evaluated) - len(set(evaluated))
-    return {"killed": whom if pid else None, "moment": moment, "evaluations before": done, "evaluated again": again}
+    return {"killed": whom if running else None, "moment": moment, "begun before": done, "evaluated again": again}
 
 
 def kills(count: int, seconds: float, seed: int) -> dict[str, Any]:
     """Searches killed once each, beside one left alone."""
     generator, entries = random.Random(seed), []
     with tempfile.TemporaryDirectory() as root:
-        alone, began = Path(root) / "alone", time.monotonic()
-        finish(start(alone, seconds), alone)
+        alone = Path(root) / "alone"
+        process = start(alone, seconds)
+        wait(lambda: has_begun(alone), "the first evaluation")
+        began = time.monotonic()
+        wait(lambda: (alone / "front.csv").exists() or process.poll(), "the front")
         whole = time.monotonic() - began
+        finish(process, alone)
         front = (alone / "front.csv").read_bytes()
-        evaluations = len([text for _, text in lines(alone) if text != "start"])
-        pure = evaluations * seconds / ENGINE.workers
+        evaluations = sum(text != "start" for _, text in lines(alone))
         for number in range(count):
-            whom = ("worker", "driver")[number % 2]
-            folder, moment = Path(root) / str(number), generator.uniform(0, pure if whom == "worker" else whole)
-            entry = kill(folder, whom, seconds, moment, generator)
+            folder, whom = Path(root) / str(number), ("worker", "driver")[number % 2]
+            entry = kill(folder, whom, seconds, generator.uniform(0, 0.9 * whole), generator)
             entry["same front"] = (folder / "front.csv").read_bytes() == front
             entries.append(entry)
             print(entry, flush=True)
     return {
         "evaluations": evaluations,
-        "seconds of a search left alone": whole,
+        "seconds of the evaluations of a search left alone": whole,
         "genomes of the front": front.count(b"\n") - 1,
         "kills": {whom: sum(entry["killed"] == whom for entry in entries) for whom in ("worker", "driver")},
         "same front": sum(entry["same front"] for entry in entries),

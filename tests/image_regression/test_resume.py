@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,13 +78,19 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(name, tmp_path,
     begin = monotonic()  # the server has loaded by now
     assert program.wait() == 0
     duration = monotonic() - begin
-    statuses = []
-    for _ in range(3):
+    kills = 0
+    for _ in range(30):
         program = start(*options, "--out", str(killed), "--resume")
         sleep(random.uniform(0.1, 0.6) * duration)
         program.kill()
-        statuses.append(program.wait())
-    assert -signal.SIGKILL in statuses
+        if program.wait() == -signal.SIGKILL:
+            kills += 1
+        else:  # it was faster than the first one, on a machine that others use: begin again, and kill it earlier
+            shutil.rmtree(killed)
+            kills, duration = 0, 0.7 * duration
+        if kills == 3:
+            break
+    assert kills == 3
     program = start(*options, "--out", str(killed), "--resume")
     assert program.wait() == 0, program.stderr
     assert_same_run(whole, killed)
