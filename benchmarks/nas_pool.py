@@ -3,12 +3,12 @@
     python benchmarks/nas_pool.py [--repeats 5 --genomes 48] [--kills 20]
     python benchmarks/nas_pool.py --kills 0 --real --config configs/evonas/rooms.yaml data.root=DIR out=runs/rooms
 
-Speed: seconds for the errors of the same networks in this process, by a pool of one worker and by one of two, in turn,
-started before; and, as what the machine allows just then, by one and two plain processes that get half of them each. An
-evaluation is matrix products for ``--seconds`` of CPU time; with ``--real``, the last option, that of the supernet in
-``out`` on the search split. Kills: a search by a pool of two, killed once at a random moment of its evaluations, half of
-the times a worker, half of the times the process that searches, which is then started again; its front has to be, to
-the byte, that of a search left alone.
+Speed: seconds for the errors of the same networks in this process, by a pool of one worker and by one of two, in
+turn, started before; and, as what the machine allows just then, by one and two plain processes that get half of them
+each. An evaluation is matrix products for ``--seconds`` of CPU time; with ``--real``, the last option, that of the
+supernet in ``out`` on the search split. Kills: a search by a pool of two, killed once at a random moment of its
+evaluations, half of the times a worker, half of the times the process that searches, which is then started again; its
+front has to be, to the byte, that of a search left alone.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,9 @@ def speed(make: Make, space: Space, count: int, repeats: int, models: int) -> di
             )
             parts = [genomes[i::workers] for i in range(workers)]
             sides[f"pool of {workers}"] = lambda engine=engine: [error for _, error in engine.evaluate(genomes)]
-            sides[f"plain {workers}"] = lambda plain=plain, parts=parts: sum(plain.map(errors, parts), [])
+            sides[f"plain {workers}"] = lambda plain=plain, parts=parts: list(
+                chain.from_iterable(plain.map(errors, parts))
+            )
         found = [sorted(run()) for run in sides.values()]
         assert all(own == found[0] for own in found)
         times = alternate(sides, repeats=repeats, warmup=1)
