@@ -223,9 +223,11 @@ def kills(count: int, seconds: float, seed: int) -> dict[str, Any]:
         front = (alone / "front.csv").read_bytes()
         evaluations = sum(text != "start" for _, text in lines(alone))
         for number in range(count):
-            folder, whom = Path(root) / str(number), ("worker", "driver")[number % 2]
-            entry = kill(folder, whom, seconds, generator.uniform(0, 0.9 * whole), generator)
-            entry["same front"] = (folder / "front.csv").read_bytes() == front
+            whom, entry, tries = ("worker", "driver")[number % 2], {"killed": None}, 0
+            while entry["killed"] is None:  # a search may have ended before its moment
+                folder, tries = Path(root) / f"{number}-{tries}", tries + 1
+                entry = kill(folder, whom, seconds, generator.uniform(0, 0.9 * whole), generator)
+                entry["same front"] = (folder / "front.csv").read_bytes() == front
             entries.append(entry)
             print(entry, flush=True)
     return {
