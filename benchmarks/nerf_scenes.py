@@ -18,22 +18,8 @@ from einops import reduce
 from torch import Tensor
 
 from evos.images import write_image
-from evos.ray_tracing import (
-    Box,
-    Cylinder,
-    Sphere,
-    Thing,
-    Torus,
-    bricks,
-    frame_along,
-    globe_checks,
-    marble,
-    plain,
-    ring_checks,
-    rod,
-    stripes,
-    trace,
-)
+from evos.ray_tracing import Box, Cylinder, Sphere, Thing, Torus, frame_along, rod, trace
+from evos.textures import bricks, globe_checks, marble, plain, ring_checks, stripes
 from evos_nerf.scene import CAMERA_ANGLE_X, SAMPLES, camera_poses, camera_rays, render
 
 WALL = 5.0  # half the room's side; the cameras stand at 4 from its centre
@@ -128,8 +114,8 @@ def walls(origin: Tensor, direction: Tensor) -> Tensor:
 def room_view(things: Sequence[Thing], pose: Tensor, size: int) -> Tensor:
     """One view of the room, RGB."""
     origin, direction = camera_rays(pose, size)
-    colour, hit = trace(things, origin, direction)
-    seen = torch.where(hit[:, None], colour, walls(origin, direction)).clamp(0, 1)
+    colour, distance = trace(things, origin, direction)
+    seen = torch.where(distance.isfinite()[:, None], colour, walls(origin, direction)).clamp(0, 1)
     return reduce(seen, "(h i w j) c -> h w c", "mean", h=size, w=size, i=SAMPLES, j=SAMPLES)
 
 

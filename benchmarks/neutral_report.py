@@ -15,7 +15,7 @@ import numpy as np
 from neutral_suites import Contender
 from scipy.stats import wilcoxon
 
-from image_regression.report import save_figure
+from evos.runs.files import save_figure
 from image_regression.summary import markdown_table
 from image_regression.tables import seconds_to
 

@@ -207,10 +207,10 @@ def load_split(config: DataConfig, split: str) -> DepthSet | OnDisk:
     return DepthSet(pictures, depths, names) if config.in_memory else found
 
 
-def data_root(config: DataConfig) -> Path:
-    """The folder; raises InputError where there is none."""
+def data_root(config: DataConfig, option: str = "data.root") -> Path:
+    """The folder; raises InputError, about ``option``, where there is none."""
     if config.root is None or not Path(config.root).is_dir():
-        raise InputError("data.root", config.root, "the folder of a data set")
+        raise InputError(option, config.root, "the folder of a data set")
     return Path(config.root)
 
 
@@ -412,7 +412,7 @@ def load_classes(config: DataConfig, split: str) -> ImageSet | OnDisk:
     Raises:
         InputError: no classes, other classes in val, a class without pictures, a damaged picture.
     """
-    root = data_root(config)
+    root = data_root(config, "pretrain.root")
     parts = {"train": root / "train", "search": root / "val", "test": root / "val"}
     own = all(path.is_dir() for path in parts.values())
     folder = parts[split] if own else root

@@ -18,14 +18,16 @@ import torch
 from evonas.data import colourised
 from evonas.options import PICKS, Options, parse
 from evonas.rooms import RoomsConfig, write_rooms
-from evonas.search import Result, non_dominated, save
+from evonas.search import Result, add_legend, non_dominated, plot_hypervolumes
 from evonas.stages import STAGE_FUNCTIONS, load_network, search_in
+from evonas.supernet import macs
 from evonas.tasks import build_task
 from evos.command_line import parse_options
 from evos.config import check_range
 from evos.distributed import World
 from evos.errors import exit_on_input_error
 from evos.runs import Stopper, open_run, read_json
+from evos.runs.files import save_figure
 from evos.runs.folder import check_run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,10 +95,9 @@ def report(options: Options, found: Result, random: Result) -> None:
         points = points[points[:, cost].argsort()]
         fronts.plot(points[:, cost] / 1e6, points[:, 0], "o-", markersize=3, label=f"generation {number + 1}")
     fronts.set(xlabel="million multiply-accumulates", ylabel="Abs Rel on the search rooms", title="error and cost")
-    for result in (found, random):
-        entries = [(entry["evaluations"], entry["hypervolume"]) for entry in result.history]
-        volumes.plot(*zip(*entries, strict=True), label=result.title)
-    volumes.set(xlabel="evaluations", ylabel="hypervolume", title="what is dominated")
+    add_legend(fronts)
+    plot_hypervolumes(volumes, [found, random])
+    volumes.set_title("what is dominated")
     device = torch.device("cpu")
     networks = {name: load_network(out / "retrain" / name, device) for name in PICKS}
     task = build_task(options.data, ["test"])
@@ -105,7 +106,8 @@ def report(options: Options, found: Result, random: Result) -> None:
     columns = {"picture": pictures, "truth": torch.stack([shade(depth, options) for depth in truth])}
     with torch.no_grad():
         for name, (network, own_task, _) in networks.items():
-            columns[f"{name}: {network_size(options, network)}"] = torch.stack(
+            cost_text = f"{macs(network, options.data.height, options.data.width) / 1e6:.1f} MMAC"
+            columns[f"{name}: {cost_text}"] = torch.stack(
                 [shade(depth, options) for depth in own_task.depth(network, pictures)]
             )
     axes: Any = bottom.subplots(SHOWN, len(columns), squeeze=False)
@@ -114,17 +116,7 @@ def report(options: Options, found: Result, random: Result) -> None:
             axes[row, column].imshow(shown[row].clamp(0, 1).numpy())
             axes[row, column].axis("off")
         axes[0, column].set_title(title, fontsize=9)
-    for axis in (fronts, volumes):
-        axis.grid(alpha=0.3)
-        axis.legend()
-    save(figure, out / "report.png")
-
-
-def network_size(options: Options, network: Any) -> str:
-    """Its cost in words."""
-    from evonas.supernet import macs
-
-    return f"{macs(network, options.data.height, options.data.width) / 1e6:.1f} MMAC"
+    save_figure(figure, out / "report.png")
 
 
 def shade(depth: torch.Tensor, options: Options) -> torch.Tensor:

@@ -10,12 +10,10 @@ from pathlib import Path
 import torch
 
 from evonas.archive import Archive
-from evonas.engines import EngineConfig, LocalEngine, RayEngine, build_engine
+from evonas.engines import LocalEngine, RayEngine
 from evonas.space import Genome, Space
 from evos.config import check_range
 from evos.errors import InputError
-
-__all__ = ["EngineConfig", "Evaluator", "LocalEngine", "RayEngine", "build_engine", "latency", "one_core"]
 
 
 @contextmanager

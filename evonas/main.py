@@ -7,18 +7,16 @@ Stages: pretrain, train, search, retrain, evaluate, predict, export, and run: al
 stopped. ``--help`` lists every option.
 """
 
-import shlex
 import sys
-import time
 from collections.abc import Sequence
 
 import torch
 
 from evonas.options import parse
 from evonas.stages import STAGE_FUNCTIONS, run
-from evos.distributed import process_group, read_world
+from evos.distributed import process_group, read_world, refusing_once
 from evos.errors import InputError, exit_on_input_error
-from evos.runs import Stopped, Stopper, keep_freed_memory, resolve_device
+from evos.runs import Stopped, Stopper, keep_freed_memory, resolve_device, resume_command
 
 TRAINING = ("pretrain", "train", "retrain")
 
@@ -28,28 +26,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
     words = sys.argv[1:] if argv is None else list(argv)
     world = read_world()
-    try:
+    with refusing_once(world):
         stage, options = parse(words)
         device = resolve_device(options.run.device)
         keep_freed_memory(device)
         if device.type == "cuda" and device.index is None:
             torch.cuda.set_device(resolve_device(f"cuda:{world.local_rank}"))
         if world.size > 1 and stage not in TRAINING:
-            raise InputError(
-                "STAGE", f"{stage} under torchrun", f"{', '.join(TRAINING)}; a search has workers of its own"
-            )
-    except InputError:
-        if world.is_main:
-            raise
-        time.sleep(2)  # torchrun ends all processes with the first: the one that says why must be that
-        raise SystemExit(2) from None
+            allowed = f"{', '.join(TRAINING)}; a search has workers of its own"
+            raise InputError("STAGE", f"{stage} under torchrun", allowed)
     with Stopper() as stopper, process_group(world, device):
         try:
             (run if stage == "run" else STAGE_FUNCTIONS[stage])(options, world, stopper)
         except Stopped as stopped:
             if world.is_main:
-                again = [word for word in words if word != "--overwrite"] + ["--resume"] * ("--resume" not in words)
-                print(f"stopped; go on with: {shlex.join([sys.executable, __file__, *again])}", file=sys.stderr)
+                command = resume_command(__file__, words, overwrite=options.run.overwrite)
+                print(f"stopped; go on with: {command}", file=sys.stderr)
             raise SystemExit(stopped.exit_code) from None
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from evonas.data import DataConfig
-from evonas.evaluation import EngineConfig
+from evonas.engines import EngineConfig
 from evonas.search import PICKS, SearchConfig
 from evonas.space import Space, SpaceConfig, read_names
 from evonas.training import PAPER_PHASES, TrainConfig

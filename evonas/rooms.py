@@ -8,8 +8,6 @@ its split and its number alone. Sizes of textures are random, so that they don't
 """
 
 import math
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,31 +21,26 @@ from torch import Tensor
 from evonas.data import SPLITS, write_depth
 from evos.command_line import parse_options
 from evos.config import check_range
-from evos.errors import InputError, exit_on_input_error
+from evos.errors import exit_on_input_error
 from evos.images import write_image
 from evos.ray_tracing import (
     Box,
     Cylinder,
     Points,
     Sphere,
-    Texture,
     Thing,
     Torus,
-    bricks,
+    camera_rays,
     first_hit,
     frame_along,
-    globe_checks,
-    marble,
-    plain,
-    ring_checks,
     rod,
-    stripes,
     trace,
 )
-from evos.runs.files import read_json, write_json
-from evos.runs.outputs import check_folder
+from evos.runs.files import write_json
+from evos.runs.outputs import check_generated, whole_folder
 from evos.runs.progress import Progress
 from evos.seeding import mixed_seed
+from evos.textures import Texture, bricks, globe_checks, marble, plain, rgb, ring_checks, stripes
 
 DEPTH_SCALE = 5000
 FIELD_OF_VIEW = math.radians(62)  # horizontal
@@ -167,8 +160,7 @@ class Room:
         self.size = torch.tensor([draws.between(3.5, 8), draws.between(3.5, 7), draws.between(2.3, 3.3)])
         self.light = (draws.between(-0.8, 0.8), draws.between(-0.8, 0.8), draws.between(0.6, 1.2))
         self.patterns = [wall_pattern(draws) for _ in range(6)]
-        codes = [[draws.colour(), draws.colour()] for _ in range(6)]
-        self.colours = torch.tensor([[list(bytes.fromhex(code)) for code in pair] for pair in codes]) / 255
+        self.colours = [(rgb(draws.colour()), rgb(draws.colour())) for _ in range(6)]
         self.things = [self.thing() for _ in range(int(draws.between(9, 20)))]
 
     def thing(self) -> Thing:
@@ -178,8 +170,8 @@ class Room:
         x, y = draws.between(0.4, length - 0.4), draws.between(0.4, width - 0.4)
         z = size if draws.between(0, 1) < 0.7 else draws.between(size, height - size)
         turn = draws.between(0, math.pi)
-        upright = torch.tensor([[math.cos(turn), -math.sin(turn), 0], [math.sin(turn), math.cos(turn), 0], [0, 0, 1]])
-        axes, gloss = upright, draws.between(0, 0.6)
+        axes = torch.tensor([[math.cos(turn), -math.sin(turn), 0], [math.sin(turn), math.cos(turn), 0], [0, 0, 1]])
+        gloss = draws.between(0, 0.6)
         kind = draws.one_of(["box", "ball", "cylinder", "rod", "rod", "ring"])
         if kind == "rod":
             top = [x + draws.between(-0.8, 0.8), y + draws.between(-0.8, 0.8), draws.between(0.7, height)]
@@ -199,8 +191,8 @@ class Room:
         draws = self.draws
         while True:
             spread = torch.rand(3, generator=draws.generator)
-            place = torch.tensor([0.4, 0.4, 1.2]) + spread * (self.size - torch.tensor([0.8, 0.8, 0.0]))
-            place[2] = 1.2 + 0.6 * spread[2]
+            length, width, _ = self.size.tolist()
+            place = torch.tensor([0.4, 0.4, 1.2]) + spread * torch.tensor([length - 0.8, width - 0.8, 0.6])
             aim = self.things[int(draws.between(0, len(self.things)))].centre - place
             turn, tilt = math.atan2(aim[1], aim[0]) + draws.between(-0.3, 0.3), draws.between(-0.4, 0.05)
             forward = torch.tensor([math.cos(turn) * math.cos(tilt), math.sin(turn) * math.cos(tilt), math.sin(tilt)])
@@ -244,31 +236,19 @@ class Room:
         self, pose: Float[Tensor, "4 4"], height: int, width: int
     ) -> tuple[Float[Tensor, "H W 3"], Float[Tensor, "H W"]]:
         """Colour, and depth along the optical axis at the middle of each pixel, in metres."""
-        origin, direction = camera_rays(pose, height, width, SAMPLES)
-        seen, hit = trace(self.things, origin, direction, light=self.light)
-        distance, outward = self.walls(origin, direction)
-        empty = (~hit).nonzero()[:, 0]
-        seen[empty] = self.wall_colours((origin + distance[:, None] * direction)[empty], outward[empty])
+        origin, direction = camera_rays(pose, height, width, FIELD_OF_VIEW, SAMPLES)
+        seen, to_things = trace(self.things, origin, direction, light=self.light)
+        to_walls, outward = self.walls(origin, direction)
+        empty = to_things.isinf().nonzero()[:, 0]
+        seen[empty] = self.wall_colours((origin + to_walls[:, None] * direction)[empty], outward[empty])
         # A lamp at the camera beside the light of the room: shading says something about depth, as in a real flat.
-        met = torch.minimum(distance, first_hit(self.things, origin, direction)[0])
-        seen = seen * (0.35 + 0.9 / (1 + (met / 2.5).square()))[:, None]
+        seen = seen * (0.35 + 0.9 / (1 + (torch.minimum(to_things, to_walls) / 2.5).square()))[:, None]
         pattern = "(H i W j) C -> H W C"
         colour = reduce(seen.clamp(0, 1), pattern, "mean", H=height, W=width, i=SAMPLES, j=SAMPLES)
-        origin, direction = camera_rays(pose, height, width, 1)
+        origin, direction = camera_rays(pose, height, width, FIELD_OF_VIEW, 1)
         nearest = torch.minimum(first_hit(self.things, origin, direction)[0], self.walls(origin, direction)[0])
         depth = nearest * (direction @ -pose[:3, 2])
         return colour, rearrange(depth, "(H W) -> H W", H=height)
-
-
-def camera_rays(pose: Float[Tensor, "4 4"], height: int, width: int, samples: int) -> tuple[Points, Points]:
-    """Origins and unit directions of samples × samples rays a pixel, row by row."""
-    focal = 0.5 * width * samples / math.tan(FIELD_OF_VIEW / 2)
-    x = (torch.arange(width * samples) + 0.5 - width * samples / 2) / focal
-    y = (torch.arange(height * samples) + 0.5 - height * samples / 2) / focal
-    down, across = torch.meshgrid(y, x, indexing="ij")
-    direction = rearrange(torch.stack([across, -down, -torch.ones_like(across)]), "D H W -> (H W) D")
-    direction = F.normalize(direction @ pose[:3, :3].T, dim=-1)
-    return pose[:3, 3].expand(len(direction), 3), direction
 
 
 def room_of(seed: int, split: str, number: int) -> Room:
@@ -282,43 +262,27 @@ def write_rooms(config: RoomsConfig) -> Path:
     Raises InputError where the folder exists (unless it is one of ours and ``overwrite`` is set) or can't be written.
     """
     out = Path(config.out)
-    check_folder(out, FILES, config.overwrite)
-    if out.exists() and any(out.iterdir()) and not is_ours(out):
-        raise InputError("out", str(out), "a folder that this program wrote")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    check_generated(
+        out, FILES, config.overwrite, about="dataset.json", generator=GENERATOR, what="a folder", argument="out"
+    )
     counts = dict(zip(SPLITS, (config.train_rooms, config.search_rooms, config.test_rooms), strict=True))
-    try:
-        with Progress(sum(counts.values()) * config.views, "views", quiet=config.quiet) as progress:
-            done = 0
-            for split, count in counts.items():
-                for kind in ("rgb", "depth"):
-                    (temporary / split / kind).mkdir(parents=True)
-                for number in range(count):
-                    room = room_of(config.seed, split, number)
-                    for view in range(config.views):
-                        colour, depth = room.view(room.pose(), config.height, config.width)
-                        name = f"{number:04}_{view:02}.png"
-                        write_image(temporary / split / "rgb" / name, colour)
-                        write_depth(temporary / split / "depth" / name, depth, DEPTH_SCALE)
-                        progress.update(done := done + 1)
+    total = sum(counts.values()) * config.views
+    with whole_folder(out, "out") as folder, Progress(total, "views", quiet=config.quiet) as progress:
+        done = 0
+        for split, count in counts.items():
+            for kind in ("rgb", "depth"):
+                (folder / split / kind).mkdir(parents=True)
+            for number in range(count):
+                room = room_of(config.seed, split, number)
+                for view in range(config.views):
+                    colour, depth = room.view(room.pose(), config.height, config.width)
+                    name = f"{number:04}_{view:02}.png"
+                    write_image(folder / split / "rgb" / name, colour)
+                    write_depth(folder / split / "depth" / name, depth, DEPTH_SCALE)
+                    progress.update(done := done + 1)
         about = {"generator": GENERATOR, "depth_scale": DEPTH_SCALE, "max_depth": 12.0, "seed": config.seed}
-        write_json(temporary / "dataset.json", about)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    except OSError as error:
-        raise InputError("out", f"{out} ({error.strerror})", "a folder that can be written") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        write_json(folder / "dataset.json", about)
     return out
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether this program wrote the folder."""
-    try:
-        return read_json(folder / "dataset.json")["generator"] == GENERATOR
-    except (InputError, TypeError, KeyError):
-        return False
 
 
 @exit_on_input_error

@@ -22,7 +22,7 @@ from evonas.evolution import OBJECTIVES, Evolution, RandomSearch, SearchConfig, 
 from evonas.space import Genome, Space, as_text
 from evos.config import check_choice
 from evos.errors import InputError
-from evos.runs.files import read_json, replace_file
+from evos.runs.files import read_json, replace_file, save_figure
 from evos.runs.progress import Progress
 from evos.runs.stopping import Stopped
 
@@ -71,7 +71,7 @@ def search(
     folder: str | Path,
     *,
     quiet: bool = True,
-    stopped: Callable[[], bool] | None = None,
+    stopped: Callable[[], int] | None = None,
     reference: Sequence[float] | None = None,
 ) -> Result:
     """Search, or go on: the archive in ``folder`` answers for what it holds.
@@ -80,7 +80,7 @@ def search(
         evaluate: gives genomes, never seen before, with their objectives, as they come and in any order; entries
             without all objectives are passed over.
         folder: holds archive.jsonl, and each generation's population, objectives and generator in generations/.
-        stopped: whether to stop, asked with each result.
+        stopped: the status to exit with if the search is to stop, else 0; asked with each result.
         reference: objectives of hypervolume 0; None: 1.1 times the worst of the first generation.
 
     Raises:
@@ -93,7 +93,7 @@ def search(
     archive = Archive(folder / "archive.jsonl", space)
     method = RandomSearch(space, config) if config.algorithm == "random" else Evolution(space, config)
     evaluated: dict[Genome, dict[str, float]] = {}
-    best, history, stop = np.empty((0, len(names))), [], stopped or (lambda: False)
+    best, history, stop = np.empty((0, len(names))), [], stopped or (lambda: 0)
     with Progress(config.population * config.generations, config.algorithm, quiet=quiet) as progress:
         for number in range(1, config.generations + 1):
             genomes = method.ask()
@@ -103,8 +103,8 @@ def search(
             for genome, values in evaluate(missing) if missing else ():
                 if values.keys() >= set(names):
                     archive.add(genome, values)
-                if stop():
-                    raise Stopped(130)
+                if status := stop():
+                    raise Stopped(status)
             try:
                 evaluated |= {genome: archive.values[genome] for genome in genomes}
                 F = points([evaluated[genome] for genome in genomes], names)
@@ -223,25 +223,22 @@ def write_report(result: Result, space: Space, folder: str | Path, others: Seque
             front = points((values for _, values in own.front), [name, "error"])
             axis.scatter(*front.T, s=12, label=own.title)
         axis.set(xlabel=UNITS[name], ylabel="error")
-    finish(figure, folder / "pareto.png")
+        add_legend(axis)
+    save_figure(figure, folder / "pareto.png")
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axis = figure.subplots()
-    for own in shown:
+    plot_hypervolumes(figure.subplots(), shown)
+    save_figure(figure, folder / "hypervolume.png")
+
+
+def plot_hypervolumes(axis: Any, results: Sequence[Result]) -> None:
+    """Hypervolumes of the fronts so far over evaluations."""
+    for own in results:
         axis.plot(*zip(*((e["evaluations"], e["hypervolume"]) for e in own.history), strict=True), label=own.title)
     axis.set(xlabel="evaluations", ylabel="hypervolume of the front so far")
-    finish(figure, folder / "hypervolume.png")
+    add_legend(axis)
 
 
-def finish(figure: Any, path: Path) -> None:
-    """Add grids and legends, and write a matplotlib figure as PNG, whole or not at all."""
-    for axis in figure.axes:
-        axis.grid(alpha=0.3)
-        axis.legend()
-    save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure as PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
-    replace_file(path, buffer.getvalue())
+def add_legend(axis: Any) -> None:
+    """A grid and a legend."""
+    axis.grid(alpha=0.3)
+    axis.legend()

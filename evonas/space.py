@@ -149,6 +149,10 @@ class Space:
                         name, value, f"at least one feature in stage {stage + 1} of width {self.widths[stage]}"
                     )
 
+    def sizes(self, stage: int, own: Stage) -> tuple[int, int, int]:
+        """Hidden features of the MLPs, inner features and dimension of the state spaces of an architecture's stage."""
+        return self.width_of(stage, "mlp_ratio", own.mlp_ratio), self.width_of(stage, "expand", own.expand), own.state
+
     def width_of(self, stage: int, option: str, value: float) -> int:
         """Features for a ratio: a state space's are a multiple of the heads."""
         if option == "mlp_ratio":

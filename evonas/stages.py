@@ -4,8 +4,8 @@ Below ``out``: pretrain/, train/ and retrain/PICK/ are runs (checkpoint.pt, metr
 archive.jsonl, front.csv, pareto.png and hypervolume.png; each retrained network is a network.pt.
 """
 
+import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from evonas.data import DataConfig, colourised, write_depth
-from evonas.evaluation import Evaluator, build_engine, latency
+from evonas.data import DataConfig, colourised, read_colours, write_depth
+from evonas.engines import Evaluate, build_engine
+from evonas.evaluation import Evaluator, latency
 from evonas.options import FREE, Options
 from evonas.search import Result, pick, read_front, search, write_report
 from evonas.space import Genome, Space, SpaceConfig, as_text
@@ -24,7 +26,7 @@ from evonas.tasks import DepthTask, Task, build_task
 from evonas.training import Plan, TrainConfig, Training, load_weights, read_phases, single_plan
 from evos.distributed import World, from_main
 from evos.errors import InputError
-from evos.images import read_image, write_image
+from evos.images import list_images, write_image
 from evos.runs import (
     EventLog,
     Progress,
@@ -38,8 +40,7 @@ from evos.runs import (
     seed_everything,
     write_json,
 )
-
-Evaluate = Callable[[Sequence[Genome]], list[float]]
+from evos.runs.outputs import make_folder
 
 
 def fit(
@@ -52,8 +53,8 @@ def fit(
     groups: Sequence[str],
     world: World,
     stopper: Stopper,
-) -> Training:
-    """Train a network in a run folder, or go on, and return the training with its best weights loaded."""
+) -> None:
+    """Train a network in a run folder, or go on; the network ends with its best weights."""
     settings, device = options.run, resolve_device(options.run.device)
     training = Training(
         network, task, plan, config, seed=settings.seed, device=device, world=world, precision=settings.precision
@@ -85,7 +86,6 @@ def fit(
 
         from_main(keep)
     load_weights(network, load_checkpoint(folder / "best.pt")["weights"], str(folder))
-    return training
 
 
 def pretrain(options: Options, world: World, stopper: Stopper) -> None:
@@ -96,8 +96,7 @@ def pretrain(options: Options, world: World, stopper: Stopper) -> None:
     seed_everything(options.run.seed)
     space = Space(options.space)
     network = Network(space, task.head)
-    steps = options.pretrain.steps or math.ceil(options.pretrain.epochs * task.size("train") / options.pretrain.batch)
-    plan = single_plan(space, space.largest, steps)
+    plan = single_plan(space, space.largest, options.pretrain.steps_over(task.size("train")))
     folder = Path(options.run.out) / "pretrain"
     fit(network, task, plan, options.pretrain, options, folder, ("space", "pretrain"), world, stopper)
 
@@ -197,7 +196,7 @@ def search_in(folder: Path, options: Options, stopper: Stopper, others: Sequence
             Evaluator(engine, objectives, folder, space),
             folder,
             quiet=options.run.quiet,
-            stopped=lambda: stopper.requested,
+            stopped=lambda: stopper.exit_code,
             reference=others[0].reference if others else None,
         )
     if not (folder / "metrics.json").exists():
@@ -211,8 +210,6 @@ def search_in(folder: Path, options: Options, stopper: Stopper, others: Sequence
 
 def fingerprint(network: Network) -> str:
     """A short text that tells two sets of weights apart."""
-    import hashlib
-
     found = hashlib.sha256()
     for name, weight in sorted(network.state_dict().items()):
         found.update(name.encode())
@@ -229,15 +226,12 @@ def retrain(options: Options, world: World, stopper: Stopper) -> None:
         front = read_front(out / "search" / "front.csv", space)
         chosen = {name: pick(front, name) for name in settings.names}
     task = build_task(options.data)
+    supernet = load_supernet(options, task) if settings.weights == "inherited" else None
     for name, genome in chosen.items():
         seed_everything(options.run.seed)
-        if settings.weights == "inherited":
-            network = load_supernet(options, task).extract(genome)
-        else:
-            network = Network(space, task.head, genome)
-        steps = settings.steps or math.ceil(settings.epochs * task.size("train") / settings.batch)
-        folder = out / "retrain" / (name if settings.weights == "inherited" else f"{name}-scratch")
-        plan = single_plan(space, genome, steps)
+        network = Network(space, task.head, genome) if supernet is None else supernet.extract(genome)
+        folder = out / "retrain" / (f"{name}-scratch" if supernet is None else name)
+        plan = single_plan(space, genome, settings.steps_over(task.size("train")))
         fit(network, task, plan, settings, options, folder, ("space", "data", "retrain"), world, stopper)
         if world.is_main:
             save_network(folder / "network.pt", network, options)
@@ -282,23 +276,21 @@ def load_network(path: str | Path, device: torch.device) -> tuple[Network, Depth
     return network.to(device).eval(), task, data
 
 
-def chosen_network(options: Options) -> Path:
-    """``network``, or the knee's, or the first retrained one."""
+def retrained(options: Options) -> list[Path]:
+    """``network`` alone, or all retrained ones, the knee's first; raises InputError where there is none."""
     if options.run.network is not None:
-        return Path(options.run.network)
-    found = sorted((Path(options.run.out) / "retrain").glob("*/network.pt"), key=lambda p: p.parent.name != "knee")
+        return [Path(options.run.network)]
+    found = sorted((Path(options.run.out) / "retrain").glob("*/network.pt"))
     if not found:
         raise InputError("network", None, f"a network.pt; there is none in {options.run.out}/retrain")
-    return found[0]
+    return sorted(found, key=lambda path: path.parent.name != "knee")
 
 
 def evaluate(options: Options, world: World, stopper: Stopper) -> None:
     """All metrics of the retrained networks (or of ``network``) on the test split, which nothing was chosen on."""
     out, device = Path(options.run.out), resolve_device(options.run.device)
-    paths = sorted((out / "retrain").glob("*/network.pt")) if options.run.network is None else [chosen_network(options)]
-    if not paths:
-        paths = [chosen_network(options)]  # raises
-    task, results = build_task(options.data, ["test"]), {}
+    paths, results = sorted(retrained(options)), {}
+    task = build_task(options.data, ["test"])
     for path in paths:
         network, _, _ = load_network(path, device)
         costs = {
@@ -310,31 +302,23 @@ def evaluate(options: Options, world: World, stopper: Stopper) -> None:
         results[name] = costs | task.evaluate(network, [network.genome], "test", device)[0]
         shown = ", ".join(f"{key} {value:.4g}" for key, value in results[name].items() if isinstance(value, float))
         print(f"{name}: {shown}, {costs['macs'] / 1e6:.1f} MMAC, {costs['parameters']:,} parameters")
-    (out / "evaluate").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "evaluate")
     write_json(out / "evaluate" / "metrics.json", {"pictures": task.size("test"), "networks": results})
-
-
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def predict(options: Options, world: World, stopper: Stopper) -> None:
     """Depth maps of pictures: 16-bit PNG (``data.depth_scale`` units a metre, 1000 by default) and coloured ones."""
     if options.run.input is None:
         raise InputError("input", None, "a picture or a folder of pictures")
-    source = Path(options.run.input)
-    pictures = sorted(p for p in source.iterdir() if p.suffix.lower() in PICTURES) if source.is_dir() else [source]
-    if not pictures:
-        raise InputError("input", str(source), "a folder with pictures")
     device = resolve_device(options.run.device)
-    network, task, data = load_network(chosen_network(options), device)
+    network, task, data = load_network(retrained(options)[0], device)
+    pictures = list_images(options.run.input)
     folder = output_folder(options, "predict")
     with Progress(len(pictures), "predict", quiet=options.run.quiet) as progress:
         for done, path in enumerate(pictures, 1):
-            pixels = read_image(path).pixels[..., :3]
-            pixels = pixels.expand(-1, -1, 3) if pixels.shape[-1] == 1 else pixels
-            depth = predicted_depth(network, task, data, pixels.to(device))
-            write_depth(folder / f"{path.stem}.png", depth.cpu(), options.data.depth_scale or 1000)
-            write_image(folder / f"{path.stem}_coloured.png", colourised(depth.cpu(), data.max_depth))
+            depth = predicted_depth(network, task, data, read_colours(path).to(device)).cpu()
+            write_depth(folder / f"{path.stem}.png", depth, options.data.depth_scale or 1000)
+            write_image(folder / f"{path.stem}_coloured.png", colourised(depth, data.max_depth))
             progress.update(done)
     print(f"{len(pictures)} depth maps: {folder}")
 
@@ -344,18 +328,15 @@ def predicted_depth(network: Network, task: DepthTask, data: DataConfig, pixels:
     """Depth (H, W) in metres of a picture (H, W, 3) of any size."""
     planes = pixels.permute(2, 0, 1)[None]
     size = (data.height, data.width)
-    small = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
+    small = F.interpolate(planes, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
     found = task.depth(network, small)[:, None]
-    return torch.nn.functional.interpolate(found, pixels.shape[:2], mode="bilinear")[0, 0]
+    return F.interpolate(found, pixels.shape[:2], mode="bilinear")[0, 0]
 
 
 def output_folder(options: Options, name: str) -> Path:
     """``output``, or a folder of that name in ``out``."""
     folder = Path(options.run.output) if options.run.output else Path(options.run.out) / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError("output", f"{folder} ({error.strerror})", "a folder that can be written") from error
+    make_folder(folder, "output")
     return folder
 
 
@@ -363,7 +344,7 @@ def export(options: Options, world: World, stopper: Stopper) -> None:
     """A network as safetensors and ONNX, the latter run by onnxruntime beside torch."""
     from evonas.exporting import write_onnx, write_safetensors
 
-    network, task, data = load_network(chosen_network(options), torch.device("cpu"))
+    network, task, data = load_network(retrained(options)[0], torch.device("cpu"))
     folder = output_folder(options, "export")
     write_safetensors(folder / "network.safetensors", network, data)
     difference = write_onnx(folder / "network.onnx", network, task, data)

@@ -4,6 +4,7 @@ Both are a ``Network``: ``activate(genome)`` says which part of its weights runs
 that part alone, which computes the same.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -13,14 +14,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from evonas.blocks import Attention, Block, Convolution, Picture, StateSpaceMixer
-from evonas.space import Genome, Space
+from evonas.blocks import Block, Convolution, Picture
+from evonas.space import Space
 
 Pyramid = list[Float[Tensor, "_ _ _ _"]]
 """Pictures (batch, height, width, features) from the finest to the coarsest."""
 
-Head = Callable[[Sequence[int]], nn.Module]
-"""Makes the part of a network that belongs to its task, from the widths of the stages."""
+
+class TaskHead(nn.Module, ABC):
+    """The part of a network that belongs to its task: it answers from the pyramid, at the pictures' ``size``."""
+
+    @abstractmethod
+    def macs(self, places: Sequence[int]) -> int:
+        """Multiplications of one picture, of which each level of the pyramid has so many places."""
+
+
+Head = Callable[[Sequence[int]], TaskHead]
+"""Makes a head from the widths of the stages."""
 
 
 class Network(nn.Module):
@@ -39,17 +49,11 @@ class Network(nn.Module):
         self.downs = nn.ModuleList(Convolution(width, after, 2) for width, after in pairwise(widths))
         self.stages, self.norms = nn.ModuleList(), nn.ModuleList(nn.LayerNorm(width) for width in widths)
         for i, own in enumerate(space.decode(self.genome)):
-            sizes = self.sizes(i)
+            sizes = space.sizes(i, own)
             # Named by their numbers in the supernet, so that weights keep their names.
             blocks = {str(n): Block(space.kinds[i], widths[i], space.heads[i], *sizes) for n in own.blocks}
             self.stages.append(nn.ModuleDict(blocks))
-        self.head = head(widths)
-
-    def sizes(self, stage: int) -> tuple[int, int, int]:
-        """Hidden features of the MLPs, inner features and state of the active architecture in a stage."""
-        own = self.space.decode(self.genome)[stage]
-        inner = self.space.width_of(stage, "expand", own.expand)
-        return self.space.width_of(stage, "mlp_ratio", own.mlp_ratio), inner, own.state
+        self.head: TaskHead = head(widths)
 
     def activate(self, genome: Sequence[int]) -> "Network":
         """Run this architecture from now on, in a supernet; returns the network itself.
@@ -76,7 +80,7 @@ class Network(nn.Module):
         found, x = [], self.stem(x)
         for i, own in enumerate(self.space.decode(self.genome)):
             x = self.downs[i - 1](x) if i else x
-            sizes, blocks = self.sizes(i), self.stages[i]
+            sizes, blocks = self.space.sizes(i, own), self.stages[i]
             for number in own.blocks:
                 x = blocks[str(number)](x, *sizes)  # type: ignore[index]
             found.append(self.norms[i](x))
@@ -87,7 +91,7 @@ class Network(nn.Module):
         return self.head(self.pyramid(2 * pictures - 1), pictures.shape[1:3])
 
 
-class DenseHead(nn.Module):
+class DenseHead(TaskHead):
     """One number a pixel: the pyramid is summed from coarse to fine, and the result enlarged to the pictures' size.
 
     No batch norm, whose statistics would be those of another architecture.
@@ -96,9 +100,15 @@ class DenseHead(nn.Module):
     def __init__(self, widths: Sequence[int], features: int | None = None) -> None:
         super().__init__()
         features = widths[0] if features is None else features
+        self.widths, self.features = tuple(widths), features
         self.laterals = nn.ModuleList(nn.Linear(width, features) for width in widths)
         self.fuse = nn.ModuleList(Convolution(features, features) for _ in widths)
         self.out = nn.Linear(features, 1)
+
+    def macs(self, places: Sequence[int]) -> int:
+        """Laterals and 3×3 convolutions at all levels, the output at the finest."""
+        fused = sum(n * (width + 9 * self.features) for n, width in zip(places, self.widths, strict=True))
+        return self.features * (fused + places[0])
 
     def forward(self, pyramid: Pyramid, size: tuple[int, int]) -> Float[Tensor, "B h w"]:
         """Any number, at the pictures' ``size``."""
@@ -110,12 +120,16 @@ class DenseHead(nn.Module):
         return enlarged(self.out(x), size)[..., 0]
 
 
-class ClassHead(nn.Module):
+class ClassHead(TaskHead):
     """Scores of classes from the mean of the coarsest stage over all places."""
 
     def __init__(self, widths: Sequence[int], classes: int) -> None:
         super().__init__()
         self.out = nn.Linear(widths[-1], classes)
+
+    def macs(self, places: Sequence[int]) -> int:
+        """One matrix product."""
+        return self.out.weight.numel()
 
     def forward(self, pyramid: Pyramid, size: tuple[int, int]) -> Float[Tensor, "B classes"]:
         """Before the softmax."""
@@ -147,51 +161,30 @@ def counted_macs(network: Network, height: int, width: int) -> int:
 def macs(network: Network, height: int, width: int) -> int:
     """Multiplications of one picture in the active architecture, by hand: matrix products and convolutions.
 
-    The same as ``counted_macs``, without running anything, for networks with a DenseHead or a ClassHead.
+    The same as ``counted_macs``, without running anything.
     """
-    space, total = network.space, 0
+    space, places = network.space, []
+    first = space.widths[0]
     height, width = halved(height), halved(width)
-    first, features = space.widths[0], space.widths[0]
-    total += height * width * 9 * 3 * first
+    total = height * width * 9 * 3 * first
     height, width = halved(height), halved(width)
     total += height * width * 9 * first * first
-    dense = isinstance(network.head, DenseHead)
     for i, own in enumerate(space.decode(network.genome)):
-        wide = space.widths[i]
+        wide, (hidden, inner, state) = space.widths[i], space.sizes(i, own)
         if i:
             height, width = halved(height), halved(width)
             total += height * width * 9 * space.widths[i - 1] * wide
-        places, (hidden, inner, state) = height * width, network.sizes(i)
+        places.append(height * width)
         each = 9 * wide + 2 * wide * hidden
         if space.kinds[i] == "mixer":
             each += wide * (2 * inner + 2 * state + space.heads[i]) + 9 * (inner + 2 * state)
             each += 2 * inner * state + inner * wide
         else:
-            each += 4 * wide * wide + 2 * places * wide
-        total += len(own.blocks) * places * each
-        if isinstance(network.head, DenseHead):
-            features = network.head.out.in_features
-            total += places * (wide * features + 9 * features * features)
-            total += places * features if i == 0 else 0
-    if not dense:
-        total += sum(weight.numel() for name, weight in network.head.named_parameters() if name.endswith("weight"))
-    return total
+            each += 4 * wide * wide + 2 * places[i] * wide
+        total += len(own.blocks) * places[i] * each
+    return total + network.head.macs(places)
 
 
 def halved(size: int) -> int:
     """Places after a convolution of stride 2."""
     return (size + 1) // 2
-
-
-__all__ = [
-    "Attention",
-    "ClassHead",
-    "DenseHead",
-    "Genome",
-    "Network",
-    "StateSpaceMixer",
-    "counted_macs",
-    "enlarged",
-    "macs",
-    "parameters",
-]

@@ -107,7 +107,7 @@ class DepthTask(Task):
         return int(valid_pixels(truth, self.config).flatten(1).any(1).sum())
 
     def depth(self, network: nn.Module, pictures: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B H W"]:
-        """Depths in metres within the data's range: their logarithm is what the network gives."""
+        """Depths in metres within the data's range, by a sigmoid of what the network gives."""
         low, high = self.config.min_depth, self.config.max_depth
         found = torch.sigmoid(network(pictures).float())
         return high * (found + (1 - found) * low / high)

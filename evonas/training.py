@@ -10,12 +10,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from evonas.space import OPTIONS, Genome, Space
@@ -72,6 +73,14 @@ class TrainConfig(OptimizerOptions):
         if self.ema or self.clip_ratio:
             raise InputError("ema" if self.ema else "clip_ratio", self.ema or self.clip_ratio, "clip; no average")
 
+    def steps_over(self, pictures: int) -> int:
+        """Steps of a single network over so many training pictures."""
+        return self.steps or math.ceil(self.epochs * pictures / self.batch)
+
+    def lr_at(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 1, of ``steps``."""
+        return (self.lr or PAPER_LR) * self.lr_factor(step, steps)
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -91,11 +100,11 @@ class Plan:
 
     def genomes(self, seed: int, step: int) -> list[Genome]:
         """The architectures of a step, counted from 1."""
-        for phase in self.phases:
+        for number, phase in enumerate(self.phases):  # noqa: B007 - the one that the loop ends at
             if step <= phase.steps:
                 break
             step -= phase.steps
-        generator = np.random.default_rng([mixed_seed(seed, 1), self.phases.index(phase), step])
+        generator = np.random.default_rng([mixed_seed(seed, 1), number, step])
         return [self.space.sample(generator, phase.allowed) for _ in range(phase.subnets)]
 
 
@@ -207,9 +216,7 @@ class Training(Trainable):
             torch.set_float32_matmul_precision("high")
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         self.judges = probes(network.space) if network.is_supernet else [network.genome]
-        self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=config.lr or PAPER_LR, weight_decay=config.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay)
         self.clip = config.build_clip(device)
         self.best: dict[str, Any] = {"error": math.inf, "step": 0, "weights": {}}
 
@@ -217,13 +224,8 @@ class Training(Trainable):
         """The training pictures of a step, counted from 1: of a random order of its own in each epoch."""
         count, batch = self.task.size("train"), self.config.batch
         places = torch.arange((step - 1) * batch, step * batch)
-        orders = {epoch: self.order(epoch, count) for epoch in set((places // count).tolist())}
-        found = torch.stack([orders[int(place) // count][int(place) % count] for place in places])
-        return found[self.world.rank :: self.world.size]
-
-    def order(self, epoch: int, count: int) -> Tensor:
-        """A random order of the training pictures."""
-        return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(self.seed, 2 + epoch)))
+        own = places[self.world.rank :: self.world.size].tolist()
+        return torch.stack([epoch_order(self.seed, place // count, count)[place % count] for place in own])
 
     def step(self, step: int) -> Float[Tensor, ""]:
         """Train the step's architectures on one batch; the mean of their losses."""
@@ -231,9 +233,8 @@ class Training(Trainable):
         generator = torch.Generator().manual_seed(mixed_seed(mixed_seed(self.seed, step), self.world.rank))
         pictures, truth = self.task.batch("train", index, self.device, generator)
         genomes = self.plan.genomes(self.seed, step)
-        factor = (self.config.lr or PAPER_LR) * self.config.lr_factor(step, self.plan.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = factor
+            group["lr"] = self.config.lr_at(step, self.plan.steps)
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for genome in genomes:
@@ -277,7 +278,7 @@ class Training(Trainable):
 
     def scalars(self, step: int) -> dict[str, float]:
         """The learning rate, and how many architectures a step trains."""
-        return {"lr": self.optimizer.param_groups[0]["lr"], "subnets": len(self.plan.genomes(self.seed, step))}
+        return {"lr": self.config.lr_at(step, self.plan.steps), "subnets": len(self.plan.genomes(self.seed, step))}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training continues from; alike on all processes."""
@@ -288,6 +289,12 @@ class Training(Trainable):
         load_weights(self.network, state["weights"], "checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = state["best"]
+
+
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> Int[Tensor, "count"]:
+    """A random order of so many training pictures."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, 2 + epoch)))
 
 
 def load_weights(network: Network, weights: Mapping[str, Tensor], name: str, *, but: str = "") -> None:

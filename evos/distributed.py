@@ -68,6 +68,22 @@ def read_world(environ: Mapping[str, str] = os.environ) -> World:
 
 
 @contextmanager
+def refusing_once(world: World) -> Iterator[None]:
+    """A context for checks that fail in all processes alike: process 0 alone raises their InputError.
+
+    The others exit with status 2, later: torchrun ends all processes with the first, which must be the one that says
+    why.
+    """
+    try:
+        yield
+    except InputError:
+        if world.is_main:
+            raise
+        time.sleep(2)
+        raise SystemExit(2) from None
+
+
+@contextmanager
 def process_group(world: World, device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
     """Join the processes of ``world`` while the block runs: gloo for tensors on the CPU, NCCL beside it for CUDA's.
 

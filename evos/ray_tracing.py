@@ -5,7 +5,7 @@ Rays are batches of N origins and unit directions; a ``Thing`` is a shape with a
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,8 +14,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Points = Float[Tensor, "N 3"]
-Texture = Callable[[Points], Points]
+from evos.textures import Points, Texture, plain
 
 LIGHT = (0.5, -0.35, 0.9)
 """Direction to the light where none is given."""
@@ -154,86 +153,6 @@ def _entry(near: Float[Tensor, "N"], far: Float[Tensor, "N"]) -> Float[Tensor, "
     return torch.where((near < far) & (far > 0), near, math.inf)
 
 
-# Textures: points in a shape's own coordinates to colours in [0, 1].
-
-
-def rgb(code: str) -> Float[Tensor, "3"]:
-    """The colour of a six-digit hexadecimal code."""
-    return torch.tensor(list(bytes.fromhex(code))) / 255
-
-
-def plain(colour: str) -> Texture:
-    """One colour."""
-    return lambda point: rgb(colour).expand_as(point)
-
-
-def _mix(fraction: Float[Tensor, "N"], first: str, second: str) -> Points:
-    return torch.lerp(rgb(first), rgb(second), fraction[:, None])
-
-
-def globe_checks(first: str, second: str, count: int) -> Texture:
-    """Checks between circles of latitude and longitude, `count` of them around the equator."""
-
-    def texture(point: Points) -> Points:
-        longitude = torch.atan2(point[:, 1], point[:, 0]) / (2 * math.pi) * count
-        latitude = torch.asin(F.normalize(point, dim=-1)[:, 2]) / math.pi * (count / 2)
-        return _mix((longitude.floor() + latitude.floor()).remainder(2), first, second)
-
-    return texture
-
-
-def ring_checks(first: str, second: str, side: float, count: int) -> Texture:
-    """Checks between rings `side` wide and `count` spokes, seen from above."""
-
-    def texture(point: Points) -> Points:
-        ring = (point[:, :2].norm(dim=-1) / side).floor()
-        spoke = (torch.atan2(point[:, 1], point[:, 0]) / (2 * math.pi) * count).floor()
-        return _mix((ring + spoke).remainder(2), first, second)
-
-    return texture
-
-
-def bricks(stone: str, mortar: str, height: float) -> Texture:
-    """Courses of bricks around the upright faces, tiles on the others."""
-
-    def texture(point: Points) -> Points:
-        top = point[:, 2].abs() > point[:, :2].abs().amax(-1)
-        along = torch.where(point[:, 0].abs() > point[:, 1].abs(), point[:, 1], point[:, 0])
-        row, column = torch.where(top, point[:, 1], point[:, 2]) / height, torch.where(top, point[:, 0], along) / height
-        column = column / 2 + 0.5 * row.floor().remainder(2)
-        gap = torch.minimum(row - row.floor(), 2 * (column - column.floor())) < 0.18
-        shade = 0.75 + 0.25 * (row.floor() * 3 + column.floor() * 5).remainder(4)[:, None] / 3
-        return torch.where(gap[:, None], rgb(mortar), rgb(stone) * shade)
-
-    return texture
-
-
-def stripes(first: str, second: str, count: int) -> Texture:
-    """Stripes winding around a ring."""
-
-    def texture(point: Points) -> Points:
-        turn = torch.atan2(point[:, 1], point[:, 0]) / (2 * math.pi) * count
-        return _mix((turn + 4 * point[:, 2]).remainder(1).gt(0.5).float(), first, second)
-
-    return texture
-
-
-def marble(first: str, second: str, radius: float, generator: torch.Generator) -> Texture:
-    """Veins: a wave bent by four octaves of noise."""
-    lattices = [torch.rand(2 ** (k + 2), 2 ** (k + 2), 2 ** (k + 2), generator=generator) for k in range(4)]
-
-    def texture(point: Points) -> Points:
-        where = rearrange(point / radius, "N D -> 1 N 1 1 D")
-        octaves = [
-            F.grid_sample(rearrange(grid, "X Y Z -> 1 1 X Y Z"), where, align_corners=True).flatten() / 2**k
-            for k, grid in enumerate(lattices)
-        ]
-        wave = torch.sin(6 * point[:, 0] / radius + 9 * torch.stack(octaves).sum(0))
-        return _mix(1 - wave.abs().sqrt(), first, second)
-
-    return texture
-
-
 # Things.
 
 
@@ -310,8 +229,8 @@ def _near(
 
 def trace(
     things: Sequence[Thing], origin: Points, direction: Points, *, light: Sequence[float] = LIGHT
-) -> tuple[Points, Bool[Tensor, "N"]]:
-    """Colours in [0, 1] along rays that start outside all objects, 0 where they hit none, and whether they hit one.
+) -> tuple[Points, Float[Tensor, "N"]]:
+    """Colours in [0, 1] along rays that start outside all objects, 0 where they hit none, and ``first_hit``'s distance.
 
     One distant ``light`` (the direction to it) with hard shadows, light from the sky that falls off with the normal's
     tilt, and a white highlight (Blinn's half vector).
@@ -332,4 +251,25 @@ def trace(
         half = F.normalize(to_light - direction[mine], dim=-1)
         highlight = thing.gloss * (normal * half).sum(-1).clamp(min=0) ** 30 * lit
         colour[mine] = thing.texture(where) * (sky + 0.7 * sun)[:, None] + 0.8 * highlight[:, None]
-    return colour.clamp(0, 1), distance.isfinite()
+    return colour.clamp(0, 1), distance
+
+
+# Cameras.
+
+
+def camera_rays(
+    pose: Float[Tensor, "4 4"], height: int, width: int, angle: float, samples: int
+) -> tuple[Points, Points]:
+    """Origins and unit directions of samples × samples rays a pixel, row by row.
+
+    Args:
+        pose: camera to world in OpenGL's axes: x right, y up, looking along -z.
+        angle: horizontal field of view in radians.
+    """
+    focal = 0.5 * width * samples / math.tan(0.5 * angle)
+    x = (torch.arange(width * samples) + 0.5 - width * samples / 2) / focal
+    y = (torch.arange(height * samples) + 0.5 - height * samples / 2) / focal
+    down, across = torch.meshgrid(y, x, indexing="ij")
+    direction = rearrange(torch.stack([across, -down, -torch.ones_like(across)]), "D H W -> (H W) D")
+    direction = F.normalize(direction @ pose[:3, :3].T, dim=-1)
+    return pose[:3, 3].expand(len(direction), 3), direction

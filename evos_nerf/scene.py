@@ -7,42 +7,26 @@ transparent, camera-to-world matrices in OpenGL's axes (x right, y up, looking a
 """
 
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce, repeat
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from evos import ray_tracing
 from evos.command_line import parse_options
 from evos.config import check_range
-from evos.errors import InputError, exit_on_input_error
+from evos.errors import exit_on_input_error
 from evos.images import write_image
-from evos.ray_tracing import (
-    Box,
-    Cylinder,
-    Points,
-    Sphere,
-    Thing,
-    Torus,
-    bricks,
-    frame_along,
-    globe_checks,
-    marble,
-    plain,
-    ring_checks,
-    rod,
-    stripes,
-    trace,
-)
-from evos.runs.files import read_json, write_json
-from evos.runs.outputs import check_folder
+from evos.ray_tracing import Box, Cylinder, Points, Sphere, Thing, Torus, frame_along, rod, trace
+from evos.runs.files import write_json
+from evos.runs.outputs import check_generated, whole_folder
 from evos.runs.progress import Progress
+from evos.textures import bricks, globe_checks, marble, plain, ring_checks, stripes
 
 CAMERA_ANGLE_X = 0.6911112070083618  # NeRF-synthetic's field of view, radians
 RADIUS = 4.0  # of the sphere the cameras stand on; the objects lie within 1.25 of its centre
@@ -145,22 +129,16 @@ def camera_poses(split: str, count: int, generator: torch.Generator) -> Float[Te
 
 def camera_rays(pose: Float[Tensor, "4 4"], size: int, samples: int = SAMPLES) -> tuple[Points, Points]:
     """Origins and unit directions of samples × samples rays for each pixel, ordered as an image (size·samples)²."""
-    side = size * samples
-    focal = 0.5 * side / math.tan(0.5 * CAMERA_ANGLE_X)
-    across = (torch.arange(side) + 0.5 - side / 2) / focal
-    y, x = torch.meshgrid(-across, across, indexing="ij")
-    direction = rearrange(torch.stack([x, y, -torch.ones_like(x)]), "D H W -> (H W) D")
-    direction = F.normalize(direction @ pose[:3, :3].T, dim=-1)
-    return repeat(pose[:3, 3], "D -> N D", N=len(direction)), direction
+    return ray_tracing.camera_rays(pose, size, size, CAMERA_ANGLE_X, samples)
 
 
 def render(things: Sequence[Thing], pose: Float[Tensor, "4 4"], size: int) -> Float[Tensor, "H W 4"]:
     """One view as straight RGBA: the colour is the mean over the rays that hit, alpha the fraction that hit."""
-    colour, hit = trace(things, *camera_rays(pose, size))
+    colour, distance = trace(things, *camera_rays(pose, size))
     pattern = "(H i W j) C -> H W C"
     colour, alpha = (
         reduce(values, pattern, "mean", H=size, W=size, i=SAMPLES, j=SAMPLES)
-        for values in (colour, hit[:, None].float())
+        for values in (colour, distance.isfinite()[:, None].float())
     )
     return torch.cat([colour / alpha.clamp(min=1 / SAMPLES**2), alpha], dim=-1)
 
@@ -172,16 +150,8 @@ def write_scene(config: SceneConfig, quiet: bool = False) -> Path:
     """
     out = Path(config.out)
     check_scene_folder(out, config.overwrite)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        _write_splits(temporary, config, quiet)
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
-    except OSError as error:
-        raise InputError("--out", f"{out} ({error.strerror})", "a folder that can be written") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(out, "--out") as folder:
+        _write_splits(folder, config, quiet)
     return out
 
 
@@ -205,14 +175,9 @@ def _write_splits(folder: Path, config: SceneConfig, quiet: bool) -> None:
 
 def check_scene_folder(out: Path, overwrite: bool) -> None:
     """Raise InputError unless ``out`` is new or empty, or a scene of this program alone and ``overwrite`` is true."""
-    check_folder(out, FILES, overwrite, "--out")
-    if out.exists() and any(out.iterdir()):
-        try:
-            generator = read_json(out / "transforms_train.json")["generator"]
-        except (InputError, TypeError, KeyError):
-            generator = None
-        if generator != GENERATOR:
-            raise InputError("--out", str(out), "a scene that this program wrote")
+    check_generated(
+        out, FILES, overwrite, about="transforms_train.json", generator=GENERATOR, what="a scene", argument="--out"
+    )
 
 
 @exit_on_input_error

@@ -6,16 +6,14 @@
 ``--help`` lists every option; ``--resume`` goes on from the checkpoint, ``--eval`` only evaluates it.
 """
 
-import shlex
 import sys
-import time
 from collections.abc import Sequence
 
 import torch
 
-from evos.distributed import World, process_group, read_world
-from evos.errors import InputError, exit_on_input_error
-from evos.runs import Stopped, Stopper, keep_freed_memory, resolve_device
+from evos.distributed import World, process_group, read_world, refusing_once
+from evos.errors import exit_on_input_error
+from evos.runs import Stopped, Stopper, keep_freed_memory, resolve_device, resume_command
 from generalizable.data import Sources, find_sources
 from generalizable.options import Options, parse
 from generalizable.run import train
@@ -32,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             metrics = train(options, sources, world, device, stopper)
         except Stopped as stopped:
             if world.is_main:
-                print(f"stopped; go on with: {resume_command(words, options)}", file=sys.stderr)
+                command = resume_command(__file__, words, overwrite=options.run.overwrite)
+                print(f"stopped; go on with: {command}", file=sys.stderr)
             raise SystemExit(stopped.exit_code) from None
     if world.is_main:
         report(metrics, options)
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def prepare(words: Sequence[str], world: World) -> tuple[Options, Sources, torch.device]:
     """Options, data sets and this process's device; what is wrong with them is wrong on every process."""
-    try:
+    with refusing_once(world):
         options = parse(words)
         device = resolve_device(options.run.device)
         keep_freed_memory(device)
@@ -48,11 +47,6 @@ def prepare(words: Sequence[str], world: World) -> tuple[Options, Sources, torch
             device = device if device.index is not None else torch.device("cuda", world.local_rank)
             torch.cuda.set_device(resolve_device(str(device)))
         return options, find_sources(options.sources, options.data, seed=options.run.seed, world=world), device
-    except InputError:
-        if world.is_main:
-            raise
-        time.sleep(2)  # torchrun ends all processes with the first: the one that says why must be that
-        raise SystemExit(2) from None
 
 
 def report(metrics: dict, options: Options) -> None:
@@ -73,13 +67,6 @@ def report(metrics: dict, options: Options) -> None:
     if metrics["skipped"]["count"]:
         print(f"skipped {metrics['skipped']['count']} files, the first: {metrics['skipped']['files'][0]}")
     print(f"{metrics['train_seconds']:.1f} s of training, {metrics['points_trained']:,} points -> {options.run.out}")
-
-
-def resume_command(words: Sequence[str], options: Options) -> str:
-    """The command that goes on with this run; with several processes, after torchrun and its flags."""
-    again = ["--resume", *(["overwrite=false"] if options.run.overwrite else [])]
-    kept = [word for word in words if word != "--overwrite"]
-    return shlex.join([sys.executable, __file__, *kept, *again])
 
 
 if __name__ == "__main__":

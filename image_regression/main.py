@@ -5,13 +5,12 @@
 A folder fits every picture and sound in it, each in a folder of its own, and writes summary.md and summary.csv.
 """
 
-import shlex
 import sys
 from pathlib import Path
 
 from evos.errors import InputError, exit_on_input_error
-from evos.runs import Stopped, Stopper, resolve_device
-from image_regression.options import Options, parse
+from evos.runs import Stopped, Stopper, resolve_device, resume_command
+from image_regression.options import parse
 from image_regression.run import check_lpips, fit_signal
 from image_regression.signals import find_inputs, folder_name, load
 from image_regression.summary import check_summary, sentence, write_summary
@@ -44,7 +43,9 @@ def main(argv: list[str] | None = None) -> None:
                     failures.append(error)
                     print(f"error: {error}", file=sys.stderr)
         except Stopped as stopped:
-            print(f"stopped; go on with: {resume_command(options, argv)}", file=sys.stderr)
+            words = sys.argv[1:] if argv is None else argv
+            command = resume_command(__file__, words, overwrite=options.run.overwrite)
+            print(f"stopped; go on with: {command}", file=sys.stderr)
             raise SystemExit(stopped.exit_code) from None
     if is_folder and results:
         write_summary(out, results)
@@ -53,14 +54,6 @@ def main(argv: list[str] | None = None) -> None:
         print(sentence(result, out))
     if failures:
         raise SystemExit(2)
-
-
-def resume_command(options: Options, argv: list[str] | None) -> str:
-    """The command that continues this run, from any folder and shell."""
-    words = sys.argv[1:] if argv is None else argv
-    # The last occurrence of an option wins, also over a config file.
-    again = ["--resume", *(["--overwrite", "false"] if options.run.overwrite else [])]
-    return shlex.join([sys.executable, __file__, *words, *again])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The report picture: truth, and for each run its reconstruction, error and selection, with PSNR over time."""
 
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from evos.runs.files import replace_file
+from evos.runs.files import save_figure
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,6 @@ def as_picture(pixels: Float[Tensor, "H W C"]) -> np.ndarray:
     """Pixels that matplotlib can show: grey, RGB or RGBA in [0, 1]."""
     shown = pixels.detach().cpu().clamp(0, 1).numpy()
     return shown[..., 0] if shown.shape[-1] <= 2 else shown
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a matplotlib figure as PNG, whole or not at all."""
-    buffer = BytesIO()
-    figure.savefig(buffer, dpi=100)
-    replace_file(path, buffer.getvalue())
 
 
 def write_report(path: Path, truth: Float[Tensor, "H W C"], panels: list[Panel], curves: list[Curve]) -> None:

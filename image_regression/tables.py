@@ -6,9 +6,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from evos.runs.files import replace_file
+from evos.runs.files import replace_file, save_figure
 from image_regression.jobs import CompareConfig, Job, listed_steps, words
-from image_regression.report import save_figure
 from image_regression.summary import cell, form_of, markdown_table, write_csv
 
 

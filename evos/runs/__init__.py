@@ -28,7 +28,7 @@ from evos.runs.machine import (
 )
 from evos.runs.progress import Progress
 from evos.runs.seeding import rng_state, seed_everything, set_rng_state
-from evos.runs.stopping import Stopped, Stopper
+from evos.runs.stopping import Stopped, Stopper, resume_command
 
 __all__ = [
     "FREE_OPTIONS",
@@ -53,6 +53,7 @@ __all__ = [
     "read_json",
     "replace_file",
     "resolve_device",
+    "resume_command",
     "rng_state",
     "save_checkpoint",
     "seed_everything",

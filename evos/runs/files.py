@@ -1,5 +1,6 @@
 """Atomic file replacement: a file holds its old content or all of the new one; JSON files built on it."""
 
+import io
 import json
 import math
 import os
@@ -45,6 +46,13 @@ def replace_file(path: str | Path, content: bytes | memoryview) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def save_figure(figure: Any, path: str | Path) -> None:
+    """Write a matplotlib figure as PNG, atomically; raises InputError as `replace_file`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=100)
+    replace_file(path, buffer.getvalue())
 
 
 def write_json(path: str | Path, value: object) -> None:

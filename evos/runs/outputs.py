@@ -6,10 +6,13 @@ folder has its own rule, ``open_run``), and a name that comes out of a file neve
 
 import os
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from evos.errors import InputError
+from evos.runs.files import read_json
 
 DRIVE = re.compile(r"[A-Za-z]:")
 
@@ -77,3 +80,41 @@ def make_folder(folder: Path, argument: str = "out") -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(argument, f"{folder} ({error.strerror})", "a folder that can be written") from error
+
+
+def check_generated(
+    folder: Path, written: Iterable[str], overwrite: bool, *, about: str, generator: str, what: str, argument: str
+) -> None:
+    """Raise InputError unless ``check_folder`` lets the folder pass and what is in it was made by ``generator``.
+
+    Args:
+        about: the JSON file in the folder whose entry ``generator`` names its maker.
+        what: that which may be replaced, in words.
+    """
+    check_folder(folder, written, overwrite, argument)
+    if folder.exists() and any(folder.iterdir()):
+        try:
+            maker = read_json(folder / about)["generator"]
+        except (InputError, TypeError, KeyError):
+            maker = None
+        if maker != generator:
+            raise InputError(argument, str(folder), f"{what} that this program wrote")
+
+
+@contextmanager
+def whole_folder(folder: Path, argument: str) -> Iterator[Path]:
+    """A temporary folder, yet to be made, that takes the place of ``folder`` when the block ends without an error.
+
+    Raises:
+        InputError: the folder can't be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except OSError as error:
+        raise InputError(argument, f"{folder} ({error.strerror})", "a folder that can be written") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

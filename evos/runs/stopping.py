@@ -1,7 +1,10 @@
-"""Graceful stop between two steps on Ctrl-C or SIGTERM."""
+"""Graceful stop between two steps on Ctrl-C or SIGTERM, and the command that goes on."""
 
+import shlex
 import signal
+import sys
 import threading
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -52,3 +55,11 @@ class Stopper:
             self._received = number
         elif number == signal.SIGINT:
             raise KeyboardInterrupt
+
+
+def resume_command(program: str, words: Sequence[str], *, overwrite: bool) -> str:
+    """The command that goes on with a run of the script ``program`` that was started with ``words``, in any shell.
+
+    ``overwrite``: whether the run was to replace one; the last occurrence of an option wins, also over a config file.
+    """
+    return shlex.join([sys.executable, program, *words, "--resume", *(["overwrite=false"] if overwrite else [])])

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from evonas.data import DataConfig, load_split
-from evonas.rooms import RoomsConfig, camera_rays, main, room_of, write_rooms
+from evonas.rooms import FIELD_OF_VIEW, RoomsConfig, main, room_of, write_rooms
 from evos.images import read_image
+from evos.ray_tracing import camera_rays
 
 SMALL = {"train_rooms": 2, "search_rooms": 1, "test_rooms": 1, "views": 2, "height": 12, "width": 16, "quiet": True}
 
@@ -41,7 +42,7 @@ def test_depth_is_where_a_slow_march_first_meets_something(number):
     room = room_of(7, "train", number)
     pose = room.pose()
     _, depth = room.view(pose, 12, 16)
-    origin, direction = camera_rays(pose, 12, 16, 1)
+    origin, direction = camera_rays(pose, 12, 16, FIELD_OF_VIEW, 1)
     cosine = direction @ -pose[:3, 2]
     step = 4e-3
     found = torch.full((192,), torch.inf)

@@ -250,8 +250,9 @@ def test_a_finished_search_is_replayed_without_an_evaluation_and_goes_on_from_th
 
 def test_a_stop_keeps_every_result(tmp_path):
     toy = Toy(SPACES[1])
-    with pytest.raises(Stopped):
-        search(SPACES[1], SMALL, toy, tmp_path, stopped=lambda: len(toy.asked) == 11)
+    with pytest.raises(Stopped) as stop:
+        search(SPACES[1], SMALL, toy, tmp_path, stopped=lambda: 143 * (len(toy.asked) == 11))
+    assert stop.value.exit_code == 143
     assert list(Archive(tmp_path / "archive.jsonl", SPACES[1]).values) == toy.asked and len(toy.asked) == 11
     assert run(tmp_path) == run(tmp_path / "other")
 

@@ -17,7 +17,7 @@ from evonas.rooms import RoomsConfig, write_rooms
 from evonas.space import Space
 from evonas.training import PAPER_PHASES
 from evos.errors import InputError
-from evos.images import read_image
+from evos.images import read_image, write_image
 from evos.runs import load_checkpoint, read_json, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,6 +161,18 @@ def test_predictions_are_depth_at_the_pictures_own_size(done, rooms, tmp_path):
     assert read_image(tmp_path / "depth" / "0000_00_coloured.png").pixels.shape == (16, 24, 3)
 
 
+def test_pictures_of_any_kind_are_predicted_alike(done, rooms, tmp_path):
+    """Grey, grey with transparency, and both as colour: one depth."""
+    grey = read_image(rooms / "test" / "rgb" / "0000_00.png").pixels[..., :1]
+    kinds = {"grey": grey, "alpha": torch.cat([grey, torch.ones_like(grey)], -1), "colour": grey.expand(-1, -1, 3)}
+    (tmp_path / "pictures").mkdir()
+    for name, pixels in kinds.items():
+        write_image(tmp_path / "pictures" / f"{name}.png", pixels)
+    main(["predict", *TINY, f"out={done}", f"input={tmp_path / 'pictures'}", f"output={tmp_path / 'depth'}"])
+    found = [read_image(tmp_path / "depth" / f"{name}.png").pixels for name in kinds]
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and found[0].std() > 0
+
+
 def test_exported_networks_say_what_they_are(done):
     from safetensors import safe_open
 
@@ -213,6 +225,7 @@ def test_pretraining_gives_the_supernet_its_trunk(rooms, tmp_path):
         (["export", "network=/no/such.pt"], "checkpoint: got /no/such.pt"),
         (["evaluate"], "network: got None"),
         (["pretrain"], "pretrain.root: got None"),
+        (["pretrain", "pretrain.root=/no/such"], "pretrain.root: got /no/such; allowed: the folder of a data set"),
         (["train", "data.height=4"], "--data.height: got 4"),
         (["train", "train.phases=[{steps: 0}]"], "train.phases[0].steps: got 0"),
     ],

@@ -1,8 +1,6 @@
 """Progressive training: its phases, its draws, and that a resumed run and several processes do the same."""
 
 import math
-import os
-import socket
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -13,7 +11,7 @@ import torch
 from evonas.space import Space, SpaceConfig
 from evonas.supernet import DenseHead, Network
 from evonas.training import PAPER_PHASES, TrainConfig, Training, load_weights, read_phases, single_plan
-from evos.distributed import World, process_group
+from evos.distributed import World, process_group, read_world
 from evos.errors import InputError
 from evos.runs import load_checkpoint, save_checkpoint, seed_everything
 
@@ -85,6 +83,13 @@ def test_each_step_has_networks_of_its_own_which_every_process_knows():
 def test_phases_that_cannot_be_are_refused(phases, words):
     with pytest.raises(InputError, match=words):
         read_phases(PAPER, phases, 16, 8)
+
+
+def test_phases_that_are_alike_train_different_networks():
+    """Two phases in a row with the same words are as one of twice the length."""
+    plan = read_phases(PAPER, [{"steps": 4, "state": "all", "blocks": "all"}] * 2, 16, 8)
+    first, second = ([plan.genomes(0, step) for step in steps] for steps in (range(1, 5), range(5, 9)))
+    assert plan.phases[0] == plan.phases[1] and all(one != other for one, other in zip(first, second, strict=True))
 
 
 def test_an_epoch_shows_every_picture_once(make):
@@ -166,32 +171,20 @@ def test_weights_of_another_width_are_refused(tiny_space):
 
 
 @pytest.mark.dist
-def test_two_processes_train_as_one(make, tmp_path):
+def test_two_processes_train_as_one(make, tmp_path, together):
     whole = make(batch=4)
     for step in range(1, 13):
         whole.step(step)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    pids = []
-    for rank in range(2):
-        if (pid := os.fork()) == 0:
-            status = 1
-            try:
-                os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-                os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-                torch.set_num_threads(1)
-                world = World(rank, 2, rank)
-                with process_group(world, CPU):
-                    training = make(batch=4, world=world)
-                    for step in range(1, 13):
-                        training.step(step)
-                    torch.save([weight.detach() for weight in training.parameters()], tmp_path / f"{rank}.pt")
-                status = 0
-            finally:
-                os._exit(status)
-        pids.append(pid)
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids] == [0, 0]
+
+    def work() -> None:
+        world = read_world()
+        with process_group(world, CPU):
+            training = make(batch=4, world=world)
+            for step in range(1, 13):
+                training.step(step)
+            torch.save([weight.detach() for weight in training.parameters()], tmp_path / f"{world.rank}.pt")
+
+    assert together(work).wait() == [0, 0]
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for a, b, expected in zip(one, other, whole.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from evos.ray_tracing import Box, Cylinder, Sphere, Thing, Torus, first_hit, frame_along, plain, rod, trace
+from evos.ray_tracing import Box, Cylinder, Sphere, Thing, Torus, first_hit, frame_along, rod, trace
+from evos.textures import plain
 
 SHAPES = {
     "sphere": (Sphere(0.5), lambda p: p.norm(dim=-1) - 0.5),
@@ -60,7 +61,10 @@ def test_a_moved_and_turned_shape_is_hit_where_it_went():
     thing = Thing(
         Cylinder(0.1, 1.0), plain("ffffff"), torch.tensor([0.0, 2.0, 0.0]), frame_along(torch.tensor([1.0, 0, 0]))
     )
-    colour, hit = trace([thing], torch.tensor([[0.9, 2.0, 3.0], [0.0, 2.5, 3.0]]), torch.tensor([[0.0, 0.0, -1.0]] * 2))
+    colour, distance = trace(
+        [thing], torch.tensor([[0.9, 2.0, 3.0], [0.0, 2.5, 3.0]]), torch.tensor([[0.0, 0.0, -1.0]] * 2)
+    )
+    hit = distance.isfinite()
     assert hit.tolist() == [True, False]
     assert colour[0].min() > 0.3
     assert colour[1].tolist() == [0.0, 0.0, 0.0]
@@ -118,5 +122,8 @@ def test_a_shape_reaches_to_its_farthest_point_and_no_farther(name):
 
 
 def test_no_rays_hit_nothing():
-    colour, hit = trace([Thing(Sphere(1.0), plain("ffffff"), torch.zeros(3))], torch.zeros(0, 3), torch.zeros(0, 3))
+    colour, distance = trace(
+        [Thing(Sphere(1.0), plain("ffffff"), torch.zeros(3))], torch.zeros(0, 3), torch.zeros(0, 3)
+    )
+    hit = distance.isfinite()
     assert colour.shape == (0, 3) and hit.tolist() == []

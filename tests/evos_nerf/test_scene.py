@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from evos.errors import InputError
-from evos.ray_tracing import Sphere, Thing, plain
+from evos.ray_tracing import Sphere, Thing
+from evos.textures import plain
 from evos_nerf.scene import (
     CAMERA_ANGLE_X,
     RADIUS,

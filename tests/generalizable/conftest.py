@@ -1,15 +1,7 @@
 """Tiny data, tiny models, and a program in several processes."""
 
-import faulthandler
 import json
-import os
-import signal
-import socket
-import sys
-import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import cos, pi, sin
 from pathlib import Path
 
@@ -17,7 +9,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import soundfile
-import torch
 
 from generalizable.main import main
 
@@ -113,80 +104,3 @@ def tiny() -> list[str]:
 def program() -> Callable[[list[str]], None]:
     """What ``refused`` runs."""
     return main
-
-
-@dataclass
-class Processes:
-    """Forked processes with torchrun's environment."""
-
-    pids: list[int]
-    folder: Path
-
-    def wait(self, seconds: float = 120) -> list[int]:
-        """Their exit statuses: minus the number of the signal that killed one."""
-        found: dict[int, int] = {}
-        end = time.monotonic() + seconds
-        while len(found) < len(self.pids) and time.monotonic() < end:
-            for pid in self.pids:
-                if pid not in found and (done := os.waitpid(pid, os.WNOHANG))[0]:
-                    found[pid] = os.waitstatus_to_exitcode(done[1])
-            time.sleep(0.02)
-        for pid in set(self.pids) - set(found):
-            os.kill(pid, signal.SIGABRT)  # faulthandler writes to stderr where it waits
-            os.waitpid(pid, 0)
-        assert len(found) == len(self.pids), f"still running: {[self.stderr(rank) for rank in range(len(self.pids))]}"
-        return [found[pid] for pid in self.pids]
-
-    def stderr(self, rank: int) -> str:
-        return (self.folder / f"stderr{rank}").read_text()
-
-
-@pytest.fixture
-def together(tmp_path) -> Callable[..., Processes]:
-    """together(work, size=2) -> Processes, each of which has called work() in an environment like torchrun's."""
-
-    def start(work: Callable[[], object], size: int = 2) -> Processes:
-        return Processes(
-            [fork(work, rank, numbers, tmp_path) for rank, numbers in enumerate(torchrun_variables(size))], tmp_path
-        )
-
-    return start
-
-
-@pytest.fixture
-def environment_of() -> Callable[[int], list[dict[str, str]]]:
-    """environment_of(size) -> the environment of each process, for a new interpreter."""
-    ours = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return lambda size: [ours | numbers for numbers in torchrun_variables(size)]
-
-
-def torchrun_variables(size: int) -> list[dict[str, str]]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
-    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
-
-
-def fork(work: Callable[[], object], rank: int, numbers: dict[str, str], folder: Path) -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if pid := os.fork():
-        return pid
-    status = 1
-    try:
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(folder / f"{name}{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        os.environ |= numbers
-        torch.set_num_threads(1)
-        faulthandler.enable(sys.stderr)
-        work()
-        status = 0
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
