@@ -5,8 +5,8 @@ PYTHON ?= python3.11
 EXTRAS ?= regress
 PYTEST_ARGS ?=
 TEST_WORKERS ?= auto
-KNOWN_EXTRAS := regress nerf meta nas docs dev all
-DEV_EXTRAS := regress,nerf,meta,nas,docs,dev
+KNOWN_EXTRAS := regress nerf meta nas teacher docs dev all
+DEV_EXTRAS := regress,nerf,meta,nas,teacher,docs,dev
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -1,11 +1,14 @@
 """Shared by the benchmarks: interleaved timing with warm-up, and a result file with machine, versions and command."""
 
+import hashlib
 import json
 import shlex
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,34 @@ def write_result(name: str, numbers: Mapping[str, Any]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(json.dumps(numbers, indent=2, default=str))
+
+
+def code_hash(paths: Iterable[Path]) -> str:
+    """A short text that tells two states of files apart."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+
+
+def run_jobs(jobs: Sequence[str], cache: Path, workers: int) -> dict[str, Any]:
+    """What this script prints, as JSON in its last line, when it is called again with ``--one JOB``; kept in ``cache``.
+
+    So many at a time, each in a process of its own. The option ``--one`` goes to the end of the command line.
+    """
+
+    def work(job: str) -> Any:
+        kept = cache / f"{job.replace(' ', '_')}.json"
+        if not kept.exists():
+            words = [sys.executable, *sys.argv, "--one", job]
+            done = subprocess.run(words, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{job}: {done.stderr[-2000:]}")
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(done.stdout.splitlines()[-1])
+        text = kept.read_text()
+        print(job, text[:60], flush=True)
+        return json.loads(text)
+
+    with ThreadPoolExecutor(workers) as pool:
+        return dict(zip(jobs, pool.map(work, jobs), strict=True))
 
 
 class Kernels(TorchDispatchMode):

@@ -11,20 +11,16 @@ code.
 """
 
 import argparse
-import hashlib
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import write_result
+from common import code_hash, run_jobs, write_result
 from scipy.stats import kendalltau
 
 from evonas.options import Options, parse
@@ -81,7 +77,7 @@ def run_one(job: str, args: argparse.Namespace, options: Options) -> Any:
         network = Network(space, task.head)
         plan = scaled(read_phases(space, options.phases, task.size("train"), options.train.batch), args.subnet_steps)
         trained(network, task, plan if kind == "progressive" else random_plan(plan), options, args.lr, seed)
-    return [found[task.metric] for found in task.evaluate(network, genomes, "search", torch.device("cpu"))]
+    return [task.error(found) for found in task.evaluate(network, genomes, "search", torch.device("cpu"))]
 
 
 def tau(pairs: Sequence[tuple[np.ndarray, np.ndarray]], index: np.ndarray | slice = slice(None)) -> float:
@@ -137,24 +133,11 @@ def main() -> None:
         return print(json.dumps(run_one(args.one, args, options)))
     settings = {name: getattr(args, name) for name in ("networks", "steps", "subnet_steps", "lr", "size")}
     sources = [ROOT / "evonas" / f"{name}.py" for name in ("blocks", "supernet", "training", "tasks", "space")]
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in [*sources, config])).hexdigest()[:12]
     shown = [str(value) for value in (*list(settings.values())[:-1], *args.size)]
-    cache = args.cache / f"{code}-{'-'.join(shown)}"
-
-    def work(job: str) -> list[float]:
-        kept = cache / f"{job.replace(' ', '_')}.json"
-        if not kept.exists():
-            words = [sys.executable, __file__, *sys.argv[1:], "--one", job]
-            found = subprocess.run(words, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(found)
-        print(job, kept.read_text()[:60], flush=True)
-        return json.loads(kept.read_text())
-
     supernets = [f"{kind} {seed}" for seed in args.seeds for kind in KINDS]
     alone = [f"scratch {number} {seed}" for seed in args.seeds for number in range(args.networks)]
-    with ThreadPoolExecutor(args.workers) as pool:
-        found = dict(zip([*supernets, *alone], pool.map(work, [*supernets, *alone]), strict=True))
+    cache = args.cache / f"{code_hash([*sources, config])}-{'-'.join(shown)}"
+    found = run_jobs([*supernets, *alone], cache, args.workers)
     errors = {kind: {seed: np.array(found[f"{kind} {seed}"]) for seed in args.seeds} for kind in KINDS}
     errors["scratch"] = {
         seed: np.array([found[f"scratch {number} {seed}"][0] for number in range(args.networks)]) for seed in args.seeds

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from evonas.data import colourised
 from evonas.options import PICKS, Options, parse
+from evonas.report import draw_results
 from evonas.rooms import RoomsConfig, write_rooms
 from evonas.search import Result, add_legend, non_dominated, plot_hypervolumes
 from evonas.stages import STAGE_FUNCTIONS, load_network, search_in
@@ -31,8 +31,6 @@ from evos.runs.files import save_figure
 from evos.runs.folder import check_run_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-SHOWN = 3
-"""Test pictures in the report."""
 
 
 @dataclass(frozen=True)
@@ -98,30 +96,12 @@ def report(options: Options, found: Result, random: Result) -> None:
     add_legend(fronts)
     plot_hypervolumes(volumes, [found, random])
     volumes.set_title("what is dominated")
-    device = torch.device("cpu")
-    networks = {name: load_network(out / "retrain" / name, device) for name in PICKS}
-    task = build_task(options.data, ["test"])
-    index = torch.linspace(0, task.size("test") - 1, SHOWN).round().long()
-    pictures, truth = task.batch("test", index, device)
-    columns = {"picture": pictures, "truth": torch.stack([shade(depth, options) for depth in truth])}
-    with torch.no_grad():
-        for name, (network, own_task, _) in networks.items():
-            cost_text = f"{macs(network, options.data.height, options.data.width) / 1e6:.1f} MMAC"
-            columns[f"{name}: {cost_text}"] = torch.stack(
-                [shade(depth, options) for depth in own_task.depth(network, pictures)]
-            )
-    axes: Any = bottom.subplots(SHOWN, len(columns), squeeze=False)
-    for column, (title, shown) in enumerate(columns.items()):
-        for row in range(SHOWN):
-            axes[row, column].imshow(shown[row].clamp(0, 1).numpy())
-            axes[row, column].axis("off")
-        axes[0, column].set_title(title, fontsize=9)
+    size, networks = (options.data.height, options.data.width), {}
+    for name in PICKS:
+        network, _, _ = load_network(out / "retrain" / name, torch.device("cpu"))
+        networks[f"{name}: {macs(network, *size) / 1e6:.1f} MMAC"] = network
+    draw_results(bottom, build_task(options.data, ["test"]), networks)
     save_figure(figure, out / "report.png")
-
-
-def shade(depth: torch.Tensor, options: Options) -> torch.Tensor:
-    """A depth map as colours."""
-    return colourised(depth, options.data.max_depth)
 
 
 @exit_on_input_error

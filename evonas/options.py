@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from evonas.data import DataConfig
+from evonas.distillation import DistillConfig
 from evonas.engines import EngineConfig
 from evonas.search import PICKS, SearchConfig
 from evonas.space import Space, SpaceConfig, read_names
@@ -82,6 +83,7 @@ class Options:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     phases: tuple[Any, ...] = PAPER_PHASES
+    distill: DistillConfig = field(default_factory=DistillConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     retrain: RetrainConfig = field(default_factory=RetrainConfig)
@@ -110,6 +112,7 @@ GROUPS = {
     "data": DataConfig,
     "pretrain": PretrainConfig,
     "train": TrainConfig,
+    "distill": DistillConfig,
     "search": SearchConfig,
     "engine": EngineConfig,
     "retrain": RetrainConfig,

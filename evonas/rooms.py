@@ -18,7 +18,8 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from evonas.data import SPLITS, write_depth
+from evonas.data import SPLITS
+from evonas.tasks.depth import write_depth
 from evos.command_line import parse_options
 from evos.config import check_range
 from evos.errors import exit_on_input_error

@@ -8,25 +8,26 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from evonas.data import DataConfig, colourised, read_colours, write_depth
+from evonas.data import read_colours
+from evonas.distillation import Distillation
 from evonas.engines import Evaluate, build_engine
 from evonas.evaluation import Evaluator, latency
+from evonas.networks import load_network, save_network
 from evonas.options import FREE, Options
+from evonas.report import draw_results
 from evonas.search import Result, pick, read_front, search, write_report
-from evonas.space import Genome, Space, SpaceConfig, as_text
-from evonas.supernet import Network, macs, parameters
-from evonas.tasks import DepthTask, Task, build_task
-from evonas.training import Plan, TrainConfig, Training, load_weights, read_phases, single_plan
+from evonas.space import Genome, Space, as_text
+from evonas.supernet import Network, load_weights, macs, parameters
+from evonas.tasks import Task, build_task
+from evonas.training import Plan, TrainConfig, Training, read_phases, single_plan
 from evos.distributed import World, from_main
 from evos.errors import InputError
-from evos.images import list_images, write_image
+from evos.images import list_images
 from evos.runs import (
     EventLog,
     Progress,
@@ -40,6 +41,7 @@ from evos.runs import (
     seed_everything,
     write_json,
 )
+from evos.runs.files import save_figure
 from evos.runs.outputs import make_folder
 
 
@@ -53,11 +55,20 @@ def fit(
     groups: Sequence[str],
     world: World,
     stopper: Stopper,
+    distillation: Distillation | None = None,
 ) -> None:
     """Train a network in a run folder, or go on; the network ends with its best weights."""
     settings, device = options.run, resolve_device(options.run.device)
     training = Training(
-        network, task, plan, config, seed=settings.seed, device=device, world=world, precision=settings.precision
+        network,
+        task,
+        plan,
+        config,
+        seed=settings.seed,
+        device=device,
+        world=world,
+        precision=settings.precision,
+        distillation=distillation,
     )
     recorded = options.recorded(*groups) | {"genome": list(network.genome)}
     run: Run = from_main(
@@ -111,8 +122,20 @@ def train(options: Options, world: World, stopper: Stopper) -> None:
         weights = load_checkpoint(pretrained)["weights"]
         load_weights(network, weights, str(pretrained), but="head.")
     plan = read_phases(space, options.phases, task.size("train"), options.train.batch)
-    groups = ("space", "data", "pretrain", "train", "phases")
-    fit(network, task, plan, options.train, options, Path(options.run.out) / "train", groups, world, stopper)
+    groups = ("space", "data", "pretrain", "train", "phases", "distill")
+    teacher = teacher_of(options, network, task)
+    fit(network, task, plan, options.train, options, Path(options.run.out) / "train", groups, world, stopper, teacher)
+
+
+def teacher_of(options: Options, student: Network, task: Task) -> Distillation | None:
+    """What ``distill.teacher`` names: outside of progressive training, max and ema are the supernet as it ended."""
+    if options.distill.teacher is None:
+        return None
+    largest = None
+    if not student.is_supernet and options.distill.teacher in ("max", "ema"):
+        supernet = load_supernet(options, task)
+        largest = supernet.extract(supernet.space.largest)
+    return Distillation(options.distill, student, task, resolve_device(options.run.device), largest)
 
 
 def load_supernet(options: Options, task: Task) -> Network:
@@ -141,7 +164,7 @@ class ErrorsOnSearch:
 
         def errors(genomes: Sequence[Genome]) -> list[float]:
             # Rounded, because the last bits depend on where tensors lie in memory.
-            return [round(found[task.metric], 7) for found in task.evaluate(network, genomes, "search", device)]
+            return [round(task.error(found), 7) for found in task.evaluate(network, genomes, "search", device)]
 
         return errors
 
@@ -232,9 +255,10 @@ def retrain(options: Options, world: World, stopper: Stopper) -> None:
         network = Network(space, task.head, genome) if supernet is None else supernet.extract(genome)
         folder = out / "retrain" / (f"{name}-scratch" if supernet is None else name)
         plan = single_plan(space, genome, settings.steps_over(task.size("train")))
-        fit(network, task, plan, settings, options, folder, ("space", "data", "retrain"), world, stopper)
+        groups, teacher = ("space", "data", "retrain", "distill"), teacher_of(options, network, task)
+        fit(network, task, plan, settings, options, folder, groups, world, stopper, teacher)
         if world.is_main:
-            save_network(folder / "network.pt", network, options)
+            save_network(folder / "network.pt", network, options.data, task.classes)
 
 
 def read_genome(text: str) -> list[int]:
@@ -248,32 +272,7 @@ def read_genome(text: str) -> list[int]:
     return genes
 
 
-# ---- networks found
-
-
-def save_network(path: Path, network: Network, options: Options) -> None:
-    """A network by itself: genes, space, data options and weights."""
-    data = {name: value for name, value in asdict(options.data).items() if name != "root"}
-    state = {"genome": list(network.genome), "space": asdict(options.space), "data": data}
-    save_checkpoint(path, {**state, "weights": network.state_dict()})
-
-
-def load_network(path: str | Path, device: torch.device) -> tuple[Network, DepthTask, DataConfig]:
-    """A network that ``retrain`` wrote, from its file or folder, with a task that has no data.
-
-    Raises:
-        InputError: there is none, or the file is damaged or something else.
-    """
-    path = Path(path) / "network.pt" if Path(path).is_dir() else Path(path)
-    state = load_checkpoint(path)
-    if not {"genome", "space", "data", "weights"} <= state.keys():
-        raise InputError("network", str(path), "a network.pt that the stage retrain wrote")
-    known = {entry.name for entry in fields(DataConfig)}
-    data = DataConfig(**{name: value for name, value in state["data"].items() if name in known})
-    task: Any = build_task(data, [])
-    network = Network(Space(SpaceConfig(**state["space"])), task.head, state["genome"])
-    load_weights(network, state["weights"], str(path))
-    return network.to(device).eval(), task, data
+# ---- what is done with them
 
 
 def retrained(options: Options) -> list[Path]:
@@ -288,49 +287,49 @@ def retrained(options: Options) -> list[Path]:
 
 def evaluate(options: Options, world: World, stopper: Stopper) -> None:
     """All metrics of the retrained networks (or of ``network``) on the test split, which nothing was chosen on."""
+    from matplotlib.figure import Figure
+
     out, device = Path(options.run.out), resolve_device(options.run.device)
-    paths, results = sorted(retrained(options)), {}
+    paths, results, networks = sorted(retrained(options)), {}, {}
     task = build_task(options.data, ["test"])
     for path in paths:
-        network, _, _ = load_network(path, device)
+        network, own_task, _ = load_network(path, device)
+        if own_task.classes != task.classes:
+            got = f"{path} of {len(own_task.classes)} classes"
+            raise InputError("network", got, f"a network of the {len(task.classes)} classes of the data")
         costs = {
             "macs": macs(network, options.data.height, options.data.width),
             "parameters": parameters(network),
             "architecture": as_text(network.space.decode(network.genome)),
         }
         name = path.parent.name if path.name == "network.pt" else path.stem
+        networks[name] = network
         results[name] = costs | task.evaluate(network, [network.genome], "test", device)[0]
         shown = ", ".join(f"{key} {value:.4g}" for key, value in results[name].items() if isinstance(value, float))
         print(f"{name}: {shown}, {costs['macs'] / 1e6:.1f} MMAC, {costs['parameters']:,} parameters")
     make_folder(out / "evaluate")
+    figure = Figure(figsize=(3 * (2 + len(networks)), 7), layout="constrained")
+    draw_results(figure, task, networks)
+    save_figure(figure, out / "evaluate" / "report.png")
     write_json(out / "evaluate" / "metrics.json", {"pictures": task.size("test"), "networks": results})
 
 
 def predict(options: Options, world: World, stopper: Stopper) -> None:
-    """Depth maps of pictures: 16-bit PNG (``data.depth_scale`` units a metre, 1000 by default) and coloured ones."""
+    """Results for pictures: depth as 16-bit PNG (``data.depth_scale`` units a metre, 1000 by default), masks, boxes as
+    JSON; and coloured pictures of them."""
     if options.run.input is None:
         raise InputError("input", None, "a picture or a folder of pictures")
     device = resolve_device(options.run.device)
-    network, task, data = load_network(retrained(options)[0], device)
+    network, task, _ = load_network(retrained(options)[0], device)
+    task.config = replace(task.config, depth_scale=options.data.depth_scale)
     pictures = list_images(options.run.input)
     folder = output_folder(options, "predict")
     with Progress(len(pictures), "predict", quiet=options.run.quiet) as progress:
         for done, path in enumerate(pictures, 1):
-            depth = predicted_depth(network, task, data, read_colours(path).to(device)).cpu()
-            write_depth(folder / f"{path.stem}.png", depth, options.data.depth_scale or 1000)
-            write_image(folder / f"{path.stem}_coloured.png", colourised(depth, data.max_depth))
+            picture = read_colours(path)
+            task.write(folder, path.stem, picture, task.predict(network, picture.to(device)).cpu())
             progress.update(done)
-    print(f"{len(pictures)} depth maps: {folder}")
-
-
-@torch.inference_mode()
-def predicted_depth(network: Network, task: DepthTask, data: DataConfig, pixels: torch.Tensor) -> torch.Tensor:
-    """Depth (H, W) in metres of a picture (H, W, 3) of any size."""
-    planes = pixels.permute(2, 0, 1)[None]
-    size = (data.height, data.width)
-    small = F.interpolate(planes, size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
-    found = task.depth(network, small)[:, None]
-    return F.interpolate(found, pixels.shape[:2], mode="bilinear")[0, 0]
+    print(f"{len(pictures)} pictures: {folder}")
 
 
 def output_folder(options: Options, name: str) -> Path:
@@ -344,11 +343,11 @@ def export(options: Options, world: World, stopper: Stopper) -> None:
     """A network as safetensors and ONNX, the latter run by onnxruntime beside torch."""
     from evonas.exporting import write_onnx, write_safetensors
 
-    network, task, data = load_network(retrained(options)[0], torch.device("cpu"))
+    network, task, _ = load_network(retrained(options)[0], torch.device("cpu"))
     folder = output_folder(options, "export")
-    write_safetensors(folder / "network.safetensors", network, data)
-    difference = write_onnx(folder / "network.onnx", network, task, data)
-    print(f"{folder}: network.safetensors, network.onnx (in onnxruntime depths differ by {difference:.1e} m at most)")
+    write_safetensors(folder / "network.safetensors", network, task)
+    difference = write_onnx(folder / "network.onnx", network, task)
+    print(f"{folder}: network.safetensors, network.onnx (in onnxruntime answers differ by {difference:.1e} at most)")
 
 
 STAGE_FUNCTIONS: dict[str, Callable[[Options, World, Stopper], None]] = {

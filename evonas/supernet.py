@@ -5,7 +5,7 @@ that part alone, which computes the same.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evonas.blocks import Block, Convolution, Picture
 from evonas.space import Space
+from evos.errors import InputError
 
 Pyramid = list[Float[Tensor, "_ _ _ _"]]
 """Pictures (batch, height, width, features) from the finest to the coarsest."""
@@ -86,38 +87,43 @@ class Network(nn.Module):
             found.append(self.norms[i](x))
         return found
 
+    def both(self, pictures: Float[Tensor, "B H W 3"]) -> tuple[Pyramid, Tensor]:
+        """The pyramid of pictures in [0, 1], and the head's output."""
+        found = self.pyramid(2 * pictures - 1)
+        return found, self.head(found, (pictures.shape[1], pictures.shape[2]))
+
     def forward(self, pictures: Float[Tensor, "B H W 3"]) -> Tensor:
-        """The head's answer to pictures in [0, 1]."""
-        return self.head(self.pyramid(2 * pictures - 1), pictures.shape[1:3])
+        """The head's output for pictures in [0, 1]."""
+        return self.both(pictures)[1]
 
 
 class DenseHead(TaskHead):
-    """One number a pixel: the pyramid is summed from coarse to fine, and the result enlarged to the pictures' size.
+    """Numbers of each pixel: the pyramid is summed from coarse to fine, and the result enlarged to the pictures' size.
 
     No batch norm, whose statistics would be those of another architecture.
     """
 
-    def __init__(self, widths: Sequence[int], features: int | None = None) -> None:
+    def __init__(self, widths: Sequence[int], features: int | None = None, outputs: int = 1) -> None:
         super().__init__()
         features = widths[0] if features is None else features
         self.widths, self.features = tuple(widths), features
         self.laterals = nn.ModuleList(nn.Linear(width, features) for width in widths)
         self.fuse = nn.ModuleList(Convolution(features, features) for _ in widths)
-        self.out = nn.Linear(features, 1)
+        self.out = nn.Linear(features, outputs)
 
     def macs(self, places: Sequence[int]) -> int:
         """Laterals and 3×3 convolutions at all levels, the output at the finest."""
         fused = sum(n * (width + 9 * self.features) for n, width in zip(places, self.widths, strict=True))
-        return self.features * (fused + places[0])
+        return self.features * (fused + places[0] * self.out.out_features)
 
-    def forward(self, pyramid: Pyramid, size: tuple[int, int]) -> Float[Tensor, "B h w"]:
-        """Any number, at the pictures' ``size``."""
+    def forward(self, pyramid: Pyramid, size: tuple[int, int]) -> Float[Tensor, "B h w outputs"]:
+        """Any numbers, at the pictures' ``size``."""
         x: Tensor | None = None
         for level, lateral, fuse in list(zip(pyramid, self.laterals, self.fuse, strict=True))[::-1]:
             own = lateral(level)
             x = F.gelu(fuse(own if x is None else own + enlarged(x, (own.shape[1], own.shape[2]))))
         assert x is not None
-        return enlarged(self.out(x), size)[..., 0]
+        return enlarged(self.out(x), size)
 
 
 class ClassHead(TaskHead):
@@ -139,6 +145,27 @@ class ClassHead(TaskHead):
 def enlarged(x: Picture, size: tuple[int, int]) -> Float[Tensor, "B h w C"]:
     """Bilinearly to another size."""
     return F.interpolate(x.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+
+
+# ---- weights
+
+
+def load_weights(network: Network, weights: Mapping[str, Tensor], name: str, *, but: str = "") -> None:
+    """Load weights by name; those whose name begins with ``but`` may be of another kind and stay as they are.
+
+    Raises:
+        InputError: they are of a network of other sizes.
+    """
+    own = network.state_dict()
+    wanted = {key for key in own if not (but and key.startswith(but))}
+    given = {key: value for key, value in weights.items() if key in wanted}
+    if given.keys() != wanted:
+        raise InputError(name, "weights of other blocks", "those of this architecture's space")
+    for key, value in given.items():
+        if value.shape != own[key].shape:
+            allowed = f"{list(own[key].shape)}, as space.width and its choices say"
+            raise InputError(name, f"{key} of shape {list(value.shape)}", allowed)
+    network.load_state_dict({**own, **given})
 
 
 # ---- costs

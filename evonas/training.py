@@ -19,8 +19,9 @@ import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from evonas.distillation import Distillation
 from evonas.space import OPTIONS, Genome, Space
-from evonas.supernet import Network
+from evonas.supernet import Network, load_weights
 from evonas.tasks import Task
 from evos.config import check_choice, check_range
 from evos.distributed import World
@@ -201,8 +202,9 @@ class Training(Trainable):
         device: torch.device,
         world: World | None = None,
         precision: str = "fp32",
+        distillation: Distillation | None = None,
     ) -> None:
-        """``precision`` is that of the forward pass: fp32, tf32 or bf16.
+        """``precision`` is that of the forward pass: fp32, tf32 or bf16; ``distillation`` adds its losses.
 
         Raises:
             InputError: another precision; the batch is no multiple of the number of processes.
@@ -216,7 +218,9 @@ class Training(Trainable):
             torch.set_float32_matmul_precision("high")
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         self.judges = probes(network.space) if network.is_supernet else [network.genome]
-        self.optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.weight_decay)
+        self.distillation = distillation
+        self.trained = [*network.parameters(), *(distillation.projector.parameters() if distillation else ())]
+        self.optimizer = torch.optim.AdamW(self.trained, weight_decay=config.weight_decay)
         self.clip = config.build_clip(device)
         self.best: dict[str, Any] = {"error": math.inf, "step": 0, "weights": {}}
 
@@ -236,25 +240,34 @@ class Training(Trainable):
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(step, self.plan.steps)
         self.optimizer.zero_grad()
-        total = torch.zeros((), device=self.device)
+        total, teacher = torch.zeros((), device=self.device), None
+        if self.distillation:
+            with self.autocast:
+                teacher = self.distillation.answer(pictures)
         for genome in genomes:
             if self.network.is_supernet:
                 self.network.activate(genome)
             with self.autocast:
-                loss = self.task.loss(self.network, pictures, truth) / len(genomes)
+                pyramid, output = self.network.both(pictures)
+                loss = self.task.loss(output, truth)
+                if self.distillation and teacher:
+                    loss = loss + self.distillation.loss(pyramid, output, teacher)
+                loss = loss / len(genomes)
             loss.backward()
             total += loss.detach()
         self.average_gradients()
         if self.clip is not None:
-            self.clip(self.network.parameters())
+            self.clip(self.trained)
         self.optimizer.step()
+        if self.distillation:
+            self.distillation.follow(step)
         return total
 
     def average_gradients(self) -> None:
         """The mean over all processes, in one message: which weights have a gradient is the same in all of them."""
         if self.world.size == 1:
             return
-        gradients = [weight.grad for weight in self.network.parameters() if weight.grad is not None]
+        gradients = [weight.grad for weight in self.trained if weight.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         parts = (flat / self.world.size).split([gradient.numel() for gradient in gradients])
@@ -264,7 +277,7 @@ class Training(Trainable):
     def evaluate(self, step: int, events: EventLog | None, *, final: bool) -> dict[str, Any]:
         """Errors of the judges on the search split and their mean, which decides whether the weights are the best."""
         found = self.task.evaluate(self.network, self.judges, "search", self.device)
-        errors = [entry[self.task.metric] for entry in found]
+        errors = [self.task.error(entry) for entry in found]
         error = sum(errors) / len(errors)
         if error < self.best["error"]:
             weights = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
@@ -282,12 +295,15 @@ class Training(Trainable):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training continues from; alike on all processes."""
-        return {"weights": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
+        state = {"weights": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
+        return state | ({"distillation": self.distillation.state_dict()} if self.distillation else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict``."""
         load_weights(self.network, state["weights"], "checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.distillation:
+            self.distillation.load_state_dict(state["distillation"])
         self.best = state["best"]
 
 
@@ -295,21 +311,3 @@ class Training(Trainable):
 def epoch_order(seed: int, epoch: int, count: int) -> Int[Tensor, "count"]:
     """A random order of so many training pictures."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, 2 + epoch)))
-
-
-def load_weights(network: Network, weights: Mapping[str, Tensor], name: str, *, but: str = "") -> None:
-    """Load weights by name; those whose name begins with ``but`` may be of another kind and stay as they are.
-
-    Raises:
-        InputError: they are of a network of other sizes.
-    """
-    own = network.state_dict()
-    wanted = {key for key in own if not (but and key.startswith(but))}
-    given = {key: value for key, value in weights.items() if key in wanted}
-    if given.keys() != wanted:
-        raise InputError(name, "weights of other blocks", "those of this architecture's space")
-    for key, value in given.items():
-        if value.shape != own[key].shape:
-            allowed = f"{list(own[key].shape)}, as space.width and its choices say"
-            raise InputError(name, f"{key} of shape {list(value.shape)}", allowed)
-    network.load_state_dict({**own, **given})

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from evonas.data import DataConfig, DepthSet
+from evonas.data import DataConfig, InMemory
 from evonas.space import Space, SpaceConfig
 from evonas.tasks import DepthTask
 
@@ -36,13 +36,13 @@ def tiny_space() -> Space:
 class Slopes(DepthTask):
     """Depth is 1 + 4 · brightness: 12 pictures of 16×16 to train on, 6 to search on and to test on."""
 
-    def load(self, split: str) -> DepthSet:
+    def load(self, split: str) -> InMemory:
         count = 12 if split == "train" else 6
         generator = torch.Generator().manual_seed(len(split))
         small = torch.rand(count, 1, 3, 3, generator=generator)
         brightness = torch.nn.functional.interpolate(small, (16, 16), mode="bilinear")[:, 0]
         pictures = (255 * brightness[..., None].expand(-1, -1, -1, 3)).round().byte()
-        return DepthSet(pictures, 1 + 4 * brightness, [str(i) for i in range(count)])
+        return InMemory(pictures, 1 + 4 * brightness, [str(i) for i in range(count)])
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from evonas.data import DataConfig, OnDisk, batch, colourised, load_classes, load_split, scene_of, write_depth
+from evonas.data import DataConfig, InMemory, OnDisk
+from evonas.tasks import build_task
+from evonas.tasks.depth import colourised, scene_of, write_depth
 from evos.errors import InputError
 from evos.images import read_image, write_image
 
@@ -35,9 +37,14 @@ def config(root: Path, **options) -> DataConfig:
     return DataConfig(root=str(root), height=12, width=16, **options)
 
 
+def load_split(options: DataConfig, split: str) -> InMemory | OnDisk:
+    """A split of the task that the options name."""
+    return build_task(options, [split]).sets[split]
+
+
 def numbers(found) -> list[int]:
     """The number of each pair, from its depth."""
-    return (found.depths[:, 5, 5] * 10).round().int().tolist()
+    return (found.truth[:, 5, 5] * 10).round().int().tolist()
 
 
 def test_a_flat_folder_is_split_into_runs_of_neighbours(sibling):
@@ -45,7 +52,7 @@ def test_a_flat_folder_is_split_into_runs_of_neighbours(sibling):
     assert numbers(found["train"]) == list(range(10, 24))
     assert numbers(found["search"]) == [24, 25] and numbers(found["test"]) == [26, 27, 28, 29]
     assert found["train"].pictures[3, 4, 4].tolist() == [round(255 * 0.13)] * 3
-    assert found["train"].depths[3, 0, 0] == 0
+    assert found["train"].truth[3, 0, 0] == 0
 
 
 def test_folders_of_splits_are_taken_as_they_are(sibling, tmp_path):
@@ -70,7 +77,7 @@ def test_pairs_are_found_by_their_suffixes(colour, depth, tmp_path):
 
 def test_seven_scenes_are_read(data_root):
     found = load_split(DataConfig(root=str(data_root / "rgbd_7scenes_redkitchen")), "test")
-    assert found.pictures.shape == (16, 96, 128, 3) and 1 < found.depths[found.depths > 0].median() < 3
+    assert found.pictures.shape == (16, 96, 128, 3) and 1 < found.truth[found.truth > 0].median() < 3
 
 
 def test_lists_hold_out_whole_folders(tmp_path):
@@ -128,7 +135,7 @@ def test_depth_is_resized_by_the_nearest_pixel_and_colour_antialiased(tmp_path):
     shutil.copy(tmp_path / "a_rgb.png", tmp_path / "b_rgb.png")
     shutil.copy(tmp_path / "a_depth.png", tmp_path / "b_depth.png")
     found = load_split(config(tmp_path), "test")
-    torch.testing.assert_close(found.depths[0], (1.2 + 0.4 * torch.arange(16.0)).expand(12, 16))
+    torch.testing.assert_close(found.truth[0], (1.2 + 0.4 * torch.arange(16.0)).expand(12, 16))
     assert (found.pictures[0, :, 1:-1].float() - 127.5).abs().max() < 3
 
 
@@ -137,7 +144,7 @@ def test_the_unit_comes_from_the_data_set_or_the_option(tmp_path):
         write_pair(tmp_path / "rgb" / f"{i}.png", tmp_path / "depth" / f"{i}.png", i, scale=5000)
     (tmp_path / "dataset.json").write_text('{"depth_scale": 5000}')
     assert numbers(load_split(config(tmp_path), "train"))[0] == 10
-    assert load_split(config(tmp_path, depth_scale=2500.0), "train").depths[0, 3, 3] == pytest.approx(2)
+    assert load_split(config(tmp_path, depth_scale=2500.0), "train").truth[0, 3, 3] == pytest.approx(2)
 
 
 def test_a_limit_takes_pictures_from_everywhere(sibling):
@@ -213,7 +220,7 @@ def test_sparse_depth_may_lose_a_picture_but_not_all_of_them(tmp_path):
         write_pair(tmp_path / "rgb" / f"{i}.png", tmp_path / "depth" / f"{i}.png", i, size=(48, 64))
         if i > 10:
             write_depth(tmp_path / "depth" / f"{i}.png", sparse, 1000)
-    assert (load_split(config(tmp_path), "train").depths > 0).any(2).any(1).tolist() == [True] + [False] * 6
+    assert (load_split(config(tmp_path), "train").truth > 0).any(2).any(1).tolist() == [True] + [False] * 6
     with pytest.raises(InputError, match=r"data.height: got 12 and data.width 16; allowed: a size that keeps some"):
         load_split(config(tmp_path), "test")
 
@@ -224,18 +231,19 @@ def test_an_empty_folder_is_one_line(tmp_path):
 
 
 def test_augmentation_mirrors_both_and_changes_colours_alone(sibling):
-    found = load_split(config(sibling), "train")
+    task = build_task(config(sibling), ["train"])
+    found = task.sets["train"]
     ramp = torch.arange(16.0).expand(12, 16)
-    found.depths[:] = 1 + ramp
+    found.truth[:] = 1 + ramp
     found.pictures[:] = (10 * ramp[..., None]).byte()
-    pictures, depths = batch(found, torch.arange(14), CPU, torch.Generator().manual_seed(0), augment=True)
+    pictures, depths = task.batch("train", torch.arange(14), CPU, torch.Generator().manual_seed(0))
     mirrored = depths[:, 0, 0] == 16
     assert 3 < mirrored.sum() < 11
     assert ((pictures[:, 0, 0, 0] > pictures[:, 0, 15, 0]) == mirrored).all()
-    assert torch.equal(depths[~mirrored], found.depths[:14][~mirrored])
-    plain, _ = batch(found, torch.arange(14), CPU)
+    assert torch.equal(depths[~mirrored], found.truth[:14][~mirrored])
+    plain, _ = task.batch("train", torch.arange(14), CPU)
     assert torch.equal(plain, found.pictures[:14].float() / 255)
-    again, _ = batch(found, torch.arange(14), CPU, torch.Generator().manual_seed(0), augment=True)
+    again, _ = task.batch("train", torch.arange(14), CPU, torch.Generator().manual_seed(0))
     assert torch.equal(again, pictures)
 
 
@@ -257,23 +265,23 @@ def test_classes_are_read_from_both_layouts(tmp_path):
             (tmp_path / "flat" / name).mkdir(parents=True, exist_ok=True)
             write_image(tmp_path / "flat" / name / f"{i}.png", torch.full((9, 9, 1), i / 20))
     options = config(tmp_path / "flat", task="classification")
-    train, test = load_classes(options, "train"), load_classes(options, "search")
-    assert train.classes == ["cat", "dog"] and len(train.labels) == 36 and test.labels.tolist() == [0, 0, 1, 1]
+    train, test = load_split(options, "train"), load_split(options, "search")
+    assert train.classes == ["cat", "dog"] and len(train.truth) == 36 and test.truth.tolist() == [0, 0, 1, 1]
     shutil.copytree(tmp_path / "flat", tmp_path / "net" / "train")
     shutil.copytree(tmp_path / "flat", tmp_path / "net" / "val")
-    assert len(load_classes(config(tmp_path / "net", task="classification"), "train").labels) == 40
+    assert len(load_split(config(tmp_path / "net", task="classification"), "train").truth) == 40
     shutil.rmtree(tmp_path / "net" / "val" / "cat")
     (tmp_path / "net" / "val" / "bird").mkdir()
     with pytest.raises(InputError, match=r"pretrain.root: got .*val with other classes than .*train"):
-        load_classes(config(tmp_path / "net", task="classification"), "search")
+        load_split(config(tmp_path / "net", task="classification"), "search")
     with pytest.raises(InputError, match=r"pretrain.root: .*two classes"):
-        load_classes(config(tmp_path / "flat" / "cat", task="classification"), "train")
+        load_split(config(tmp_path / "flat" / "cat", task="classification"), "train")
 
 
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"layout": "folders"}, "layout: got folders; allowed: auto, rgbd or lists for depth: folders is a layout of"),
+        ({"classes": 1}, "classes: got 1; allowed: at least 2"),
         ({"layout": "rgb"}, "layout: got rgb; allowed: did you mean rgbd?"),
         ({"depth_scale": 0.0}, "depth_scale: got 0.0; allowed: above 0"),
         ({"min_depth": 0.0}, "min_depth: got 0.0; allowed: above 0"),
@@ -290,20 +298,31 @@ def test_options_out_of_range_are_refused(options, line):
 
 
 def test_what_is_read_in_every_batch_is_what_memory_holds(sibling, tmp_path):
-    kept, read = (load_split(config(sibling, in_memory=flag), "train") for flag in (True, False))
-    index = torch.tensor([3, 0, 13])
-    assert isinstance(read, OnDisk) and len(read) == len(kept) == 14 and read.names == kept.names
-    for one, other in zip(batch(kept, index, CPU), batch(read, index, CPU), strict=True):
-        assert torch.equal(one, other)
     for name in ("cat", "dog"):
         shutil.copytree(sibling / "rgb", tmp_path / "classes" / name)
-    options = [config(tmp_path / "classes", task="classification", in_memory=flag) for flag in (True, False)]
-    kept, read = (load_classes(option, "train") for option in options)
-    for one, other in zip(batch(kept, index, CPU), batch(read, index, CPU), strict=True):
-        assert torch.equal(one, other)
+    index = torch.tensor([3, 0, 13])
+    for root, kind in ((sibling, "depth"), (tmp_path / "classes", "classification")):
+        tasks = [build_task(config(root, task=kind, in_memory=flag), ["train"]) for flag in (True, False)]
+        kept, read = (task.sets["train"] for task in tasks)
+        assert isinstance(read, OnDisk) and len(read) == len(kept) >= 14 and read.names == kept.names
+        for one, other in zip(*(task.batch("train", index, CPU) for task in tasks), strict=True):
+            assert torch.equal(one, other)
     (sibling / "rgb" / "13.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"13\.png"):
-        batch(load_split(config(sibling, in_memory=False), "train"), torch.tensor([3]), CPU)
+        load_split(config(sibling, in_memory=False), "train").take(torch.tensor([3]))
+
+
+@pytest.mark.parametrize(
+    ("task", "layout", "allowed"),
+    [
+        ("depth", "folders", "auto, rgbd, lists for depth"),
+        ("segmentation", "coco", "auto, ade20k, voc, camvid for segmentation"),
+        ("detection", "camvid", "auto, coco for detection"),
+    ],
+)
+def test_a_layout_of_another_task_is_refused(task, layout, allowed, tmp_path):
+    with pytest.raises(InputError, match=f"data.layout: got {layout}; allowed: {allowed}"):
+        build_task(config(tmp_path, task=task, layout=layout), ["train"])
 
 
 def test_depth_may_have_a_root_of_its_own(sibling, tmp_path):

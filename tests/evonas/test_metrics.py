@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evonas.data import DataConfig
-from evonas.metrics import CROPS, depth_metrics, valid_pixels
+from evonas.tasks.depth import CROPS, depth_metrics, valid_pixels
 
 
 def slow(prediction, truth, low, high):

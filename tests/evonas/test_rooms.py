@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from evonas.data import DataConfig, load_split
+from evonas.data import DataConfig
 from evonas.rooms import FIELD_OF_VIEW, RoomsConfig, main, room_of, write_rooms
+from evonas.tasks.depth import DepthTask
 from evos.images import read_image
 from evos.ray_tracing import camera_rays
 
@@ -89,9 +90,9 @@ def test_files_hold_what_was_rendered(rooms):
     colour, depth = room.view(room.pose(), 12, 16)
     written = read_image(rooms / "train" / "rgb" / "0001_01.png").pixels
     assert (written - colour).abs().max() <= 0.5 / 255 + 1e-6
-    found = load_split(DataConfig(root=str(rooms), height=12, width=16, max_depth=12), "train")
+    found = DepthTask(DataConfig(root=str(rooms), height=12, width=16, max_depth=12), ["train"]).sets["train"]
     assert found.names == ["0000_00", "0000_01", "0001_00", "0001_01"]
-    assert (found.depths[3] - depth).abs().max() <= 0.5 / 5000 + 1e-6
+    assert (found.truth[3] - depth).abs().max() <= 0.5 / 5000 + 1e-6
     assert (found.pictures[3] - 255 * colour).abs().max() <= 0.5 + 1e-3
 
 

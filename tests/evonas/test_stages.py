@@ -156,7 +156,7 @@ def test_predictions_are_depth_at_the_pictures_own_size(done, rooms, tmp_path):
     assert depth.bits == 16 and depth.pixels.shape == (16, 24, 1)
     network, task, _ = stages.load_network(done / "retrain" / "knee", torch.device("cpu"))
     with torch.no_grad():
-        expected = task.depth(network, read_image(pictures / name).pixels[None])[0]
+        expected = task.answer(network(read_image(pictures / name).pixels[None]))[0]
     assert (depth.pixels[..., 0] * 65535 / 2000 - expected).abs().max() < 1e-3
     assert read_image(tmp_path / "depth" / "0000_00_coloured.png").pixels.shape == (16, 24, 3)
 
@@ -178,7 +178,7 @@ def test_exported_networks_say_what_they_are(done):
 
     with safe_open(done / "export" / "network.safetensors", "pt") as file:
         about = file.metadata()
-        assert json.loads(about["size"]) == [16, 24]
+        assert [json.loads(about["data"])[name] for name in ("height", "width")] == [16, 24]
         weights = load_checkpoint(done / "retrain" / "knee" / "network.pt")["weights"]
         assert all(torch.equal(file.get_tensor(name), weight) for name, weight in weights.items())
     import onnxruntime
@@ -187,7 +187,7 @@ def test_exported_networks_say_what_they_are(done):
     picture = torch.rand(1, 16, 24, 3)
     network, task, _ = stages.load_network(done / "retrain" / "knee", torch.device("cpu"))
     with torch.no_grad():
-        expected = task.depth(network, picture).numpy()
+        expected = task.answer(network(picture)).numpy()
     np.testing.assert_allclose(session.run(None, {"pictures": picture.numpy()})[0], expected, atol=1e-4)
 
 
@@ -203,6 +203,62 @@ def test_pretraining_gives_the_supernet_its_trunk(rooms, tmp_path):
     after = load_checkpoint(tmp_path / "run" / "train" / "best.pt")["weights"]
     trunk = [name for name in after if not name.startswith("head.")]
     assert all(torch.allclose(start[name], after[name], atol=1e-6) for name in trunk)
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory) -> dict[str, Path]:
+    """A small data set of each task but depth: bright squares on dark, 24×16."""
+    root = tmp_path_factory.mktemp("sets")
+    facts: dict[str, dict] = {}
+    for split, count in (("train", 12), ("val", 6)):
+        images, boxes = [], []
+        for number in range(count):
+            x, y = number % 4 * 3, number % 3
+            picture, mask = torch.full((16, 24, 3), 0.1), torch.zeros(16, 24, 1)
+            picture[y : y + 12, x : x + 12, number % 3] = 1
+            mask[y : y + 12, x : x + 12] = 1 / 255
+            images.append({"id": number, "file_name": f"{number:02}.png"})
+            boxes.append({"image_id": number, "category_id": 1, "bbox": [x, y, 12, 12]})
+            for folder, pixels in ((split, picture), (f"{split}annot", mask), (f"{split}2017", picture)):
+                (root / folder).mkdir(exist_ok=True)
+                write_image(root / folder / f"{number:02}.png", pixels)
+        facts[split] = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "square"}]}
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(facts[split]))
+    return {"segmentation": root, "detection": root}
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "words"),
+    [("segmentation", "miou", ["data.layout=camvid", "data.classes=2"]), ("detection", "map50", [])],
+)
+def test_every_task_goes_through_all_stages(task, metric, words, sets, tmp_path):
+    options = [*TINY, f"data.task={task}", f"data.root={sets[task]}", *words, "distill.teacher=ema"]
+    main(["run", *options, f"out={tmp_path / 'run'}"])
+    found = read_json(tmp_path / "run" / "evaluate" / "metrics.json")
+    assert found["pictures"] == 6 and all(0 <= own[metric] <= 1 for own in found["networks"].values())
+    assert (tmp_path / "run" / "evaluate" / "report.png").exists()
+    main(["predict", *options, f"out={tmp_path / 'run'}", f"input={sets[task] / 'val'}"])
+    names = {path.name for path in (tmp_path / "run" / "predict").iterdir()}
+    assert {"00_coloured.png", "00.json" if task == "detection" else "00.png"} <= names
+    _, own_task, _ = stages.load_network(tmp_path / "run" / "retrain" / "knee", torch.device("cpu"))
+    assert own_task.classes == (["square"] if task == "detection" else ["0", "1"])
+    with pytest.raises(SystemExit) as error:
+        main(["evaluate", *TINY, f"data.root={sets[task]}", f"out={tmp_path / 'run'}"])
+    assert error.value.code == 2
+
+
+def test_a_teacher_helps_to_train_and_to_retrain(rooms, done, tmp_path):
+    """Whatever it is; the runs record it."""
+    without = load_checkpoint(done / "train" / "best.pt")["weights"]["stem.0.norm.bias"]
+    for number, teacher in enumerate(("max", str(done / "retrain" / "error"))):
+        out = tmp_path / str(number)
+        options = [*TINY, f"data.root={rooms}", f"out={out}", f"distill.teacher={teacher}"]
+        main(["run", *options])
+        weights = load_checkpoint(out / "train" / "best.pt")["weights"]["stem.0.norm.bias"]
+        assert not torch.equal(weights, without)
+        assert read_json(out / "train" / "config.json")["options"]["distill"]["teacher"] == teacher
+        main(["retrain", *options, "from=scratch"])
 
 
 # ---- refused
@@ -263,13 +319,17 @@ def test_every_config_is_read_and_has_the_papers_settings():
     configs = {
         path.stem: parse(["run", f"--config={path}"])[1] for path in (ROOT / "configs" / "evonas").glob("*.yaml")
     }
-    assert set(configs) == {"nyu", "kitti", "rooms", "rgbd", "demo"}
+    assert set(configs) == {"nyu", "kitti", "ade20k", "coco", "camvid", "rooms", "rgbd", "demo"}
     for name in ("nyu", "kitti"):
         options = configs[name]
         assert options.phases == PAPER_PHASES and len(Space(options.space)) == 28
         assert (options.search.population, options.search.generations, options.train.lr) == (96, 200, 5e-5)
     assert (configs["kitti"].data.max_depth, configs["kitti"].data.crop) == (80, "garg")
-    assert len(Space(configs["rooms"].space)) == 28
+    assert len(Space(configs["rooms"].space)) == len(Space(configs["camvid"].space)) == 28
+    weights = {name: (own.distill.output, own.distill.spatial, own.distill.reduction) for name, own in configs.items()}
+    assert weights["nyu"] == weights["kitti"] == (0.1, 0.08, "places")
+    assert weights["coco"] == (0.5, 150, "mean") and weights["ade20k"] == (0.5, 3e-5, "sum")
+    assert [phase["epochs"] for phase in configs["coco"].phases] == list(map(str, (12, 2, 8, 2, 8, 2, 8, 12)))
 
 
 def test_stages_come_first_and_are_known():

@@ -8,6 +8,7 @@ import torch
 
 from evonas.space import Space, SpaceConfig
 from evonas.supernet import ClassHead, DenseHead, Network, counted_macs, macs, parameters
+from evonas.tasks.detection import DetectionHead
 from evos.errors import InputError
 
 SPACE = Space(SpaceConfig(width=16))
@@ -54,7 +55,10 @@ def test_only_what_is_active_gets_a_gradient():
     assert up[:16].abs().min() > 0 and up[16:].abs().max() == 0
 
 
-@pytest.mark.parametrize("head", [DenseHead, partial(ClassHead, classes=7)])
+HEADS = [DenseHead, partial(DenseHead, outputs=5), partial(ClassHead, classes=7), partial(DetectionHead, classes=7)]
+
+
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("size", [(32, 48), (50, 37)])
 def test_both_counts_of_multiplications_agree(head, size):
     network = Network(SPACE, head)
@@ -75,7 +79,7 @@ def test_multiplications_of_one_layer_by_hand():
 
 
 def test_answers_have_the_pictures_size():
-    assert Network(SMALL, DenseHead)(torch.rand(2, 21, 34, 3)).shape == (2, 21, 34)
+    assert Network(SMALL, DenseHead)(torch.rand(2, 21, 34, 3)).shape == (2, 21, 34, 1)
     assert Network(SMALL, partial(ClassHead, classes=5))(torch.rand(2, 21, 34, 3)).shape == (2, 5)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from evonas.distillation import Distillation, DistillConfig
 from evonas.space import Space, SpaceConfig
-from evonas.supernet import DenseHead, Network
-from evonas.training import PAPER_PHASES, TrainConfig, Training, load_weights, read_phases, single_plan
+from evonas.supernet import DenseHead, Network, load_weights
+from evonas.training import PAPER_PHASES, TrainConfig, Training, read_phases, single_plan
 from evos.distributed import World, process_group, read_world
 from evos.errors import InputError
 from evos.runs import load_checkpoint, save_checkpoint, seed_everything
@@ -26,14 +27,15 @@ PHASES = [
 
 @pytest.fixture
 def make(tiny_space, slopes) -> Callable[..., Training]:
-    """make(seed=0, batch=4, world=None) -> the same training of a supernet each time."""
+    """make(seed=0, batch=4, world=None, teacher=None) -> the same training of a supernet each time."""
 
-    def build(seed: int = 0, batch: int = 4, world: World | None = None) -> Training:
+    def build(seed: int = 0, batch: int = 4, world: World | None = None, teacher: str | None = None) -> Training:
         seed_everything(seed)
         network = Network(tiny_space, DenseHead)
         config = TrainConfig(batch=batch, lr=1e-2, clip=1.0)
         plan = read_phases(tiny_space, PHASES, 12, batch)
-        return Training(network, slopes, plan, config, seed=seed, device=CPU, world=world)
+        distillation = Distillation(DistillConfig(teacher=teacher), network, slopes, CPU) if teacher else None
+        return Training(network, slopes, plan, config, seed=seed, device=CPU, world=world, distillation=distillation)
 
     return build
 
@@ -171,21 +173,22 @@ def test_weights_of_another_width_are_refused(tiny_space):
 
 
 @pytest.mark.dist
-def test_two_processes_train_as_one(make, tmp_path, together):
-    whole = make(batch=4)
+@pytest.mark.parametrize("teacher", [None, "max", "ema"])
+def test_two_processes_train_as_one(teacher, make, tmp_path, together):
+    whole = make(batch=4, teacher=teacher)
     for step in range(1, 13):
         whole.step(step)
 
     def work() -> None:
         world = read_world()
         with process_group(world, CPU):
-            training = make(batch=4, world=world)
+            training = make(batch=4, world=world, teacher=teacher)
             for step in range(1, 13):
                 training.step(step)
-            torch.save([weight.detach() for weight in training.parameters()], tmp_path / f"{world.rank}.pt")
+            torch.save([weight.detach() for weight in training.trained], tmp_path / f"{world.rank}.pt")
 
     assert together(work).wait() == [0, 0]
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    for a, b, expected in zip(one, other, whole.parameters(), strict=True):
+    for a, b, expected in zip(one, other, whole.trained, strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, expected.detach(), rtol=1e-3, atol=2e-4)
