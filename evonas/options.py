@@ -20,7 +20,7 @@ from evos.config import build_config, check_range
 from evos.errors import InputError, unknown_name
 from evos.training_options import RunOptions
 
-STAGES = ("pretrain", "train", "search", "retrain", "evaluate", "predict", "export", "run")
+STAGES = ("pretrain", "train", "search", "retrain", "evaluate", "predict", "points", "export", "run")
 FREE = ("out", "resume", "overwrite", "quiet", "device", "save_every", "eval_every")
 
 
@@ -37,8 +37,18 @@ class NasConfig(RunOptions):
     input: str | None = None
     """Of predict: a picture or a folder of pictures."""
 
+    scene: str | None = None
+    """Of points: an LLFF scene with sparse points, or a folder with a transforms.json that has a ply_file_path."""
+
+    points: int = 100_000
+    """Of points: most points of the cloud, at least 1."""
+
     output: str | None = None
-    """Of predict and export: the folder to write; none: predict or export in ``out``."""
+    """Of predict, points and export: the folder to write; none: one of the stage's name in ``out``."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("points", self.points, 1)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from evonas.tasks import Task, build_task
 from evonas.training import Plan, TrainConfig, Training, read_phases, single_plan
 from evos.distributed import World, from_main
 from evos.errors import InputError
-from evos.images import list_images
+from evos.images import list_images, write_image
 from evos.runs import (
     EventLog,
     Progress,
@@ -332,6 +332,34 @@ def predict(options: Options, world: World, stopper: Stopper) -> None:
     print(f"{len(pictures)} pictures: {folder}")
 
 
+def points(options: Options, world: World, stopper: Stopper) -> None:
+    """Depth of a scene's views, aligned to its sparse points, and one cloud of the views to train on."""
+    from evonas import scenes
+
+    if options.run.scene is None:
+        raise InputError("scene", None, "a folder with poses_bounds.npy or transforms.json")
+    device, scene = resolve_device(options.run.device), scenes.read_scene(options.run.scene)
+    network, task, data = load_network(retrained(options)[0], device)
+    if data.task != "depth":
+        raise InputError("network", f"one for {data.task}", "one for depth")
+    folder, depths, colours = output_folder(options, "points"), [], []
+    with Progress(len(scene.views), "points", quiet=options.run.quiet) as progress:
+        for done, view in enumerate(scene.views, 1):
+            picture = read_colours(view.picture)
+            found = task.predict(network, picture.to(device)).cpu()
+            depths.append(scenes.aligned(view, found.numpy(), scene.points))
+            colours.append(scenes.to_bytes(picture))
+            spread = depths[-1] - depths[-1].min()
+            shown = torch.from_numpy(data.max_depth * (0.05 + 0.95 * spread / max(spread.max(), 1e-9)))
+            write_image(folder / f"{view.picture.stem}_coloured.png", task.illustrate(picture[None], shown[None])[0])
+            progress.update(done)
+    train, count = scene.train, options.run.points
+    views, maps, shades = [scene.views[i] for i in train], [depths[i] for i in train], [colours[i] for i in train]
+    cloud = scenes.fused(views, maps, shades, count)
+    scenes.write_scene(folder, scene, depths, cloud)
+    print(f"{len(depths)} depth maps, {len(cloud[0])} points: {folder}")
+
+
 def output_folder(options: Options, name: str) -> Path:
     """``output``, or a folder of that name in ``out``."""
     folder = Path(options.run.output) if options.run.output else Path(options.run.out) / name
@@ -357,6 +385,7 @@ STAGE_FUNCTIONS: dict[str, Callable[[Options, World, Stopper], None]] = {
     "retrain": retrain,
     "evaluate": evaluate,
     "predict": predict,
+    "points": points,
     "export": export,
 }
 

@@ -26,8 +26,9 @@ from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from evos.errors import InputError, exit_on_input_error
+from evos.llff import image_size
 from evos.runs.files import read_json
-from evos_nerf.llff import LlffDataParserConfig, image_size
+from evos_nerf.llff import LlffDataParserConfig
 from evos_nerf.pixel_sampler import warn
 
 Frame = dict[str, Any]

@@ -15,16 +15,8 @@ from evos.errors import InputError
 # The whole of it, because importorskip also silences what nerfstudio and its like warn of on import.
 pytest.importorskip("nerfstudio.configs.method_configs", reason="needs the nerf extra")
 
-from evos_nerf.llff import (
-    NERF_AXES,
-    LlffDataParserConfig,
-    apply_transform,
-    average_pose,
-    image_folder,
-    load_llff,
-    read_poses_bounds,
-    world_transform,
-)
+from evos.llff import image_folder, load_llff, read_poses_bounds
+from evos_nerf.llff import NERF_AXES, LlffDataParserConfig, apply_transform, average_pose, world_transform
 
 pytestmark = pytest.mark.nerf
 
