@@ -23,7 +23,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import fields, replace
@@ -126,9 +126,17 @@ HOST_SAMPLERS = {BASELINE: PixelSampler, "foreground": ForegroundSampler}
 
 
 def build_pipeline(
-    scene: Path, sampler: str, rays: int, seed: int, device: str, full: bool, disturb: str = "none"
+    scene: Path,
+    sampler: str,
+    rays: int,
+    seed: int,
+    device: str,
+    full: bool,
+    disturb: str = "none",
+    host_name: str = "nerfacto",
+    planes: Sequence[float] | None = None,
 ) -> Any:
-    """The reduced nerfacto, or the ``full`` one, with ``sampler``."""
+    """The reduced host (nerfacto), or the ``full`` one, with ``sampler`` and, where given, near and far planes."""
     from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
     from nerfstudio.configs.method_configs import method_configs
     from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
@@ -140,7 +148,7 @@ def build_pipeline(
     from evos_nerf.pipeline import choose_implementation
 
     seed_everything(seed)
-    host: Any = method_configs["nerfacto"]
+    host: Any = method_configs[host_name]
     small = {} if full else SMALL
     model = replace(host.pipeline.model, **small, camera_optimizer=CameraOptimizerConfig(mode="off"))
     choose_implementation(model, device)
@@ -153,11 +161,15 @@ def build_pipeline(
         parser, model = BlenderDataParserConfig(data=scene), replace(model, **SYNTHETIC)
     else:
         parser = NerfstudioDataParserConfig(data=scene, downscale_factor=1)
+    if planes is not None:
+        model = replace(model, near_plane=planes[0], far_plane=planes[1])
     if sampler in HOST_SAMPLERS:
-        config: Any = replace(host.pipeline, datamanager=VanillaDataManagerConfig())
+        manager = host.pipeline.datamanager
+        manager = replace(manager) if type(manager) is VanillaDataManagerConfig else VanillaDataManagerConfig()
+        config: Any = replace(host.pipeline, datamanager=manager)
         config.datamanager.pixel_sampler = PixelSamplerConfig(_target=HOST_SAMPLERS[sampler])
     else:
-        config = evos_method(host, "evos-nerfacto", "").config.pipeline
+        config = evos_method(host, f"evos-{host_name}", "").config.pipeline
         name, *words = sampler.split(":")
         pixel_sampler = replace(config.datamanager.pixel_sampler, selector=name)
         chosen = dict(word.split("=") for word in words)
@@ -183,7 +195,8 @@ class Training:
 
         self.device = args.device
         with optional_lpips():
-            self.pipeline = build_pipeline(scene, sampler, args.rays, seed, args.device, args.full, args.disturb)
+            own = {name: getattr(args, name) for name in ("host_name", "planes") if hasattr(args, name)}
+            self.pipeline = build_pipeline(scene, sampler, args.rays, seed, args.device, args.full, args.disturb, **own)
             self._same_start(seed)
         attributes = TrainingCallbackAttributes(None, None, self.pipeline, None)  # type: ignore
         self.callbacks = self.pipeline.get_training_callbacks(attributes)
