@@ -1,4 +1,4 @@
-"""A network for use without this project: weights as safetensors, the answer to a picture as ONNX."""
+"""A network for use without this project: weights as safetensors, the answer as ONNX, the trunk as a program."""
 
 import json
 import warnings
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from evonas.supernet import Network
+from evonas.supernet import Network, enlarged
 from evonas.tasks import Task
 from evos.errors import InputError
 
@@ -24,6 +24,34 @@ class Answering(nn.Module):
     def forward(self, pictures: Float[Tensor, "B H W 3"]) -> Tensor:
         """As ``Task.answer``."""
         return self.task.answer(self.network(pictures))
+
+
+class Encoder(nn.Module):
+    """The trunk alone: all stages but the first, the coarser ones enlarged, side by side at an eighth of the size."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.network.head = nn.Identity()  # type: ignore[assignment]
+
+    def forward(self, pictures: Float[Tensor, "B H W 3"]) -> Float[Tensor, "B h w C"]:
+        """Features of pictures in [0, 1]."""
+        first, *others = self.network.pyramid(2 * pictures - 1)[1:]
+        size = (first.shape[1], first.shape[2])
+        return torch.cat([first, *(enlarged(level, size) for level in others)], -1)
+
+
+def write_encoder(path: Path, network: Network, size: tuple[int, int]) -> None:
+    """The trunk as a program of torch.export, for pictures of one size and any number of them; it can be trained.
+
+    The network loses its head.
+    """
+    module = Encoder(network).eval()
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.11's exporter calls what torch has deprecated
+        program = torch.export.export(module, (torch.rand(2, *size, 3),), dynamic_shapes=({0: batch},))
+        torch.export.save(program, path, extra_files={"size": json.dumps(size)})
 
 
 def write_safetensors(path: Path, network: Network, task: Task) -> None:

@@ -368,14 +368,15 @@ def output_folder(options: Options, name: str) -> Path:
 
 
 def export(options: Options, world: World, stopper: Stopper) -> None:
-    """A network as safetensors and ONNX, the latter run by onnxruntime beside torch."""
-    from evonas.exporting import write_onnx, write_safetensors
+    """A network as safetensors and ONNX, the latter run by onnxruntime beside torch, and its trunk as a program."""
+    from evonas.exporting import write_encoder, write_onnx, write_safetensors
 
     network, task, _ = load_network(retrained(options)[0], torch.device("cpu"))
     folder = output_folder(options, "export")
     write_safetensors(folder / "network.safetensors", network, task)
     difference = write_onnx(folder / "network.onnx", network, task)
-    print(f"{folder}: network.safetensors, network.onnx (in onnxruntime answers differ by {difference:.1e} at most)")
+    write_encoder(folder / "encoder.pt2", network, (task.config.height, task.config.width))
+    print(f"{folder}: network.safetensors, encoder.pt2, network.onnx (answers differ by {difference:.1e} at most)")
 
 
 STAGE_FUNCTIONS: dict[str, Callable[[Options, World, Stopper], None]] = {

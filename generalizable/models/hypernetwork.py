@@ -5,6 +5,9 @@ section 3; Kim et al. (CVPR 2023), section 4: 6 blocks of width 768 with 12 head
 width.
 """
 
+import json
+import warnings
+import zipfile
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -36,6 +39,9 @@ class HypernetworkConfig(ModelConfig):
     """Depth of the transformer; at least 1."""
     heads: int = 12
     """Attention heads; at least 1."""
+    encoder: str | None = None
+    """evonet:PATH, an encoder.pt2 that evonas/main.py export wrote: its features are the tokens of photos, and it
+    trains with the model; none: patches. With it ``patch`` has no meaning."""
     dropout: float = 0.0
     """Share of the blocks' outputs that is dropped in training, in [0, 1]; the released code has 0.1."""
 
@@ -112,6 +118,45 @@ class Block(nn.Module):
         return x + self.dropout(narrowed)
 
 
+class Encoder(nn.Module):
+    """A trunk found by architecture search, as a program that needs none of its code.
+
+    Attributes:
+        places: tokens of a picture.
+        features: of a token.
+    """
+
+    def __init__(self, encoder: str, task: Task) -> None:
+        """``encoder`` is evonet:PATH; raises InputError if that is none, or the task is not photos."""
+        super().__init__()
+        kind, _, path = encoder.partition(":")
+        if kind != "evonet" or task.kind != "image":
+            raise InputError("encoder", encoder, "evonet:PATH, for photos")
+        about = {"size": ""}
+        try:
+            if not zipfile.is_zipfile(path):  # torch prints a traceback of its own
+                raise ValueError("no archive")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's loader wraps bytes that it only reads
+                program = torch.export.load(path, extra_files=about)
+            self.size = tuple(json.loads(about["size"]))
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError("encoder", f"{path} ({reason})", "an encoder.pt2 of evonas/main.py export") from None
+        self.program: Any = program.module()
+        with torch.no_grad():
+            found = self.program(torch.zeros(2, *self.size, 3))
+        self.places, self.features = found.shape[1] * found.shape[2], found.shape[3]
+
+    def forward(self, data: Data) -> Float[Tensor, "B 1 N F"]:
+        """Features of photos, brought to the size that the trunk knows."""
+        assert isinstance(data, Tensor)
+        planes = (
+            F.interpolate(data, self.size, mode="bilinear", antialias=True) if data.shape[2:] != self.size else data
+        )
+        return rearrange(self.program(planes.permute(0, 2, 3, 1)), "b h w f -> b 1 (h w) f")
+
+
 class Hypernetwork(nn.Module):
     """A transformer over the data's tokens and ``count`` learned ones, of which the latter come back.
 
@@ -123,15 +168,20 @@ class Hypernetwork(nn.Module):
         super().__init__()
         kind = config.settings(task)
         self.side, self.gain = kind.patch, config.gain
+        self.encoder = None if config.encoder is None else Encoder(config.encoder, task)
         places = prod(-(-size // self.side) for size in task.grid)
-        self.embed = nn.Linear(kind.channels * self.side**kind.grid_axes, config.width)
+        features = kind.channels * self.side**kind.grid_axes
+        if self.encoder is not None:
+            places, features = self.encoder.places, self.encoder.features
+        self.embed = nn.Linear(features, config.width)
         self.places = nn.Parameter(torch.randn(places, config.width))
         self.queries = nn.Parameter(torch.randn(count, config.width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
 
     def forward(self, data: Data) -> Float[Tensor, "B count E"]:
         """The learned tokens as they come out."""
-        embedded = rearrange(self.embed(self.gain * tokens(data, self.side)) + self.places, "b v n e -> b (v n) e")
+        found = tokens(data, self.side) if self.encoder is None else self.encoder(data)
+        embedded = rearrange(self.embed(self.gain * found) + self.places, "b v n e -> b (v n) e")
         learned = repeat(self.queries, "t e -> b t e", b=len(embedded))
         x = torch.cat([embedded, learned], dim=1)
         for block in self.blocks[:-1]:
