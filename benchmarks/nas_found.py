@@ -126,6 +126,13 @@ def run_one(job: str, options: Options, frames: Path | None) -> dict[str, dict[s
     return {where: own.evaluate(network, [genome], "test", device)[0] for where, own in tasks.items()}
 
 
+def by_metric(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, list[float]]]:
+    """Of each data set and metric the values of all runs."""
+    return {
+        where: {key: [run[where][key] for run in runs] for key in ("abs_rel", "rmse", "delta1")} for where in runs[0]
+    }
+
+
 def main() -> None:
     """Retrain what is missing, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -159,10 +166,7 @@ def main() -> None:
         }
         for start in args.starts:
             runs = [found[f"{start} {seed} {name}"] for seed in args.seeds]
-            table[name][start] = {
-                where: {key: [run[where][key] for run in runs] for key in ("abs_rel", "rmse", "delta1")}
-                for where in runs[0]
-            }
+            table[name][start] = by_metric(runs)
             shown = "  ".join(f"{where} {np.mean(own['abs_rel']):.4f}" for where, own in table[name][start].items())
             print(f"{name:20} {table[name]['macs'] / 1e6:7.1f} MMAC  {start:10} {shown}", flush=True)
     write_result(args.name, {"seeds": args.seeds, "networks": table})

@@ -1,0 +1,116 @@
+"""What a teacher is worth: one network retrained with and without, from the supernet's weights.
+
+    python evonas/main.py train --config configs/evonas/rooms.yaml data.root=DIR out=runs/rooms
+    python evonas/main.py search --config configs/evonas/rooms.yaml data.root=DIR out=runs/rooms
+    python benchmarks/nas_distill.py --config configs/evonas/rooms.yaml data.root=DIR out=runs/rooms -- \\
+        --frames ../shared/data/rgbd_7scenes_redkitchen
+
+Words before ``--`` are those of evonas/main.py. The network is that at the knee of the front. Teachers: none; max, the
+supernet's largest network as it is; path, the largest network retrained first as long as the students will be; and
+efficientnet-lite0, features that know ImageNet. Each with the published loss in frequencies (centred), with highpass,
+and with the spatial loss alone. Weights are the paper's for depth.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import code_hash, run_jobs, write_result
+from nas_found import ROOT, all_frames
+
+from evonas.data import SPLITS
+from evonas.distillation import Distillation, DistillConfig
+from evonas.networks import save_network
+from evonas.options import Options, parse
+from evonas.search import pick, read_front
+from evonas.space import Space
+from evonas.stages import load_supernet
+from evonas.supernet import Network
+from evonas.tasks import Task, build_task
+from evonas.training import Training, single_plan
+from evos.runs import seed_everything
+
+CPU = torch.device("cpu")
+KINDS = {"centred": {}, "highpass": {"frequency": "highpass"}, "spatial": {"frequency_weight": 0.0}}
+TEACHERS = ("max", "path", "efficientnet-lite0")
+
+
+def retrained(network: Network, task: Task, options: Options, seed: int, distillation: Distillation | None) -> Network:
+    """As the stage does it, ending with the last weights."""
+    plan = single_plan(network.space, network.genome, options.retrain.steps_over(task.size("train")))
+    training = Training(network, task, plan, options.retrain, seed=seed, device=CPU, distillation=distillation)
+    for step in range(1, plan.steps + 1):
+        training.step(step)
+    return network
+
+
+def run_one(job: str, options: Options, frames: Path | None, strong: Path) -> dict[str, dict[str, float]]:
+    """``TEACHER KIND SEED``: metrics of the student; ``strong``: makes the teacher path."""
+    torch.set_num_threads(1)
+    task, space = build_task(options.data, SPLITS), Space(options.space)
+    seed_everything(0)
+    supernet = load_supernet(options, task)
+    if job == "strong":
+        network = retrained(supernet.extract(space.largest), task, options, 0, None)
+        strong.parent.mkdir(parents=True, exist_ok=True)
+        save_network(strong, network, options.data, task.classes)
+    else:
+        teacher, kind, seed = job.split()
+        network = supernet.extract(pick(read_front(Path(options.run.out) / "search" / "front.csv", space), "knee"))
+        distillation = None
+        if teacher != "none":
+            config = DistillConfig(teacher=str(strong) if teacher == "path" else teacher, **KINDS[kind])
+            largest = supernet.extract(space.largest) if teacher == "max" else None
+            seed_everything(int(seed))
+            distillation = Distillation(config, network, task, CPU, largest)
+        network = retrained(network, task, options, int(seed), distillation)
+    tasks = {"rooms": task}
+    if frames is not None:
+        tasks["frames"], tasks["frames, aligned"] = all_frames(options, frames)
+    return {where: own.evaluate(network, [network.genome], "test", CPU)[0] for where, own in tasks.items()}
+
+
+def main() -> None:
+    """Retrain what is missing, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--frames", type=Path, help="folder of RGB-D pairs of real rooms")
+    parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--cache", type=Path, default=Path("runs/bench-nas"), help="folder of finished trainings")
+    parser.add_argument("--name", default="nas_distill", help="name of the result")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    words = sys.argv[1:]
+    split = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[split + 1 :])
+    _, options = parse(["retrain", *words[:split]])
+    options = replace(options, distill=DistillConfig())
+    out = Path(options.run.out)
+    sources = [*sorted((ROOT / "evonas").rglob("*.py")), out / "train" / "best.pt", out / "search" / "front.csv"]
+    cache = args.cache / f"distill-{code_hash([*sources, Path(__file__)])}"
+    if args.one:
+        return print(json.dumps(run_one(args.one, options, args.frames, cache / "strong.pt")))
+    teacher = run_jobs(["strong"], cache, 1)["strong"]
+    rows = ["none -", *(f"{name} {kind}" for name in args.teachers for kind in args.kinds)]
+    found = run_jobs([f"{row} {seed}" for seed in args.seeds for row in rows], cache, args.workers)
+    table: dict[str, Any] = {}
+    for row in rows:
+        runs = [found[f"{row} {seed}"] for seed in args.seeds]
+        table[row] = {
+            where: {key: [run[where][key] for run in runs] for key in ("abs_rel", "rmse", "delta1")}
+            for where in runs[0]
+        }
+        shown = "  ".join(f"{where} {np.mean(own['abs_rel']):.4f}" for where, own in table[row].items())
+        print(f"{row:30} {shown}", flush=True)
+    settings = {"seeds": args.seeds, "steps": options.retrain.steps or options.retrain.epochs}
+    write_result(args.name, {**settings, "teacher path": teacher, "students": table})
+
+
+if __name__ == "__main__":
+    main()
