@@ -102,10 +102,7 @@ def main() -> None:
     table: dict[str, Any] = {}
     for row in rows:
         runs = [found[f"{row} {seed}"] for seed in args.seeds]
-        table[row] = {
-            where: {key: [run[where][key] for run in runs] for key in ("abs_rel", "rmse", "delta1")}
-            for where in runs[0]
-        }
+        table[row] = by_metric(runs)
         shown = "  ".join(f"{where} {np.mean(own['abs_rel']):.4f}" for where, own in table[row].items())
         print(f"{row:30} {shown}", flush=True)
     settings = {"seeds": args.seeds, "steps": options.retrain.steps or options.retrain.epochs}
