@@ -21,12 +21,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.errors import InputError
-from evos.runs import load_checkpoint, read_json, resolve_device, rng_state, set_rng_state
+from evos.runs import load_checkpoint, resolve_device, rng_state, set_rng_state
 from generalizable.base import Data, Patterns
 from generalizable.inner import predict
 from generalizable.instances import Instance
 from generalizable.models import Model, build_model
-from generalizable.options import Options, from_values
+from generalizable.options import Options, from_values, recorded_options
 from generalizable.tasks import build_task
 
 
@@ -41,8 +41,9 @@ class Variant:
 class Codec:
     """A model with the task and the options that it is trained by."""
 
-    def __init__(self, model: Model, options: Options, device: torch.device) -> None:
-        self.model, self.options, self.device = model, options, device
+    def __init__(self, model: Model, options: Options, device: torch.device, step: int | None = None) -> None:
+        """``step``: steps that a finished or stopped run has trained it for."""
+        self.model, self.options, self.device, self.step = model, options, device, step
         self.task = build_task(options.data)
         self.task.prepare(device)
 
@@ -57,19 +58,17 @@ class Codec:
         Raises:
             InputError: no such run, or one recorded by other options than today's.
         """
-        folder = Path(run)
-        recorded = read_json(folder / "config.json")
-        options = recorded.get("options") if isinstance(recorded, dict) else None
-        if not isinstance(options, dict) or not isinstance(options.get("data"), dict) or "model" not in options:
-            raise InputError("run", str(run), "the folder of a run of generalizable/main.py")
-        if "centres" not in options["data"]:
-            raise InputError("run", f"{run}, recorded without data.centres", "a run of this version: train it again")
-        built = from_values(options)
-        target = resolve_device(device)
+        options = from_values(recorded_options(Path(run), "run"))
+        return cls.trained(options, Path(run), resolve_device(device))
+
+    @classmethod
+    def trained(cls, options: Options, folder: Path, device: torch.device) -> "Codec":
+        """The model of these options with the weights of the checkpoint in ``folder``; see ``load``."""
+        state = load_checkpoint(folder / "checkpoint.pt")
         with torch.random.fork_rng(devices=[]):  # its first weights are thrown away
-            model = build_model(built.model, build_task(built.data).model_task)
-        load_weights(model, load_checkpoint(folder / "checkpoint.pt"), built)
-        return cls(model.to(target), built, target)
+            model = build_model(options.model, build_task(options.data).model_task)
+        load_weights(model, state, options)
+        return cls(model.to(device), options, device, step=state["step"])
 
     def autocast(self) -> AbstractContextManager[object]:
         """The run's precision."""

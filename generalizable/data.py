@@ -253,30 +253,34 @@ class Sources:
     test: dict[str, Source | Shards]
 
 
-def find_sources(configs: Sequence[SourceConfig], data: DataConfig, *, seed: int, world: World) -> Sources:
+def find_sources(
+    configs: Sequence[SourceConfig], data: DataConfig, *, seed: int, world: World, train: bool = True
+) -> Sources:
     """Look for the files of every source; reads none of them, but the headers of sounds cut into pieces.
+
+    Without ``train``, for an evaluation alone: their test parts.
 
     Raises:
         InputError: no source is named, or one is not there.
     """
     if not configs:
         raise InputError("data.root", None, "a folder, or data.sources=[{root: DIR}, ...]")
-    train: list[Source | Shards] = []
+    trained: list[Source | Shards] = []
     test: dict[str, Source | Shards] = {}
     for i, config in enumerate(configs):
-        if config.name is not None:  # pictures are written by this name
-            check_name(config.name, f"data.sources[{i}].name", nested=False)
+        if config.name is not None or not train:  # pictures and results are written by this name
+            check_name(config.title, f"data.sources[{i}].name", nested=False)
         try:
             split = find(config.root, config.layout, data.task, data.test_ratio)
         except InputError as error:
             raise InputError(f"data.sources[{i}].{error.argument}", error.got, error.allowed) from None
-        if config.weight:
+        if train and config.weight:
             if not split.train:
                 raise InputError(f"data.sources[{i}].root", config.root, "a training part, or weight 0")
             limited = split.train if split.shards else split.train[: data.limit]
-            train.append(make_source(config.title, limited, split.shards, data, seed, world))
+            trained.append(make_source(config.title, limited, split.shards, data, seed, world))
         test[config.title] = make_source(config.title, split.test, split.shards, data, seed, world)
-    return Sources(tuple(configs), train, test)
+    return Sources(tuple(configs), trained, test)
 
 
 def make_source(

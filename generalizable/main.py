@@ -3,11 +3,12 @@
     python generalizable/main.py --config configs/generalizable/composer_images.yaml data.root=DIR out=runs/NAME
     torchrun --nproc_per_node=2 generalizable/main.py --config ... data.root=DIR out=runs/NAME
 
-``--help`` lists every option; ``--resume`` goes on from the checkpoint, ``--eval`` only evaluates it.
+``--help`` lists every option; ``--resume`` goes on from the checkpoint, ``--eval out=runs/NAME`` only evaluates it, on
+its own data or on those of ``data.root``.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -15,6 +16,7 @@ from evos.distributed import World, process_group, read_world, refusing_once
 from evos.errors import exit_on_input_error
 from evos.runs import Stopped, Stopper, keep_freed_memory, resolve_device, resume_command
 from generalizable.data import Sources, find_sources
+from generalizable.evaluation import evaluate_run
 from generalizable.options import Options, parse
 from generalizable.run import train
 
@@ -27,13 +29,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, sources, device = prepare(words, world)
     with Stopper() as stopper, process_group(world, device):
         try:
-            metrics = train(options, sources, world, device, stopper)
+            if options.run.eval:
+                found = evaluate_run(options, sources, world, device)
+            else:
+                metrics = train(options, sources, world, device, stopper)
         except Stopped as stopped:
             if world.is_main:
                 command = resume_command(__file__, words, overwrite=options.run.overwrite)
                 print(f"stopped; go on with: {command}", file=sys.stderr)
             raise SystemExit(stopped.exit_code) from None
-    if world.is_main:
+    if not world.is_main:
+        return
+    if options.run.eval:
+        report_sources(found)
+        print(f"the model of step {next(iter(found.values()))['step']} -> {options.run.out}/eval")
+    else:
         report(metrics, options)
 
 
@@ -46,12 +56,13 @@ def prepare(words: Sequence[str], world: World) -> tuple[Options, Sources, torch
         if device.type == "cuda":
             device = device if device.index is not None else torch.device("cuda", world.local_rank)
             torch.cuda.set_device(resolve_device(str(device)))
-        return options, find_sources(options.sources, options.data, seed=options.run.seed, world=world), device
+        seed, trains = options.run.seed, not options.run.eval
+        return options, find_sources(options.sources, options.data, seed=seed, world=world, train=trains), device
 
 
-def report(metrics: dict, options: Options) -> None:
-    """The last lines on standard output."""
-    for name, entry in metrics["sources"].items():
+def report_sources(sources: Mapping[str, dict]) -> None:
+    """A line for each source's test part."""
+    for name, entry in sources.items():
         extras = [
             f"{title} " + ", ".join(f"{key}: {value:.2f}" for key, value in entry[key_of].items())
             for title, key_of in (
@@ -64,6 +75,11 @@ def report(metrics: dict, options: Options) -> None:
         print(
             "; ".join([f"{name}{held_out}: {entry['psnr']:.2f} dB over {entry['instances']} unseen instances", *extras])
         )
+
+
+def report(metrics: dict, options: Options) -> None:
+    """The last lines on standard output."""
+    report_sources(metrics["sources"])
     if metrics["skipped"]["count"]:
         print(f"skipped {metrics['skipped']['count']} files, the first: {metrics['skipped']['files'][0]}")
     print(f"{metrics['train_seconds']:.1f} s of training, {metrics['points_trained']:,} points -> {options.run.out}")

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.distributed import World, from_main, gather
-from evos.errors import InputError
 from evos.runs import (
     EventLog,
     Run,
@@ -22,13 +21,14 @@ from evos.runs import (
     write_json,
 )
 from generalizable.data import Source, Sources, training_batches
+from generalizable.evaluation import measure
 from generalizable.options import FREE, Options, as_yaml
 from generalizable.pictures import show_source
 from generalizable.trainer import Trainer
 
 
 def train(options: Options, sources: Sources, world: World, device: torch.device, stopper: Stopper) -> dict[str, Any]:
-    """Train (or only evaluate) as the options say; returns what metrics.json holds. Every process calls it.
+    """Train as the options say; returns what metrics.json holds. Every process calls it.
 
     Raises:
         InputError: the folder is taken, the checkpoint doesn't fit, the loss is not finite, nothing can be read, the
@@ -50,9 +50,7 @@ def train(options: Options, sources: Sources, world: World, device: torch.device
         save_every=options.run.save_every,
         quiet=options.run.quiet,
     )
-    if options.run.eval:
-        loop.evaluate()
-    elif options.run.resume and run.metrics_path.exists() and loop.step == loop.steps:
+    if options.run.resume and run.metrics_path.exists() and loop.step == loop.steps:
         return read_json(run.metrics_path)
     else:
         loop.train(stopper)
@@ -65,17 +63,12 @@ def train(options: Options, sources: Sources, world: World, device: torch.device
 
 
 def open_folder(options: Options) -> Run:
-    """The run folder, with the options in it; for an evaluation alone, as it is.
+    """The run folder, with the options in it.
 
     Raises:
-        InputError: it is taken, or there is nothing to evaluate.
+        InputError: it is taken.
     """
     settings, path = options.run, Path(options.run.out)
-    if settings.eval:
-        run = Run(path, resuming=True)
-        if not run.checkpoint_path.exists():
-            raise InputError("out", settings.out, "the folder of a run with a checkpoint, for --eval")
-        return run
     run = open_run(path, options.resolved(), resume=settings.resume, overwrite=settings.overwrite, free=FREE)
     text = "# Repeats this run: --config FILE out=ANOTHER_FOLDER\n" + as_yaml(options)
     replace_file(path / "config.yaml", text.encode())
@@ -116,7 +109,7 @@ class MetaTraining(Trainable):
     def evaluate(self, step: int, events: EventLog | None, *, final: bool) -> dict[str, float]:
         """PSNR of every source, and the mean without held-out ones; over all test instances only if ``final``."""
         limit = None if final else self.options.train.eval_instances
-        self.measured = self.trainer.evaluate(self.sources, limit, self.skipped)
+        self.measured = measure(self.trainer.codec, self.sources, self.world, limit, self.skipped)
         if events:
             for source in self.sources.test.values():
                 count = self.options.train.pictures

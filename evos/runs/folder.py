@@ -21,6 +21,7 @@ OWNED = (
     *("best.pt", "network.pt", "archive.jsonl", "errors.jsonl", "generations/*.json", "front.csv"),
     *("pareto.png", "hypervolume.png"),
     *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "mp3", "npy")),
+    *(f"eval/*.{suffix}" for suffix in ("json", "png", "wav")),
 )
 """Patterns of all files that a run writes: `overwrite` deletes these and nothing else."""
 

@@ -271,16 +271,6 @@ def test_damaged_files_are_counted_and_named(tiny, pictures, tmp_path):
     assert skipped["count"] == 1 and "03.png" in skipped["files"][0]
 
 
-def test_evaluating_a_run_again_gives_its_metrics(tiny, pictures, tmp_path):
-    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}"]
-    main(words)
-    before = metrics_of(tmp_path / "run")
-    (tmp_path / "run" / "metrics.json").unlink()
-    main([*words, "--eval"])
-    after = metrics_of(tmp_path / "run")
-    assert after["psnr"] == before["psnr"] and after["steps"] == 6
-
-
 def test_mistakes_end_in_one_line(tiny, pictures, tmp_path, refused):
     run = f"out={tmp_path / 'run'}"
     assert "data.root: got None" in refused(*tiny, run)
