@@ -14,6 +14,7 @@ It needs neither optimizer nor selector.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -69,6 +70,15 @@ class Codec:
             model = build_model(options.model, build_task(options.data).model_task)
         load_weights(model, state, options)
         return cls(model.to(device), options, device, step=state["step"])
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights, in hexadecimal: patterns belong to the weights that made them."""
+        found = sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     def autocast(self) -> AbstractContextManager[object]:
         """The run's precision."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from evos.errors import InputError
 from evos.images import read_image
+from evos.sounds import read_header, read_stretch
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,14 @@ def square(pixels: Float[Tensor, "H W C"], size: int) -> Float[Tensor, "C size s
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    image = rearrange(pixels[top : top + side, left : left + side], "h w c -> 1 c h w")
-    if side != size:
-        image = F.interpolate(image, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    return resized(pixels[top : top + side, left : left + side], (size, size))
+
+
+def resized(pixels: Float[Tensor, "H W C"], shape: tuple[int, int]) -> Float[Tensor, "C h w"]:
+    """A picture at another size (bicubic, antialiased, clamped to [0, 1])."""
+    image = rearrange(pixels, "h w c -> 1 c h w")
+    if image.shape[2:] != shape:
+        image = F.interpolate(image, shape, mode="bicubic", align_corners=False, antialias=True)
     return image[0].clamp(0, 1).contiguous()
 
 
@@ -83,32 +88,32 @@ def sound(
     A stretch that reaches beyond the end goes on in silence. Only the stretch is decoded; it is resampled by itself
     (polyphase, antialiased).
     """
-    try:
-        with soundfile.SoundFile(path) as file:
-            length = -(-samples * file.samplerate // rate)
-            if piece and piece * length >= file.frames:
-                raise InputError(str(path), f"{file.frames} samples", f"more than {piece * length}")
-            start = piece * length if generator is None else int(generator.integers(max(1, file.frames - length + 1)))
-            file.seek(start)
-            values, own_rate = file.read(length, dtype="float32", always_2d=True).mean(1), file.samplerate
-    except (OSError, RuntimeError) as error:
-        raise InputError(str(path), f"a damaged or missing sound ({error})", "a WAV, FLAC or OGG file") from error
-    if own_rate != rate and len(values):
-        common = gcd(own_rate, rate)
-        values = resample_poly(values, rate // common, own_rate // common)
-    wave = torch.from_numpy(values).float()[:samples].clamp(-1, 1)
-    if not len(wave) or not wave.isfinite().all():
-        raise InputError(str(path), "a sound without finite samples", "at least one sample")
-    return F.pad(wave, (0, samples - len(wave)))[None]
+    header = read_header(path)
+    length = -(-samples * header.rate // rate)
+    if piece and piece * length >= header.frames:
+        raise InputError(str(path), f"{header.frames} samples", f"more than {piece * length}")
+    start = piece * length if generator is None else int(generator.integers(max(1, header.frames - length + 1)))
+    values, _ = read_stretch(path, start, length)
+    wave = resampled(values.mean(1, keepdim=True), header.rate, rate)[:samples].T
+    return F.pad(wave, (0, samples - wave.shape[1]))
+
+
+def resampled(values: Float[Tensor, "T C"], own_rate: int, rate: int) -> Float[Tensor, "N C"]:
+    """A sound at another rate (polyphase, antialiased), clipped to [-1, 1]."""
+    if own_rate == rate:
+        return values
+    common = gcd(own_rate, rate)
+    found = resample_poly(values.numpy(), rate // common, own_rate // common, axis=0)
+    return torch.from_numpy(found).float().clamp(-1, 1)
 
 
 def count_pieces(path: Path, samples: int, rate: int) -> int:
     """How many whole stretches of ``samples`` at ``rate`` a recording has, at least 1; from its header alone."""
     try:
-        info = soundfile.info(path)
-    except (OSError, RuntimeError):
+        header = read_header(path)
+    except InputError:
         return 1  # reading it will say what is wrong with it
-    return max(1, info.frames * rate // (info.samplerate * samples))
+    return max(1, header.frames * rate // (header.rate * samples))
 
 
 def scene(path: Path, views: int, size: int) -> Instance:
