@@ -1,6 +1,6 @@
 """One run: what is trained, on every process, what is measured, and what is written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from evos.runs import (
     replace_file,
     write_json,
 )
-from generalizable.data import Source, Sources, training_batches
+from generalizable.data import Batch, Source, Sources, make_draws, training_batches
 from generalizable.evaluation import measure
 from generalizable.options import FREE, Options, as_yaml
 from generalizable.pictures import show_source
+from generalizable.shards import Positions
 from generalizable.trainer import Trainer
 
 
@@ -89,20 +90,33 @@ class MetaTraining(Trainable):
     def __init__(self, options: Options, sources: Sources, world: World, device: torch.device) -> None:
         """Raises InputError if options and data don't fit together."""
         self.options, self.sources, self.world = options, sources, world
-        self.skipped: list[str] = []
-        draws, self.batches = self.batches_from(0)
-        # Nobody knows how many instances shards hold.
+        self.skipped = list(sources.skipped)
+        self.positions: Positions = {}
+        self.batches: Iterator[Batch] | None = None
+        draws = make_draws(sources, options.train.batch, seed=options.run.seed, world=world)
+        # Nobody knows how many instances a stream has.
         owned = draws.owned if all(isinstance(s, Source) for s in sources.train) else options.train.cache_rows
         self.trainer = Trainer(options, world, device, owned)
 
-    def batches_from(self, step: int) -> Any:
-        """The training batches that follow ``step`` done steps."""
-        seed, batch = self.options.run.seed, self.options.train.batch
-        return training_batches(self.sources, self.options.data, batch, seed=seed, world=self.world, start=step)
+    def next_batch(self, step: int) -> Batch:
+        """The training batch of a step; before the first one the loader starts."""
+        if self.batches is None:
+            options = self.options
+            self.batches = training_batches(
+                self.sources,
+                options.data,
+                options.train.batch,
+                seed=options.run.seed,
+                world=self.world,
+                start=step - 1,
+                positions=self.positions,
+            )
+        return next(self.batches)
 
     def step(self, step: int) -> Float[Tensor, ""]:
         """One step on the next batch; this process's loss."""
-        batch = next(self.batches)
+        batch = self.next_batch(step)
+        self.positions |= batch.positions
         self.skipped.extend(line for line in batch.skipped if line not in self.skipped)
         return self.trainer.step(step, batch)
 
@@ -143,16 +157,16 @@ class MetaTraining(Trainable):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict`` with the batch that follows."""
         self.trainer.load_shared_state(state)
-        self.skipped = state["skipped"]
-        _, self.batches = self.batches_from(state["step"])
+        self.skipped, self.batches = state["skipped"], None
 
     def process_state(self) -> dict[str, Any]:
-        """What this process's selector remembers of its own instances."""
-        return self.trainer.own_state()
+        """What this process's selector remembers of its own instances, and where its streams are."""
+        return self.trainer.own_state() | {"positions": self.positions}
 
     def load_process_state(self, state: dict[str, Any]) -> None:
         """Continue from ``process_state``."""
         self.trainer.load_own_state(state)
+        self.positions = state.get("positions", {})
 
     def write_pictures(self, run: Run) -> None:
         """Pictures or sounds of some test instances."""

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import tarfile
 
 import numpy as np
 import pytest
@@ -328,6 +329,27 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
         own = [state["processes"][0]["selector"][name] for state in (whole, parts)]
         assert torch.equal(*own)
     assert metrics_of(tmp_path / "parts")["psnr"] == metrics_of(tmp_path / "whole")["psnr"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_resumed_run_on_shards_equals_the_uninterrupted_one(tiny, pictures, tmp_path, monkeypatch, streamed):
+    for part in range(3):
+        with tarfile.open(tmp_path / f"{part}.tar", "w") as shard:
+            for i, file in enumerate(sorted(pictures.glob("*.png"))[4 * part : 4 * part + 4]):
+                shard.add(file, arcname=f"{i}.png")
+    root = f"pipe:cat {tmp_path}/{{0,1,2}}.tar" if streamed else str(tmp_path)
+    words = [*tiny, f"data.sources=[{{root: '{root}', name: s}}]", "selector=error", "train.lr=0.01"]
+    main([*words, f"out={tmp_path / 'whole'}"])
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(SystemExit):
+            main([*words, f"out={tmp_path / 'parts'}"])
+    main([*words, f"out={tmp_path / 'parts'}", "--resume"])
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    whole, parts = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
+    for name, tensor in whole["model"].items():
+        assert torch.equal(parts["model"][name], tensor)
+    assert parts["processes"][0]["rows"] == whole["processes"][0]["rows"]
 
 
 def test_muon_steps_differ_from_adams_in_the_matrices_within_and_nowhere_else(tiny, pictures, tmp_path):
