@@ -139,8 +139,8 @@ class Source:
             try:
                 return at, self.get(at) if generator is None else self.load(at, generator)
             except InputError as error:
-                skipped.append(str(error))
-        raise InputError("data.root", f"{self.name}, where nothing can be read ({skipped[-1]})", "readable data")
+                skipped.append(f"{self.name}: {error}")
+        raise unreadable(self.name, "training", skipped)
 
     def once(self, world: World, limit: int | None, skipped: list[str]) -> Iterator[Instance]:
         """Every ``world.size``-th of the first ``limit`` instances, but for those that can't be read."""
@@ -148,7 +148,7 @@ class Source:
             try:
                 yield self.get(index)
             except InputError as error:
-                skipped.append(str(error))
+                skipped.append(f"{self.name}: {error}")
 
     def get(self, index: int) -> Instance:
         """Instance ``index``, from memory where it is kept."""
@@ -173,7 +173,43 @@ class Sources:
     """Of those with a weight."""
     test: dict[str, Source | Shards]
     skipped: tuple[str, ...] = ()
-    """Files that can't be read, as far as is known before the training."""
+    """Files that can't be read, as far as is known before the training; a line begins with the source's name."""
+
+    def trained_on(self, title: str) -> int | None:
+        """How many training instances a source has; None: it is streamed."""
+        source = next((source for source in self.train if source.name == title), [])
+        return None if isinstance(source, Shards) else len(source)
+
+    def described(self) -> list[str]:
+        """A line for each source: how many instances are trained on and held out."""
+
+        def counted(source: Source | Shards | None) -> str:
+            streamed = isinstance(source, Shards)
+            return f"a stream of {len(source)} tar files" if streamed else str(len(source or []))
+
+        trained = {source.name: source for source in self.train}
+        return [
+            f"{title}: {counted(trained.get(title))} to train on, {counted(test)} held out"
+            for title, test in self.test.items()
+        ]
+
+    def check(self) -> None:
+        """Read one instance of each part.
+
+        Raises:
+            InputError: nothing can be read of one of them.
+        """
+        parts = [(source, "training") for source in self.train] + [(source, "test") for source in self.test.values()]
+        for source, part in parts:
+            skipped: list[str] = []
+            if next(source.once(World(), None, skipped), None) is None:
+                raise unreadable(source.name, part, skipped)
+
+
+def unreadable(name: str, part: str, skipped: Sequence[str]) -> InputError:
+    """The error for a part of a data set in which nothing can be read."""
+    reason = f", for example {skipped[-1].removeprefix(f'{name}: ')}" if skipped else ""
+    return InputError("data.root", f"{name}, of whose {part} part nothing can be read{reason}", "readable data")
 
 
 def find_sources(
@@ -198,7 +234,7 @@ def find_sources(
             split = find(config.root, config.layout, data.task, data.test_ratio)
         except InputError as error:
             raise InputError(f"data.sources[{i}].{error.argument}", error.got, error.allowed) from None
-        skipped += split.skipped
+        skipped += [f"{config.title}: {line}" for line in split.skipped]
         if train and config.weight:
             if not split.train:
                 raise InputError(f"data.sources[{i}].root", config.root, "a training part, or weight 0")
@@ -242,6 +278,33 @@ class Instances(Dataset[Item]):
         return key + self.offsets[number], instance, skipped, {}
 
 
+class Loaded(Dataset[Item | InputError]):
+    """The same for a loader: errors are returned, for from another process they come as a traceback."""
+
+    def __init__(self, instances: Instances) -> None:
+        self.instances = instances
+
+    def __getitem__(self, draw: tuple[int, int, int]) -> Item | InputError:
+        try:
+            return self.instances[draw]
+        except InputError as error:
+            return error
+
+
+def collate_loaded(items: list[Item | InputError]) -> Batch | InputError:
+    """A batch, or the first error among its instances."""
+    found = [item for item in items if not isinstance(item, InputError)]
+    return collate(found) if len(found) == len(items) else next(i for i in items if isinstance(i, InputError))
+
+
+def raising(batches: Iterator[Batch | InputError]) -> Iterator[Batch]:
+    """Batches, up to an error, which is raised."""
+    for batch in batches:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
 def collate(items: list[Item]) -> Batch:
     """A batch from what ``Instances`` gives."""
     keys, instances, skipped, positions = zip(*items, strict=True)
@@ -274,14 +337,14 @@ def training_batches(
         if isinstance(source, Shards):
             source.start(start, {part: at for (of, part), at in (positions or {}).items() if of == number})
     loader = DataLoader(
-        Instances(sources.train, seed if data.augment else None),
+        Loaded(Instances(sources.train, seed if data.augment else None)),
         batch_sampler=draws,
         num_workers=data.workers,
-        collate_fn=collate,
+        collate_fn=collate_loaded,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else it draws from the global one, which a resumed run has just restored
     )
-    return iter(loader)
+    return raising(iter(loader))
 
 
 def evaluation_batches(

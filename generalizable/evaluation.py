@@ -12,7 +12,7 @@ from evos.errors import InputError
 from evos.runs import common_metrics, read_json, write_json
 from evos.runs.outputs import make_folder
 from generalizable.codec import Codec
-from generalizable.data import Shards, Source, Sources, evaluation_batches
+from generalizable.data import Shards, Source, Sources, evaluation_batches, unreadable
 from generalizable.options import Options, SourceConfig, from_values, recorded_options
 from generalizable.pictures import show_source
 
@@ -40,8 +40,7 @@ def measure_source(
             total += torch.stack([codec.measure(instance, variant).sum() for variant in variants]).cpu()
             count += len(instance.signal)
     if not reduce_sum(count).item():
-        reason = f", for example {skipped[-1]}" if skipped else ""
-        raise InputError("data.root", f"{source.name}, of whose test part nothing can be read{reason}", "readable data")
+        raise unreadable(source.name, "test", skipped)
     mean = reduce_mean(total, count.expand(len(variants))).tolist()
     metrics: dict[str, Any] = {"psnr": mean[-1], "instances": int(reduce_sum(count))}
     if codec.adapts_in_inner_loop:

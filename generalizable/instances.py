@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
-from math import gcd, tan
+from math import gcd, inf, nan, tan
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from evos.errors import InputError
+from evos.folders import read_list
 from evos.images import read_image
 from evos.sounds import read_header, read_stretch
 
@@ -128,28 +129,35 @@ def scene(path: Path, views: int, size: int) -> Instance:
         content = read_transforms(listed)
         for frame in content["frames"][: views - len(images)]:
             pixels = read_image(frame_file(path, frame["file_path"])).pixels
-            focal = focal or focal_length(content, pixels.shape[1]) * size / min(pixels.shape[:2])
+            focal = focal or focal_length(listed, content, pixels.shape[1]) * size / min(pixels.shape[:2])
             images.append(square(on_white(pixels), size))
-            poses.append(torch.tensor(frame["transform_matrix"], dtype=torch.float32)[:3])
+            poses.append(camera_matrix(frame["transform_matrix"]))
     if len(images) < views:
         raise InputError(str(path), f"{len(images)} views", f"at least {views} (data.views)")
-    stacked = torch.stack(poses)
-    if stacked.shape != (views, 3, 4) or not stacked.isfinite().all():
-        raise InputError(str(path), "poses that are no finite 4 x 4 matrices", "camera-to-world matrices")
-    return Instance(torch.stack(images), stacked, torch.tensor(focal, dtype=torch.float32))
+    return Instance(torch.stack(images), torch.stack(poses), torch.tensor(focal, dtype=torch.float32))
 
 
 def read_transforms(path: Path) -> dict[str, Any]:
-    """A list of views whose entries have what is needed."""
+    """A list of views whose entries have what is needed: files, and matrices of cameras."""
     try:
-        content = json.loads(path.read_text())
-        for frame in content["frames"]:
+        content = json.loads(read_list(path))
+        for number, frame in enumerate(content["frames"]):
             if not isinstance(frame["file_path"], str):
-                raise TypeError("file_path")
-            torch.tensor(frame["transform_matrix"], dtype=torch.float32)
+                raise TypeError(f"file_path of frame {number}")
+            camera_matrix(frame["transform_matrix"])
         return content
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(str(path), f"a damaged list of views ({error!r})", "frames with file_path, matrix") from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(str(path), f"a damaged list of views ({error!r})", "frames with file_path, matrix") from None
+
+
+def camera_matrix(rows: Any) -> Float[Tensor, "3 4"]:
+    """Camera to world; raises ValueError, TypeError or RuntimeError unless it is a finite 4 × 4 or 3 × 4 matrix."""
+    matrix = torch.tensor(rows, dtype=torch.float32)
+    if matrix.shape not in ((4, 4), (3, 4)) or not matrix.isfinite().all():
+        raise ValueError("a transform_matrix that is no finite 4 x 4 matrix")
+    return matrix[:3]
 
 
 def frame_file(folder: Path, name: str) -> Path:
@@ -158,13 +166,21 @@ def frame_file(folder: Path, name: str) -> Path:
     return listed if listed.exists() else folder / listed.name
 
 
-def focal_length(content: dict[str, Any], width: int) -> float:
+def focal_length(path: Path, content: dict[str, Any], width: int) -> float:
     """In pixels of a picture ``width`` wide."""
-    if "fl_x" in content:
-        return float(content["fl_x"]) * width / float(content.get("w", width))
-    if "camera_angle_x" in content:
-        return width / 2 / tan(float(content["camera_angle_x"]) / 2)
-    raise InputError("transforms.json", "neither camera_angle_x nor fl_x", "one of the two")
+    if "fl_x" not in content and "camera_angle_x" not in content:
+        raise InputError(str(path), "neither camera_angle_x nor fl_x", "one of the two")
+    try:
+        if "fl_x" in content:
+            found = float(content["fl_x"]) * width / float(content.get("w", width))
+        else:
+            found = width / 2 / tan(float(content["camera_angle_x"]) / 2)
+    except (TypeError, ValueError, ZeroDivisionError):
+        found = nan
+    if not 0 < found < inf:
+        shown = {name: content[name] for name in ("fl_x", "w", "camera_angle_x") if name in content}
+        raise InputError(str(path), f"the camera {shown}", "a focal length above 0, in pixels, or an angle in radians")
+    return found
 
 
 def pixel_rays(

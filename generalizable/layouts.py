@@ -13,6 +13,7 @@ from braceexpand import braceexpand
 
 from evos import images, sounds
 from evos.errors import InputError
+from evos.folders import find_files, read_list
 from generalizable.members import Member, index
 
 SUFFIXES = {"image": images.EXTENSIONS, "sound": sounds.EXTENSIONS}
@@ -105,8 +106,7 @@ def hold_out(split: Split, test_ratio: float) -> Split:
 
 def files(folders: Iterable[Path], kind: str) -> list[Path]:
     """The pictures or sounds under some folders, at any depth."""
-    found = [path for folder in folders for path in folder.rglob("*") if not path.name.startswith(".")]
-    return sorted(path for path in found if path.suffix[1:].lower() in SUFFIXES[kind])
+    return sorted(path for folder in folders for path in find_files(folder, SUFFIXES[kind]))
 
 
 def find_signals(root: Path, kind: str) -> list[Path]:
@@ -132,7 +132,7 @@ def celeba(root: Path, kind: str) -> Split:
     listed = partition_file(root)
     if listed is None:
         raise InputError("root", str(root), "CelebA's folder, with list_eval_partition.txt")
-    rows = [line.replace(",", " ").split() for line in listed.read_text().splitlines()]
+    rows = [line.replace(",", " ").split() for line in read_list(listed).splitlines()]
     parts = {row[0]: row[1] for row in rows if len(row) == 2}
     found = files([root], kind)
     return Split(
@@ -148,7 +148,8 @@ def ffhq(root: Path, kind: str) -> Split:
     found = [path for path in files([root], kind) if path.stem.isdigit()]
     lists = [root / "ffhqtrain.txt", root / "ffhqvalidation.txt"]
     if all(path.exists() for path in lists):
-        numbers = [{int(Path(name).stem) for name in path.read_text().split()} for path in lists]
+        names = [[Path(name).stem for name in read_list(path).split()] for path in lists]
+        numbers = [{int(name) for name in part if name.isdigit()} for part in names]
         train, test = ([path for path in found if int(path.stem) in part] for part in numbers)
         return Split(train, test)
     return Split([p for p in found if int(p.stem) < 60000], [p for p in found if int(p.stem) >= 60000])
@@ -175,7 +176,7 @@ def learnit(root: Path, kind: str) -> Split:
     if listed is None:
         raise InputError("root", str(root), f"a folder with {root.name.removesuffix('s')}_splits.json in or beside it")
     try:
-        parts = json.loads(listed.read_text())
+        parts = json.loads(read_list(listed))
         train, test = parts["train"], parts.get("test") or parts.get("val") or []
         # A copy of a part of the set is a set.
         there = {path.name for path in root.iterdir() if path.is_dir()}
@@ -198,7 +199,7 @@ def scenes(root: Path) -> list[Path]:
     return (
         [root]
         if any(root.glob("transforms*.json"))
-        else sorted({path.parent for path in root.rglob("transforms*.json")})
+        else sorted({path.parent for path in find_files(root, ("json",)) if path.name.startswith("transforms")})
     )
 
 

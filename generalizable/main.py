@@ -8,7 +8,7 @@ its own data or on those of ``data.root``.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else list(argv)
     world = read_world()
     options, sources, device = prepare(words, world)
+    if world.is_main and not options.run.quiet and not options.run.eval:
+        print("\n".join(sources.described()), flush=True)
     with Stopper() as stopper, process_group(world, device):
         try:
             if options.run.eval:
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if options.run.eval:
         report_sources(found)
+        for name, entry in found.items():
+            report_skipped([name], entry["skipped"]["files"])
         print(f"the model of step {next(iter(found.values()))['step']} -> {options.run.out}/eval")
     else:
         report(metrics, options)
@@ -57,7 +61,9 @@ def prepare(words: Sequence[str], world: World) -> tuple[Options, Sources, torch
             device = device if device.index is not None else torch.device("cuda", world.local_rank)
             torch.cuda.set_device(resolve_device(str(device)))
         seed, trains = options.run.seed, not options.run.eval
-        return options, find_sources(options.sources, options.data, seed=seed, world=world, train=trains), device
+        sources = find_sources(options.sources, options.data, seed=seed, world=world, train=trains)
+        sources.check()
+        return options, sources, device
 
 
 def report_sources(sources: Mapping[str, dict]) -> None:
@@ -77,11 +83,18 @@ def report_sources(sources: Mapping[str, dict]) -> None:
         )
 
 
+def report_skipped(names: Iterable[str], lines: Sequence[str]) -> None:
+    """A line for each source of which something was skipped: how much, and why the first."""
+    for name in names:
+        if reasons := [line.removeprefix(f"{name}: ") for line in lines if line.startswith(f"{name}: ")]:
+            more = f", and {len(reasons) - 1} more in the run's metrics" if len(reasons) > 1 else ""
+            print(f"{name}: skipped {len(reasons)}: {reasons[0]}{more}")
+
+
 def report(metrics: dict, options: Options) -> None:
     """The last lines on standard output."""
     report_sources(metrics["sources"])
-    if metrics["skipped"]["count"]:
-        print(f"skipped {metrics['skipped']['count']} files, the first: {metrics['skipped']['files'][0]}")
+    report_skipped(metrics["sources"], metrics["skipped"]["files"])
     print(f"{metrics['train_seconds']:.1f} s of training, {metrics['points_trained']:,} points -> {options.run.out}")
 
 

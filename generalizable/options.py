@@ -28,6 +28,8 @@ USABLE = ("full", "uniform", "error")
 """Selectors that need neither the whole data set at once nor gradients of coordinates."""
 FREE = ("out", "resume", "overwrite", "quiet", "device", "eval", "workers", "in_memory", "save_every")
 """Options that may differ between a run and its resumption."""
+GROWING = ("train.steps",)
+"""Options that may be larger on resumption."""
 OF_EVALUATION = (
     *("out", "resume", "eval", "quiet", "device", "train.chunk", "train.batch", "train.pictures"),
     *(f"data.{name}" for name in ("root", "layout", "sources", "test_ratio", "pieces", "eval_support_views")),

@@ -22,7 +22,7 @@ from evos.runs import (
 )
 from generalizable.data import Batch, Source, Sources, make_draws, training_batches
 from generalizable.evaluation import measure
-from generalizable.options import FREE, Options, as_yaml
+from generalizable.options import FREE, GROWING, Options, as_yaml
 from generalizable.pictures import show_source
 from generalizable.shards import Positions
 from generalizable.trainer import Trainer
@@ -70,7 +70,9 @@ def open_folder(options: Options) -> Run:
         InputError: it is taken.
     """
     settings, path = options.run, Path(options.run.out)
-    run = open_run(path, options.resolved(), resume=settings.resume, overwrite=settings.overwrite, free=FREE)
+    run = open_run(
+        path, options.resolved(), resume=settings.resume, overwrite=settings.overwrite, free=FREE, growing=GROWING
+    )
     text = "# Repeats this run: --config FILE out=ANOTHER_FOLDER\n" + as_yaml(options)
     replace_file(path / "config.yaml", text.encode())
     return run
@@ -178,7 +180,9 @@ class MetaTraining(Trainable):
         """What metrics.json holds besides the loop's own numbers."""
         return {
             "psnr": self.psnr,
-            "sources": self.measured,
+            "sources": {
+                name: entry | {"trained_on": self.sources.trained_on(name)} for name, entry in self.measured.items()
+            },
             "points_trained": self.trainer.points_trained,
             "processes": self.world.size,
             "skipped": {"count": len(self.skipped), "files": self.skipped},

@@ -83,13 +83,13 @@ class Shards:
         self._stream = self._stream or self.stream()
         for _ in range(SHUFFLED):
             sample = next(self._stream)
-            skipped.extend(self._broken)
+            skipped.extend(f"{self.name}: {line}" for line in self._broken)
             self._broken.clear()
             try:
                 key = zlib.crc32(f"{sample['__url__']}\0{sample['__key__']}".encode())
                 return key, decode(sample, self.task, generator)
             except InputError as error:
-                skipped.append(str(error))
+                skipped.append(f"{self.name}: {error}")
         raise InputError("data.root", f"{self.name}, where nothing can be read ({skipped[-1]})", "readable data")
 
     def once(self, world: World, limit: int | None, skipped: list[str]) -> Iterator[Instance]:
@@ -98,7 +98,7 @@ class Shards:
             try:
                 yield decode(sample, self.task)
             except InputError as error:
-                skipped.append(str(error))
+                skipped.append(f"{self.name}: {error}")
 
     def stream(self) -> Iterator[dict[str, Any]]:
         """Undecoded samples of this process or worker without end, from its position on."""

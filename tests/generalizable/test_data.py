@@ -1,6 +1,7 @@
 """Layouts, decoding, the order of draws, shards, damaged files."""
 
 import json
+import math
 import tarfile
 from collections import Counter
 from math import pi, tan
@@ -110,6 +111,33 @@ def test_an_absent_folder_and_a_lone_picture_are_refused(tmp_path, write_picture
         find(str(tmp_path), "auto", "image", 0.1)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_celebas_list_may_have_a_byte_order_mark(tmp_path, write_picture, encoding):
+    for i in range(3):
+        write_picture(tmp_path / f"{i:06}.jpg", i)
+    (tmp_path / "list_eval_partition.txt").write_bytes("000000.jpg 0\n000001.jpg 0\n000002.jpg 2\n".encode(encoding))
+    split = find(str(tmp_path), "auto", "image", 0.1)
+    assert (names(split.train), names(split.test)) == (["000000", "000001"], ["000002"])
+    (tmp_path / "list_eval_partition.txt").write_bytes(b"\x81\x82\xff")
+    with pytest.raises(InputError, match=r"list_eval_partition.txt: got a file that is not text"):
+        find(str(tmp_path), "auto", "image", 0.1)
+
+
+def test_copies_in_hidden_folders_are_no_data_and_linked_folders_are(tmp_path, write_picture, write_scene):
+    for name in ("a/1.png", "2.png", ".ipynb_checkpoints/2.png", ".Trash/a/1.png", "@eaDir/2.png"):
+        write_picture(tmp_path / "data" / name, 0)
+    for i in range(4):
+        write_picture(tmp_path / "elsewhere" / f"more{i}.png", i)
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    split = find(str(tmp_path / "data"), "auto", "image", 0.5)
+    assert sorted(names([*split.train, *split.test])) == ["1", "2", "more0", "more1", "more2", "more3"]
+    for name in ("scenes/one", "far/two", "scenes/.Trash/three"):
+        write_scene(tmp_path / name, (1, 2, 3))
+    (tmp_path / "scenes" / "linked").symlink_to(tmp_path / "far")
+    split = find(str(tmp_path / "scenes"), "auto", "views", 0.5)
+    assert sorted(names([*split.train, *split.test])) == ["one", "two"]
+
+
 # ---- decoding
 
 
@@ -172,6 +200,70 @@ def test_a_scene_has_its_views_on_white_and_its_focal_length(tmp_path, write_sce
     assert torch.allclose(found.poses[1], torch.tensor(pose(2 * pi / 6))[:3])
     with pytest.raises(InputError, match="6 views; allowed: at least 7"):
         scene(tmp_path / "a", 7, 8)
+
+
+IDENTITY = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 4], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"camera_angle_x": "wide"},
+        {"camera_angle_x": None},
+        {"camera_angle_x": 0},
+        {"camera_angle_x": math.nan},
+        {"fl_x": -3},
+        {"fl_x": 5, "w": 0},
+        {"frames": 3},
+        {"frames": [3]},
+        {"frames": [{"file_path": 7, "transform_matrix": IDENTITY}] * 6},
+        {"frames": [{"file_path": "./r_0", "transform_matrix": matrix} for matrix in (IDENTITY[:2], IDENTITY)] * 3},
+        {"frames": [{"file_path": "./r_0", "transform_matrix": [[1, 2], [3]]}] * 6},
+        {"frames": [{"file_path": "./r_0", "transform_matrix": "none"}] * 6},
+        {"frames": [{"file_path": "./r_0", "transform_matrix": [[math.inf] * 4] * 4}] * 6},
+    ],
+    ids=str,
+)
+def test_cameras_that_can_not_be_read_are_named(tmp_path, write_scene, change):
+    folder = write_scene(tmp_path / "a", (1, 2, 3))
+    content = json.loads((folder / "transforms.json").read_text())
+    (folder / "transforms.json").write_text(json.dumps(content | change))
+    with pytest.raises(InputError, match=r"a/transforms.json: got "):
+        scene(folder, 4, 8)
+
+
+@pytest.mark.parametrize("data", [b"[1, 2]", b"\x81\x82", b"{", b"3"])
+def test_a_list_of_views_that_is_none_is_named(tmp_path, write_scene, data):
+    (write_scene(tmp_path / "a", (1, 2, 3)) / "transforms.json").write_bytes(data)
+    with pytest.raises(InputError, match=r"a/transforms.json: got "):
+        scene(tmp_path / "a", 4, 8)
+
+
+def test_a_list_of_views_may_have_a_byte_order_mark(tmp_path, write_scene):
+    listed = write_scene(tmp_path / "a", (1, 2, 3)) / "transforms.json"
+    truth = scene(tmp_path / "a", 4, 8)
+    listed.write_bytes(b"\xef\xbb\xbf" + listed.read_bytes())
+    assert torch.equal(scene(tmp_path / "a", 4, 8).signal, truth.signal)
+
+
+@pytest.mark.parametrize(("extension", "subtype"), [("wav", "PCM_16"), ("wav", "FLOAT"), ("flac", None), ("ogg", None)])
+def test_a_recording_that_is_cut_is_refused(tmp_path, extension, subtype):
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 20000)
+    path = tmp_path / f"a.{extension}"
+    soundfile.write(path, wave, 8000, subtype=subtype)
+    assert sound(path, 0, 100, 8000).shape == (1, 100)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 10 + 4000])
+    with pytest.raises(InputError, match=r"truncated|damaged"):
+        sound(path, 0, 100, 8000)
+
+
+def test_floats_beyond_one_are_scaled_not_clipped(tmp_path):
+    wave = np.sin(np.linspace(0, 60, 2000)) * np.linspace(1, 40, 2000)
+    soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="FLOAT")
+    peak = np.abs(wave).max()
+    for piece in (0, 3):
+        found = sound(tmp_path / "a.wav", piece, 500, 8000)[0].numpy()
+        assert np.allclose(found, wave[500 * piece :][:500] / peak, atol=1e-6)
 
 
 def test_rays_go_through_the_pixels_they_are_of(tmp_path, pose):

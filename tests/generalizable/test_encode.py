@@ -324,3 +324,41 @@ def test_a_way_between_pictures_of_other_shapes_is_refused(image_run, tmp_path, 
     main([f"run={image_run}", f"input={tmp_path / 'in'}", f"out={tmp_path / 'p.safetensors'}"])
     words = [f"run={image_run}", f"patterns={tmp_path / 'p.safetensors'}", f"out={tmp_path / 'out'}", "between=a,b"]
     assert "signals of different forms (20 x 20; 20 x 50)" in refused(*words, program=main)
+
+
+# ---- cameras
+
+
+@pytest.fixture
+def view_run(trained, tiny, scenes):
+    words = [*tiny, "data.task=views", "data.views=6", "model.samples=4", "selector=uniform", "selector.keep_ratio=0.1"]
+    return trained(words, "views", scenes)
+
+
+def test_a_scene_is_encoded_from_its_support_views_alone(view_run, tmp_path, write_scene):
+    write_scene(tmp_path / "in" / "one", (9, 9, 9), views=1)
+    main([f"run={view_run}", f"input={tmp_path / 'in'}", f"out={tmp_path / 'p.safetensors'}"])
+    assert set(load_file(tmp_path / "p.safetensors")) == {"one:pattern"}
+
+
+def test_a_scene_without_cameras_of_its_own_is_refused(view_run, scenes, tmp_path, refused, write_scene):
+    for name in ("known", "unknown"):
+        write_scene(tmp_path / "in" / name, (9, 9, 9))
+    main([f"run={view_run}", f"input={tmp_path / 'in'}", f"out={tmp_path / 'p.safetensors'}"])
+    words = [f"run={view_run}", f"patterns={tmp_path / 'p.safetensors'}", f"out={tmp_path / 'out'}"]
+    (tmp_path / "in" / "unknown").rename(tmp_path / "in" / "renamed")
+    assert "without cameras for unknown" in refused(*words, f"input={tmp_path / 'in'}", program=main)
+    assert not (tmp_path / "out").exists()
+    main([*words, f"input={scenes / 'scene_3'}"])  # a lone scene's cameras serve all
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_the_patterns_of_a_scene_do_not_depend_on_what_lies_beside_it(trained, tiny, scenes, tmp_path):
+    words = [word for word in tiny if not word.startswith("model.")] + ["model=meta_pattern_composer", "model.rank=4"]
+    words += ["model.hidden_features=8", "model.features=8", "data.task=views", "data.views=6", "model.samples=4"]
+    run = trained([*words, "train.inner_rays=16", "train.chunk=999"], "inner_views", scenes)
+    codec = Codec.load(run, "cpu")
+    whole = encode(codec, str(scenes), batch=1)
+    for name in ("scene_0", "scene_4"):
+        alone = encode(codec, str(scenes / name), batch=1)[name]
+        assert torch.allclose(alone.parts["pattern"], whole[name].parts["pattern"], atol=1e-6)

@@ -14,13 +14,14 @@ import torch
 
 from evos.coords import grid
 from evos.distributed import World
+from evos.errors import InputError
 from evos.images import read_image
 from evos.runs import load_checkpoint
 from generalizable.codec import Variant
-from generalizable.data import Batch, Instances, collate, find_sources
+from generalizable.data import Batch, Instances, collate, find_sources, training_batches
 from generalizable.inner import predict
 from generalizable.main import main
-from generalizable.options import DataConfig, TrainConfig, parse
+from generalizable.options import DataConfig, SourceConfig, TrainConfig, parse
 from generalizable.tasks import ImageTask, SoundTask, ViewTask, take, waveform
 from generalizable.trainer import Trainer, learning_rate
 
@@ -270,6 +271,62 @@ def test_damaged_files_are_counted_and_named(tiny, pictures, tmp_path):
     main([*tiny, f"data.root={tmp_path / 'data'}", f"out={tmp_path / 'run'}"])
     skipped = metrics_of(tmp_path / "run")["skipped"]
     assert skipped["count"] == 1 and "03.png" in skipped["files"][0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_part_in_which_nothing_can_be_read_is_one_line_before_training(tiny, pictures, tmp_path, refused, workers):
+    words = [*tiny, f"data.workers={workers}", f"out={tmp_path / 'run'}"]
+    for part, others in (("test", "train"), ("train", "test")):
+        folder = tmp_path / part
+        shutil.copytree(pictures, folder / others)
+        (folder / part).mkdir()
+        for i in range(3):
+            (folder / part / f"{i}.png").write_bytes(b"x")
+        line = refused(*words, f"data.root={folder}")
+        assert f"of whose {'test' if part == 'test' else 'training'} part nothing can be read" in line
+        assert "0.png" in line or "2.png" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_that_vanish_in_training_are_one_line(tiny, pictures, tmp_path, workers):
+    shutil.copytree(pictures, tmp_path / "data")
+    config = DataConfig(size=8, workers=workers)
+    sources = find_sources([SourceConfig(root=str(tmp_path / "data"))], config, seed=0, world=World())
+    for path in (tmp_path / "data").iterdir():
+        path.write_bytes(b"x")
+    with pytest.raises(InputError, match="nothing can be read, for example"):
+        next(training_batches(sources, config, 4, seed=0, world=World()))
+
+
+def test_a_run_says_how_many_instances_it_trains_on_and_skips(tiny, pictures, tmp_path, capsys, write_picture):
+    shutil.copytree(pictures, tmp_path / "a")
+    for name in ("00", "05"):
+        (tmp_path / "a" / f"{name}.png").write_bytes(b"x")
+    for i in range(5):
+        write_picture(tmp_path / "b" / f"{i}.png", 90 + i)
+    words = [word for word in tiny if word != "--quiet"]
+    sources = f"data.sources=[{tmp_path / 'a'}, {{root: {tmp_path / 'b'}, weight: 0}}]"
+    main([*words, sources, f"out={tmp_path / 'run'}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["a: 11 to train on, 1 held out", "b: 0 to train on, 1 held out"]
+    (line,) = [line for line in lines if "skipped" in line]
+    assert line.startswith("a: skipped 2: ") and "0.png" in line and "1 more in the run's metrics" in line
+    metrics = metrics_of(tmp_path / "run")
+    assert [entry["trained_on"] for entry in metrics["sources"].values()] == [11, 0]
+
+
+def test_a_finished_run_goes_on_for_more_steps(tiny, pictures, tmp_path, capsys, refused):
+    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "train.schedule=cosine", "train.lr=0.01"]
+    main(words)
+    first = metrics_of(tmp_path / "run")
+    capsys.readouterr()
+    main([*words, "--resume", "train.steps=9"])
+    assert "notice: train.steps: 6 before, 9 now" in capsys.readouterr().err
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["steps"] == 9 and metrics["loss_curve"][:6] == first["loss_curve"]
+    assert metrics["points_trained"] == first["points_trained"] * 3 // 2
+    assert "9 as" in refused(*words, "--resume", "train.steps=8")
 
 
 def test_mistakes_end_in_one_line(tiny, pictures, tmp_path, refused):
