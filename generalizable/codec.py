@@ -158,8 +158,11 @@ class Codec:
 
     def measure(self, instance: Instance, variant: Variant) -> Float[Tensor, " B"]:
         """PSNR of instances in dB; of scenes, over the views held out."""
-        values = self.decode(self.encode(instance, variant), instance)
-        return self.task.psnr(values, self.task.evaluation_target(instance))
+        return self.task.psnr(self.reconstruct(instance, variant), self.task.evaluation_target(instance))
+
+    def reconstruct(self, instance: Instance, variant: Variant) -> Float[Tensor, "B P C"]:
+        """The values of instances that an evaluation compares with the truth, from patterns made of the instances."""
+        return self.decode(self.encode(instance, variant), instance)
 
 
 def load_weights(model: Model, state: Mapping, options: Options) -> None:

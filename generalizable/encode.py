@@ -28,6 +28,7 @@ from generalizable.codec import Codec
 from generalizable.forms import Form
 from generalizable.instances import Instance, stack
 from generalizable.patterns import Encoded, interpolate, read_patterns, write_patterns
+from generalizable.quantised import MOST_BITS
 from generalizable.tasks import SignalTask
 
 
@@ -54,6 +55,9 @@ class EncodeConfig:
     """Encode what one instance shows, as in training, and not all of a signal: a picture's middle square, a sound's
     first seconds with its channels averaged."""
 
+    bits: int | None = None
+    """Quantise the numbers of the patterns to this many bits, 1 to 8, and entropy-code them; none: 32-bit floats."""
+
     batch: int | None = None
     """Instances that are encoded or decoded together, at least 1; none: as in training."""
 
@@ -75,6 +79,7 @@ class EncodeConfig:
     def __post_init__(self) -> None:
         check_range("scale", self.scale, 1)
         check_range("batch", self.batch, 1)
+        check_range("bits", self.bits, 1, MOST_BITS)
         check_range("frames", self.frames, 2)
         for name in ("run", "out"):
             if not getattr(self, name):
@@ -235,10 +240,14 @@ def run(config: EncodeConfig) -> None:
     if config.patterns is None:
         assert config.input is not None
         found = encode(codec, config.input, crop=config.crop, batch=config.batch, quiet=config.quiet)
-        write_patterns(out, found, codec)
+        write_patterns(out, found, codec, config.bits)
         instances = sum(codec.task.count_parts(each.form) for each in found.values())
-        numbers = sum(each.numbers for each in found.values()) // instances
-        print(f"{len(found)} signals, {instances} instances of {numbers} numbers -> {out}")
+        numbers, size = sum(each.numbers for each in found.values()), out.stat().st_size
+        cells = sum(codec.task.count_cells(each.form) for each in found.values())
+        print(
+            f"{len(found)} signals, {instances} instances of {numbers // instances} numbers -> {out}, {size:,} bytes: "
+            f"{8 * size / cells:.3g} bits for each of {cells:,} {codec.task.cell_name}"
+        )
         return
     patterns = read_patterns(Path(config.patterns), codec)
     cameras = read_cameras(codec, config.input, patterns)

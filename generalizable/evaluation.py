@@ -20,7 +20,7 @@ from generalizable.pictures import show_source
 def measure_source(
     codec: Codec, source: Source | Shards, world: World, limit: int | None, skipped: list[str]
 ) -> dict[str, Any]:
-    """Metrics of one test part: each instance counts once, whichever process has it.
+    """Metrics of one test part: each instance counts once, whichever process has it. SSIM of pictures without a limit.
 
     Args:
         codec: the model.
@@ -34,15 +34,24 @@ def measure_source(
     """
     variants, batch = codec.variants, max(1, codec.options.train.batch // world.size)
     total, count = torch.zeros(len(variants), dtype=torch.float64), torch.zeros(1)
+    similarities, with_ssim = torch.zeros(1, dtype=torch.float64), limit is None and codec.task.has_pictures
     with codec.evaluating():
         for instance in evaluation_batches(source, batch, world=world, limit=limit, skipped=skipped):
             instance = instance.to(codec.device)
-            total += torch.stack([codec.measure(instance, variant).sum() for variant in variants]).cpu()
+            *others, trained = variants
+            target = codec.task.evaluation_target(instance)
+            values = codec.reconstruct(instance, trained)
+            measured = [*(codec.measure(instance, each) for each in others), codec.task.psnr(values, target)]
+            total += torch.stack([each.sum() for each in measured]).cpu()
             count += len(instance.signal)
+            if with_ssim:
+                similarities += codec.task.ssim(values, target).double().sum().cpu()
     if not reduce_sum(count).item():
         raise unreadable(source.name, "test", skipped)
     mean = reduce_mean(total, count.expand(len(variants))).tolist()
     metrics: dict[str, Any] = {"psnr": mean[-1], "instances": int(reduce_sum(count))}
+    if with_ssim:
+        metrics["ssim"] = reduce_mean(similarities, count).item()
     if codec.adapts_in_inner_loop:
         metrics["psnr_by_inner_step"] = {
             str(v.inner_steps): value

@@ -78,6 +78,7 @@ def report_sources(sources: Mapping[str, dict]) -> None:
             if key_of in entry
         ]
         held_out = " (held out)" if entry["held_out"] else ""
+        extras = [f"SSIM {entry['ssim']:.3f}", *extras] if "ssim" in entry else extras
         print(
             "; ".join([f"{name}{held_out}: {entry['psnr']:.2f} dB over {entry['instances']} unseen instances", *extras])
         )

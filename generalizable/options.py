@@ -178,6 +178,10 @@ class DataConfig:
 class TrainConfig(OptimizerOptions):
     """Options of the training."""
 
+    init: str | None = None
+    """Folder of a run whose weights the training begins with (fine-tuning), and, where none are named, the model's
+    options come from; none: new weights."""
+
     steps: int = 100000
     """Training steps, at least 1."""
 
@@ -302,7 +306,27 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     with given.naming_files():
         if parse_value("eval", OPTION_EVAL, given.texts.get("eval", "false")):
             return for_evaluation(given.texts)
+        if (init := nested.get("train", {}).get("init", "none")).lower() != "none":
+            names = {name for name in given.texts if name.partition(".")[0] == "model"}
+            return for_fine_tuning(nested, Path(init), model_given=bool(names))
         return from_values(nested)
+
+
+def for_fine_tuning(nested: dict[str, Any], folder: Path, *, model_given: bool) -> Options:
+    """Options of a run that begins with the weights of the run in ``folder``.
+
+    Raises:
+        InputError: there is no such run, or its model is of other options, kind of signal or coordinates.
+    """
+    if not (folder / "checkpoint.pt").exists():
+        raise InputError("train.init", str(folder), "the folder of a run with a checkpoint")
+    recorded = recorded_options(folder, "train.init")
+    found = from_values(nested if model_given else nested | {"model": recorded["model"]})
+    old, new = (flattened(each.resolved()) for each in (from_values(recorded), found))
+    for name in (*(name for name in new if name.startswith("model.")), "data.task", "data.centres"):
+        if new[name] != old.get(name):
+            raise InputError(name, new[name], f"{old.get(name)}, as {folder}/config.json has it, with train.init")
+    return found
 
 
 def for_evaluation(texts: Texts) -> Options:

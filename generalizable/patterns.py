@@ -1,14 +1,18 @@
 """Patterns of whole signals, and the files that they travel in.
 
 A file is in the safetensors format: a tensor "NAME:PART" of each signal's parts, "N ..." for its N instances, and as
-metadata the model's name, a hash of the weights that made them and the form of every signal.
+metadata the model's name, a hash of the weights that made them and the form of every signal. Quantised patterns are one
+entropy code for each part of all signals, and names and forms are compressed.
 """
 
 import json
+import math
 import sys
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,8 +23,10 @@ from evos.errors import InputError
 from evos.runs.files import replace_file
 from generalizable.codec import Codec
 from generalizable.forms import Form, of_patterns
+from generalizable.quantised import Steps, entropy_code, entropy_decode, fit_steps
 
 FORMAT = "evos patterns 2"
+QUANTISED = "evos quantised patterns 1"
 WITHOUT_WEIGHTS = "evos patterns 1"
 """The format of files that say neither which weights made them nor forms: each signal is one instance."""
 
@@ -50,14 +56,71 @@ def interpolate(a: Encoded, b: Encoded, fraction: float) -> Encoded:
     return Encoded({part: torch.lerp(a.parts[part], b.parts[part], fraction) for part in a.parts}, a.form)
 
 
-def write_patterns(path: Path, signals: Mapping[str, Encoded], codec: Codec) -> None:
-    """Write a file of patterns that ``codec`` made, by name; raises InputError as ``replace_file``."""
+def write_patterns(path: Path, signals: Mapping[str, Encoded], codec: Codec, bits: int | None = None) -> None:
+    """Write a file of patterns that ``codec`` made, by name.
+
+    Args:
+        path: the file, which is replaced.
+        signals: of the same run.
+        codec: of that run.
+        bits: of each number, 1 to 8: quantised part by part and entropy-coded; None: as they are.
+
+    Raises:
+        InputError: the file can't be written.
+    """
+    metadata = {"model": codec.options.model.name, "weights": codec.fingerprint}
+    forms = {name: asdict(each.form) for name, each in signals.items()}
+    if bits is not None:
+        tensors, contents = quantised(signals, bits)
+        contents = zlib.compress(json.dumps(contents | {"forms": forms}, ensure_ascii=False).encode(), 9)
+        tensors["contents"] = torch.frombuffer(bytearray(contents), dtype=torch.uint8)
+        replace_file(path, save(tensors, metadata | {"format": QUANTISED}))
+        return
     tensors = {
         f"{name}:{part}": item.contiguous() for name, each in signals.items() for part, item in each.parts.items()
     }
-    forms = {name: asdict(each.form) for name, each in signals.items()}
-    metadata = {"format": FORMAT, "model": codec.options.model.name, "weights": codec.fingerprint}
-    replace_file(path, save(tensors, metadata | {"forms": json.dumps(forms, ensure_ascii=False)}))
+    replace_file(path, save(tensors, metadata | {"format": FORMAT, "forms": json.dumps(forms, ensure_ascii=False)}))
+
+
+def quantised(signals: Mapping[str, Encoded], bits: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The codes of all parts of all signals by the part's name, and what is needed to read them."""
+    codes, parts = {}, {}
+    for part in next(iter(signals.values())).parts:
+        values = torch.cat([each.parts[part] for each in signals.values()])
+        steps = fit_steps(values, bits)
+        levels = steps.quantise(values).numpy().tobytes()
+        codes[f"part:{part}"] = torch.frombuffer(bytearray(entropy_code(levels)), dtype=torch.uint8)
+        parts[part] = {**asdict(steps), "shape": list(values.shape[1:]), "sum": zlib.crc32(levels)}
+    return codes, {"parts": parts, "counts": {name: first_length(each) for name, each in signals.items()}}
+
+
+def first_length(signal: Encoded) -> int:
+    """N, the number of instances of a signal."""
+    return len(next(iter(signal.parts.values())))
+
+
+def read_quantised(tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """The parts by signal, and the forms, of a file of quantised patterns.
+
+    Raises:
+        InputError, KeyError, TypeError or ValueError: it is damaged.
+    """
+    try:
+        contents = json.loads(zlib.decompress(tensors["contents"].numpy().tobytes()))
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
+    counts: dict[str, int] = contents["counts"]
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in counts}
+    for part, about in contents["parts"].items():
+        shape = (sum(counts.values()), *about["shape"])
+        levels = entropy_decode(tensors[f"part:{part}"].numpy().tobytes(), math.prod(shape))
+        if zlib.crc32(levels) != about["sum"]:
+            raise ValueError(f"the sum of {part}")
+        steps = Steps(int(about["bits"]), float(about["low"]), float(about["high"]))
+        values = steps.values(torch.frombuffer(bytearray(levels), dtype=torch.uint8).view(shape))
+        for name, piece in zip(counts, values.split(list(counts.values())), strict=True):
+            found[name][part] = piece
+    return found, contents["forms"]
 
 
 def read_patterns(path: Path, codec: Codec) -> dict[str, Encoded]:
@@ -74,32 +137,41 @@ def read_patterns(path: Path, codec: Codec) -> dict[str, Encoded]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise InputError("patterns", f"{path} ({error})", "a file that this program wrote") from None
-    model = codec.options.model.name
-    if metadata.get("format") not in (FORMAT, WITHOUT_WEIGHTS) or metadata.get("model") != model:
+    model, form = codec.options.model.name, metadata.get("format")
+    if form not in (FORMAT, QUANTISED, WITHOUT_WEIGHTS) or metadata.get("model") != model:
         shown = {name: text for name, text in metadata.items() if name != "forms"}
         raise InputError("patterns", f"{path} of {json.dumps(shown)}", f"patterns of this run's {model}")
-    parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, part = key.rpartition(":")
-        parts.setdefault(name, {})[part] = tensor
-    if metadata["format"] == WITHOUT_WEIGHTS:
-        print(
-            f"notice: {path} does not say which weights made it: those of another run decode to noise", file=sys.stderr
-        )
-        form = codec.task.instance_form
-        return {name: Encoded({part: item[None] for part, item in each.items()}, form) for name, each in parts.items()}
+    if form == WITHOUT_WEIGHTS:
+        print(f"notice: {path} does not say which weights made it; others decode it to noise", file=sys.stderr)
+        square = codec.task.instance_form
+        return {
+            name: Encoded({part: item[None] for part, item in each.items()}, square)
+            for name, each in by_signal(tensors).items()
+        }
     if metadata.get("weights") != codec.fingerprint:
         got = f"{path}, made with the weights {str(metadata.get('weights'))[:12]}"
         raise InputError("patterns", got, f"those made with this run's, {codec.fingerprint[:12]}")
     try:
-        forms = json.loads(metadata["forms"])
+        if form == QUANTISED:
+            parts, forms = read_quantised(tensors)
+        else:
+            parts, forms = by_signal(tensors), json.loads(metadata["forms"])
         found = {name: Encoded(each, of_patterns(forms[name])) for name, each in parts.items()}
-    except (ValueError, KeyError, TypeError) as error:
-        reason = error.got if isinstance(error, InputError) else f"its forms: {error!r}"
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = error.got if isinstance(error, InputError) else f"its contents: {error!r}"
         raise InputError("patterns", f"{path} ({reason})", "a file that this program wrote") from None
     for name, each in found.items():
         if any(len(part) != codec.task.count_parts(each.form) for part in each.parts.values()):
             raise InputError(
                 "patterns", f"{path}, where {name} does not fit its form", "a file that this program wrote"
             )
+    return found
+
+
+def by_signal(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Tensors called "NAME:PART" as parts by name."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition(":")
+        found.setdefault(name, {})[part] = tensor
     return found

@@ -99,6 +99,9 @@ class MetaTraining(Trainable):
         # Nobody knows how many instances a stream has.
         owned = draws.owned if all(isinstance(s, Source) for s in sources.train) else options.train.cache_rows
         self.trainer = Trainer(options, world, device, owned)
+        resumes = options.run.resume and Path(options.run.out, "checkpoint.pt").exists()
+        if options.train.init is not None and not resumes:
+            self.trainer.begin_with(Path(options.train.init))
 
     def next_batch(self, step: int) -> Batch:
         """The training batch of a step; before the first one the loader starts."""

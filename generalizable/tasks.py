@@ -6,6 +6,7 @@ which kind of signal it deals with. Letters: B instances, P cells of an instance
 numbers of a ray), C channels.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,13 +19,13 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evos import coords
+from evos import coords, metrics
 from evos.errors import InputError
 from evos.images import read_image, write_image
 from evos.runs import on_device
 from evos.sounds import read_header, read_stretch, write_sound
 from generalizable.base import Data, Task
-from generalizable.forms import Form, corners, join_squares, join_stretches, reduced_shape, stretches
+from generalizable.forms import Form, corners, join_squares, join_stretches, length_at, reduced_shape, stretches
 from generalizable.instances import (
     Instance,
     count_pieces,
@@ -58,6 +59,10 @@ class SignalTask(ABC):
     """Values lie in [lowest, 1]."""
     extension: ClassVar[str] = "png"
     """Of the files that decoded signals are written to."""
+    cell_name: ClassVar[str] = "pixels"
+    """What its cells are."""
+    has_pictures: ClassVar[bool] = True
+    """Whether instances are compared as pictures, too."""
     sample_rate: int | None = None
     """Samples a second of what can be listened to."""
     support_view_counts: tuple[int | None, ...] = (None,)
@@ -109,6 +114,10 @@ class SignalTask(ABC):
     @abstractmethod
     def count_parts(self, form: Form) -> int:
         """How many instances a signal of a form is cut into."""
+
+    @abstractmethod
+    def count_cells(self, form: Form) -> int:
+        """How many pixels or samples (of scenes: of their support views) are decoded at the training resolution."""
 
     @abstractmethod
     def join(self, values: Float[Tensor, "N P C"], form: Form, scale: int) -> Float[Tensor, "*S C"]:
@@ -202,6 +211,13 @@ class SignalTask(ABC):
         """
         error = (prediction.clamp(self.lowest, 1.0) - target).double().square().mean((1, 2))
         return -10 * torch.log10(error.clamp(min=1e-12))
+
+    def ssim(self, prediction: Float[Tensor, "B P C"], target: Float[Tensor, "B P C"]) -> Float[Tensor, " B"]:
+        """Structural similarity of each instance that has pictures: the mean over them, one after another."""
+        size = self.config.size
+        a, b = (rearrange(values, "b (v h w) c -> b v h w c", h=size, w=size) for values in (prediction, target))
+        means = [sum(map(metrics.ssim, *pair)) / len(pair[0]) for pair in zip(a, b, strict=True)]
+        return torch.tensor(means, device=prediction.device)
 
     # ---- results ---------------------------------------------------------------------------------------------
 
@@ -305,6 +321,10 @@ class ImageTask(GridTask):
         """The squares."""
         return len(corners(reduced_shape(form, self.config.size), self.config.size))
 
+    def count_cells(self, form: Form) -> int:
+        """Pixels."""
+        return math.prod(reduced_shape(form, self.config.size))
+
     def join(self, values: Float[Tensor, "N P C"], form: Form, scale: int) -> Float[Tensor, "H W C"]:
         """A picture."""
         size = self.config.size
@@ -317,6 +337,8 @@ class SoundTask(GridTask):
     name: ClassVar[str] = "sound"
     lowest: ClassVar[float] = -1.0
     extension: ClassVar[str] = "wav"
+    cell_name: ClassVar[str] = "samples"
+    has_pictures: ClassVar[bool] = False
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -361,6 +383,10 @@ class SoundTask(GridTask):
     def count_parts(self, form: Form) -> int:
         """The stretches of all channels."""
         return form.shape[1] * stretches(form, self.config.samples, self.config.rate)
+
+    def count_cells(self, form: Form) -> int:
+        """Samples of all channels."""
+        return form.shape[1] * length_at(form, self.config.rate)
 
     def join(self, values: Float[Tensor, "N P 1"], form: Form, scale: int) -> Float[Tensor, "T C"]:
         """A sound."""
@@ -479,6 +505,10 @@ class ViewTask(SignalTask):
     def count_parts(self, form: Form) -> int:
         """A scene is one instance."""
         return 1
+
+    def count_cells(self, form: Form) -> int:
+        """Pixels of the support views."""
+        return self.config.support_views * self.config.size**2
 
     def join(self, values: Float[Tensor, "N P C"], form: Form, scale: int) -> Float[Tensor, "H VW C"]:
         """The views of a scene, side by side."""

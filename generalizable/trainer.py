@@ -4,6 +4,7 @@ Letters: B instances of a batch, P cells of an instance (pixels, samples, pixels
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from evos.distributed import World
 from evos.errors import InputError
 from evos.optimizers import RunningClip, build_optimizer
-from evos.runs import on_device, seed_everything
+from evos.runs import load_checkpoint, on_device, seed_everything
 from evos.seeding import mixed_seed
 from evos.selection import Feedback, Pool, build_selector
 from generalizable.base import Data
-from generalizable.codec import Codec, check_centres
+from generalizable.codec import Codec, check_centres, load_weights
 from generalizable.data import Batch
 from generalizable.inner import outer_loss
 from generalizable.instances import Instance
@@ -81,6 +82,16 @@ class Trainer:
         self.task = self.codec.task
         self.points_trained = 0
         seed_everything(mixed_seed(options.run.seed, world.rank))  # noise of its own for each process
+
+    def begin_with(self, run: Path) -> None:
+        """Take the weights of a finished or stopped run, its moving average where it kept one.
+
+        Raises:
+            InputError: its checkpoint is of another model or of other coordinates.
+        """
+        load_weights(self.model, load_checkpoint(run / "checkpoint.pt"), self.options)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(self.model.state_dict())
 
     # ---- one step --------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from evos.coords import grid
 from evos.distributed import World
 from evos.errors import InputError
 from evos.images import read_image
+from evos.metrics import ssim
 from evos.runs import load_checkpoint
 from generalizable.codec import Variant
 from generalizable.data import Batch, Instances, collate, find_sources, training_batches
@@ -426,6 +427,56 @@ def test_resuming_a_finished_run_only_reports_it(tiny, pictures, tmp_path, capsy
     before = (tmp_path / "run" / "metrics.json").read_bytes()
     main([*words, "--resume"])
     assert (tmp_path / "run" / "metrics.json").read_bytes() == before and capsys.readouterr().out == first
+
+
+# ---- fine-tuning
+
+
+def test_a_run_begins_with_the_weights_of_another(tiny, pictures, tmp_path, write_picture, refused):
+    for i in range(12):
+        write_picture(tmp_path / "others" / f"{i:02}.png", 50 + i)
+    own = [word for word in tiny if not word.startswith("model.")]
+    first = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'first'}", "train.lr=0.01", "train.ema=0.5"]
+    main(first)
+    tuned = [*own, f"data.root={tmp_path / 'others'}", f"train.init={tmp_path / 'first'}", "train.ema=0.9"]
+    # A rate of (nearly) 0 leaves what the training began with: the average of the first run.
+    main([*tuned, f"out={tmp_path / 'still'}", "train.lr=1e-12", "train.steps=1"])
+    state = load_checkpoint(tmp_path / "first" / "checkpoint.pt")["ema"]
+    still = load_checkpoint(tmp_path / "still" / "checkpoint.pt")["model"]
+    for name, tensor in still.items():
+        assert torch.allclose(tensor, state[f"module.{name}"], atol=1e-6)
+    # A resumption needs the first run no more, and repeats the run.
+    main([*tuned, f"out={tmp_path / 'tuned'}"])
+    with_file = ["--config", str(tmp_path / "tuned" / "config.yaml"), f"out={tmp_path / 'again'}"]
+    main(with_file)
+    assert losses(tmp_path / "again") == losses(tmp_path / "tuned")
+    for word in ("model.rank=5", "model=transinr", "data.centres=corner"):
+        line = refused(*tuned, word, f"out={tmp_path / 'no'}")
+        assert "config.json has it, with train.init" in line
+    assert "a run with a checkpoint" in refused(*tuned, f"train.init={tmp_path / 'none'}", f"out={tmp_path / 'no'}")
+    assert not (tmp_path / "no").exists()
+
+
+# ---- SSIM
+
+
+def test_the_ssim_of_pictures_and_views_is_that_of_each_picture():
+    truth, noise = torch.rand(2, 3 * 144, 3), 0.1 * torch.randn(2, 3 * 144, 3)
+    found = ViewTask(DataConfig(task="views", size=12)).ssim(truth + noise, truth)
+    for i in range(2):
+        a, b = (values[i].reshape(3, 12, 12, 3) for values in (truth + noise, truth))
+        assert float(found[i]) == pytest.approx(sum(ssim(a[v], b[v]) for v in range(3)) / 3, abs=1e-6)
+    same = ImageTask(DataConfig(size=12)).ssim(truth[:, :144], truth[:, :144])
+    assert same.tolist() == pytest.approx([1, 1], abs=1e-6)
+
+
+def test_the_last_evaluation_has_ssim(tiny, pictures, sounds, tmp_path, capsys):
+    main([*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}"])
+    entry = metrics_of(tmp_path / "run")["sources"][pictures.name]
+    assert -1 <= entry["ssim"] <= 1 and f"SSIM {entry['ssim']:.3f}" in capsys.readouterr().out
+    words = [*tiny, "data.task=sound", "data.seconds=0.1", "data.rate=4000", f"data.root={sounds}"]
+    main([*words, f"out={tmp_path / 'sound'}"])
+    assert "ssim" not in metrics_of(tmp_path / "sound")["sources"][sounds.name]
 
 
 # ---- several processes
