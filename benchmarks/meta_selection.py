@@ -20,7 +20,7 @@ from common import alternate, ratio, spread, write_result
 
 from evos.distributed import World
 from evos.runs import Stopper
-from generalizable.data import training_batches
+from generalizable.data import make_draws, training_batches
 from generalizable.main import prepare
 from generalizable.run import train
 from generalizable.trainer import Trainer
@@ -55,8 +55,9 @@ def run(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
 def step_of(args: argparse.Namespace, variant: str) -> Any:
     """A training step of a variant, again and again."""
     options, sources, device = prepare(words(args, variant, 0), WORLD)
-    draws, batches = training_batches(sources, options.data, options.train.batch, seed=0, world=WORLD)
-    trainer, steps = Trainer(options, WORLD, device, draws.owned), iter(range(1, options.train.steps))
+    owned = make_draws(sources, options.train.batch, seed=0, world=WORLD).owned
+    batches = training_batches(sources, options.data, options.train.batch, seed=0, world=WORLD)
+    trainer, steps = Trainer(options, WORLD, device, owned), iter(range(1, options.train.steps))
     return lambda: trainer.step(next(steps), next(batches)).item()
 
 

@@ -5,7 +5,6 @@ numbers divided by the largest: colour profiles and gamma are left as they are.
 """
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.errors import InputError
+from evos.folders import natural_order
 from evos.runs.files import replace_file
 
 EXTENSIONS = ("png", "jpg", "jpeg", "tif", "tiff", "webp", "bmp")
@@ -142,7 +142,7 @@ def list_images(path: str | Path) -> list[Path]:
     images = [file for file in files if file.suffix[1:].lower() in EXTENSIONS]
     if not images:
         raise InputError(str(path), "a folder without images", f"a folder with {', '.join(EXTENSIONS)} files")
-    return sorted(images, key=_natural)
+    return sorted(images, key=lambda file: natural_order(Path(file.name)))
 
 
 def reduce_image(pixels: Float[Tensor, "H W C"], longer_side: int) -> Float[Tensor, "h w C"]:
@@ -308,11 +308,6 @@ def _with_channels(array: np.ndarray) -> np.ndarray:
 
 def _name(array: np.ndarray) -> str:
     return ("L", "LA", "RGB", "RGBA")[array.shape[-1] - 1]
-
-
-def _natural(path: Path) -> tuple[list[str | int], str]:
-    parts = re.split(r"(\d+)", path.name.lower())  # text and digits alternate, so like is compared with like
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
 def _reason(error: OSError) -> str:

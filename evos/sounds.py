@@ -1,7 +1,10 @@
 """Sound files, read and written by libsndfile: WAV, FLAC, OGG and MP3, any number of channels, integers or floats."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,12 @@ MP3_FRAME = 1152
 STREAMED = 0x7FFF0000
 """Declared length in bytes from which on a WAV was streamed: its length was unknown when the header was written."""
 
+FLOATS = ("FLOAT", "DOUBLE")
+"""Kinds of sample that may lie beyond [-1, 1]."""
+
+LONGEST_PAGES = 2**17
+"""Bytes that hold the last page of an Ogg stream for certain: twice the most that a page has."""
+
 _WHOLE = f"a whole sound ({', '.join(EXTENSIONS)})"
 
 
@@ -41,6 +50,16 @@ class Sound:
     """libsndfile's name for a sample in the file: PCM_16, PCM_24, FLOAT, VORBIS, MPEG_LAYER_III, ..."""
     extension: str
     """wav, flac, ogg or mp3, by the file's content."""
+
+
+@dataclass(frozen=True)
+class SoundHeader:
+    """What a sound's file says of it: frames (samples of each channel), frames a second, channels, kind of sample."""
+
+    frames: int
+    rate: int
+    channels: int
+    subtype: str
 
 
 def is_sound(path: str | Path) -> bool:
@@ -92,6 +111,80 @@ def read_sound(path: str | Path) -> Sound:
     if not samples.isfinite().all():
         raise InputError(str(path), "samples that are not finite", "finite samples")
     return Sound(samples, rate, subtype, FORMATS[kind])
+
+
+def read_header(path: str | Path) -> SoundHeader:
+    """What the header of a sound says; nothing is decoded, and a truncated file passes.
+
+    Raises InputError, naming the file, where it is missing, empty, not a sound or of another format.
+    """
+    with _opened(Path(path)) as file:
+        return SoundHeader(file.frames, file.samplerate, file.channels, file.subtype)
+
+
+def read_stretch(path: str | Path, start: int, frames: int) -> tuple[Float[Tensor, "T C"], float]:
+    """``frames`` frames of a sound from ``start`` on, fewer at its end, and the factor that they were divided by.
+
+    Amplitudes are in [-1, 1]: a file of floats that go beyond is divided by its largest, of the whole file; codecs that
+    overshoot are clipped. Only the stretch is decoded, but that a file is whole is checked once in a process.
+
+    Raises InputError as ``read_sound`` does, a truncated file whose stretch could be read included.
+    """
+    path = Path(path)
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise InputError(str(path), (error.strerror or str(error)).lower(), "a sound file that can be read") from error
+    peak = _checked_peak(path, state.st_size, state.st_mtime_ns)
+    with _opened(path) as file:
+        file.seek(min(start, file.frames))
+        samples = torch.from_numpy(file.read(min(frames, file.frames - file.tell()), dtype="float32", always_2d=True))
+    if not samples.isfinite().all():
+        raise InputError(str(path), "samples that are not finite", "finite samples")
+    return (samples / peak).clamp(-1, 1), peak
+
+
+def largest_amplitude(samples: Float[Tensor, "T C"]) -> float:
+    """What amplitudes are divided by to lie in [-1, 1]: 1, or the largest where that is beyond."""
+    return max(1.0, float(samples.abs().max()))
+
+
+@lru_cache(2**16)
+def _checked_peak(path: Path, size: int, modified: int) -> float:
+    """See ``largest_amplitude``; raises InputError where the file is truncated or has no samples."""
+    with _opened(path) as file:
+        kind, frames, subtype, log = file.format, file.frames, file.subtype, file.extra_info
+        if frames and kind in ("FLAC", "MP3"):
+            file.seek(max(0, frames - 1 - (MP3_FRAME if kind == "MP3" else 0)))
+            if not len(file.read(1)):
+                raise InputError(str(path), "a truncated file", _WHOLE)
+    if subtype in FLOATS or not frames:
+        return largest_amplitude(read_sound(path).samples)
+    with path.open("rb") as data:
+        data.seek(max(0, size - LONGEST_PAGES))
+        if _is_cut_wav(log) or (kind == "OGG" and _is_cut_ogg(data.read())):
+            raise InputError(str(path), "a truncated file", _WHOLE)
+    return 1.0
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A sound as soundfile opens it, with InputErrors in place of its own."""
+    soundfile = _soundfile()
+    try:
+        if path.is_file() and not path.stat().st_size:
+            raise InputError(str(path), "an empty file", _WHOLE)
+        with path.open("rb") as data, soundfile.SoundFile(data) as file:
+            if file.format not in FORMATS:
+                raise InputError(str(path), f"a sound of format {file.format}", ", ".join(EXTENSIONS))
+            yield file
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(str(path), (error.strerror or str(error)).lower(), "a sound file that can be read") from error
+    except Exception as error:  # damage makes libsndfile raise its own error and soundfile several others
+        reason = getattr(error, "error_string", error)
+        raise InputError(str(path), f"a file that is not a sound, or a damaged one ({reason})", _WHOLE) from None
 
 
 def write_sound(path: str | Path, samples: Float[Tensor, "T C"], rate: int, subtype: str) -> None:

@@ -14,6 +14,7 @@ from evos.metrics import psnr
 from evos.runs.outputs import check_absent
 from generalizable.codec import Codec
 from generalizable.encode import decode, encode, read_signals
+from generalizable.instances import stack
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,16 +27,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     codec = Codec.load(args.run)
-    patterns = encode(codec, args.input)  # name -> part -> tensor: all that is needed to decode
+    patterns = encode(codec, args.input)  # name -> tensors and form: all that is needed to decode
     check_absent([args.out / f"{name}.png" for name in patterns], overwrite=False, argument="--out")
-    for name, instance in read_signals(codec, args.input):
-        numbers = sum(part.numel() for part in patterns[name].values())
-        truth = instance.signal[0].permute(1, 2, 0).cpu()  # "C H W" -> "H W C"
-        quality = psnr(decode(codec, patterns[name], None, scale=1).clamp(0, 1), truth)
-        print(f"{name}: {numbers} numbers, {quality:.2f} dB")
+    for name, form, instances in read_signals(codec, args.input):
+        squares = codec.task.cells(stack(instances).signal)  # of one picture, "N P C"
+        truth = codec.task.join(squares, form, scale=1)
+        quality = psnr(decode(codec, patterns[name], scale=1), truth)
+        print(f"{name}: {patterns[name].numbers} numbers, {quality:.2f} dB")
         path = args.out / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(path, decode(codec, patterns[name], None, scale=args.scale).clamp(0, 1))
+        write_image(path, decode(codec, patterns[name], args.scale))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ It needs neither optimizer nor selector.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -21,12 +22,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.errors import InputError
-from evos.runs import load_checkpoint, read_json, resolve_device, rng_state, set_rng_state
+from evos.runs import load_checkpoint, resolve_device, rng_state, set_rng_state
 from generalizable.base import Data, Patterns
 from generalizable.inner import predict
 from generalizable.instances import Instance
 from generalizable.models import Model, build_model
-from generalizable.options import Options, from_values
+from generalizable.options import Options, from_values, recorded_options
 from generalizable.tasks import build_task
 
 
@@ -41,8 +42,9 @@ class Variant:
 class Codec:
     """A model with the task and the options that it is trained by."""
 
-    def __init__(self, model: Model, options: Options, device: torch.device) -> None:
-        self.model, self.options, self.device = model, options, device
+    def __init__(self, model: Model, options: Options, device: torch.device, step: int | None = None) -> None:
+        """``step``: steps that a finished or stopped run has trained it for."""
+        self.model, self.options, self.device, self.step = model, options, device, step
         self.task = build_task(options.data)
         self.task.prepare(device)
 
@@ -57,19 +59,26 @@ class Codec:
         Raises:
             InputError: no such run, or one recorded by other options than today's.
         """
-        folder = Path(run)
-        recorded = read_json(folder / "config.json")
-        options = recorded.get("options") if isinstance(recorded, dict) else None
-        if not isinstance(options, dict) or not isinstance(options.get("data"), dict) or "model" not in options:
-            raise InputError("run", str(run), "the folder of a run of generalizable/main.py")
-        if "centres" not in options["data"]:
-            raise InputError("run", f"{run}, recorded without data.centres", "a run of this version: train it again")
-        built = from_values(options)
-        target = resolve_device(device)
+        options = from_values(recorded_options(Path(run), "run"))
+        return cls.trained(options, Path(run), resolve_device(device))
+
+    @classmethod
+    def trained(cls, options: Options, folder: Path, device: torch.device) -> "Codec":
+        """The model of these options with the weights of the checkpoint in ``folder``; see ``load``."""
+        state = load_checkpoint(folder / "checkpoint.pt")
         with torch.random.fork_rng(devices=[]):  # its first weights are thrown away
-            model = build_model(built.model, build_task(built.data).model_task)
-        load_weights(model, load_checkpoint(folder / "checkpoint.pt"), built)
-        return cls(model.to(target), built, target)
+            model = build_model(options.model, build_task(options.data).model_task)
+        load_weights(model, state, options)
+        return cls(model.to(device), options, device, step=state["step"])
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights, in hexadecimal: patterns belong to the weights that made them."""
+        found = sha256()
+        for name, weight in sorted(self.model.state_dict().items()):
+            found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            found.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     def autocast(self) -> AbstractContextManager[object]:
         """The run's precision."""
@@ -149,8 +158,11 @@ class Codec:
 
     def measure(self, instance: Instance, variant: Variant) -> Float[Tensor, " B"]:
         """PSNR of instances in dB; of scenes, over the views held out."""
-        values = self.decode(self.encode(instance, variant), instance)
-        return self.task.psnr(values, self.task.evaluation_target(instance))
+        return self.task.psnr(self.reconstruct(instance, variant), self.task.evaluation_target(instance))
+
+    def reconstruct(self, instance: Instance, variant: Variant) -> Float[Tensor, "B P C"]:
+        """The values of instances that an evaluation compares with the truth, from patterns made of the instances."""
+        return self.decode(self.encode(instance, variant), instance)
 
 
 def load_weights(model: Model, state: Mapping, options: Options) -> None:

@@ -3,37 +3,35 @@
 An instance's key is its number among all training instances of a run; the selector remembers errors by it.
 """
 
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import count, islice
+from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from webdataset.compat import WebDataset
 
 from evos.distributed import World
 from evos.errors import InputError
 from evos.runs.outputs import check_name
 from generalizable.instances import Instance, stack
 from generalizable.layouts import find
+from generalizable.members import Member
 from generalizable.options import DataConfig, SourceConfig
-from generalizable.tasks import SignalTask, build_task
+from generalizable.shards import Positions, Shards, load
+from generalizable.tasks import build_task
 
 GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Instances by their keys, and the files that were skipped on the way to them."""
+    """Instances by their keys, the files that were skipped on the way to them, and where streams are after them."""
 
     keys: tuple[int, ...]
     instance: Instance
     skipped: tuple[str, ...] = ()
+    positions: Positions = field(default_factory=dict)
 
 
 class Draws(Sampler[list[tuple[int, int, int]]]):
@@ -110,14 +108,26 @@ class Draws(Sampler[list[tuple[int, int, int]]]):
 class Source:
     """The instances of one part (training or test) of a data set, read when they are asked for."""
 
-    def __init__(self, name: str, paths: list[Path], config: DataConfig, *, in_memory: bool = False) -> None:
+    def __init__(
+        self, name: str, items: Sequence[Path | Member], config: DataConfig, *, in_memory: bool = False
+    ) -> None:
+        """``items``: files (scenes: folders), or members of tar files."""
         self.name, self.config = name, config
         self.task = build_task(config)
-        self.entries = [(path, i) for path in paths for i in range(self.task.count_instances(path))]
+        self.entries = [(item, i) for item in items for i in range(self.count(item))]
         self._kept: dict[int, Instance] | None = {} if in_memory else None
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def count(self, item: Path | Member) -> int:
+        """How many instances an item holds."""
+        if isinstance(item, Path):
+            return self.task.count_instances(item)
+        if self.config.pieces == "first":
+            return 1
+        with item.extracted() as path:
+            return self.task.count_instances(path)
 
     def draw(self, index: int, generator: np.random.Generator | None, skipped: list[str]) -> tuple[int, Instance]:
         """Instance ``index`` and its number, or the next one that can be read.
@@ -127,10 +137,10 @@ class Source:
         """
         for at in (*range(index, len(self)), *range(index)):
             try:
-                return at, self.get(at) if generator is None else self.task.load(*self.entries[at], generator)
+                return at, self.get(at) if generator is None else self.load(at, generator)
             except InputError as error:
-                skipped.append(str(error))
-        raise InputError("data.root", f"{self.name}, where nothing can be read ({skipped[-1]})", "readable data")
+                skipped.append(f"{self.name}: {error}")
+        raise unreadable(self.name, "training", skipped)
 
     def once(self, world: World, limit: int | None, skipped: list[str]) -> Iterator[Instance]:
         """Every ``world.size``-th of the first ``limit`` instances, but for those that can't be read."""
@@ -138,109 +148,20 @@ class Source:
             try:
                 yield self.get(index)
             except InputError as error:
-                skipped.append(str(error))
+                skipped.append(f"{self.name}: {error}")
 
     def get(self, index: int) -> Instance:
         """Instance ``index``, from memory where it is kept."""
         if self._kept is None:
-            return self.task.load(*self.entries[index])
+            return self.load(index)
         if index not in self._kept:
-            self._kept[index] = self.task.load(*self.entries[index])
+            self._kept[index] = self.load(index)
         return self._kept[index]
 
-    def label(self, index: int) -> str:
-        """What to call an instance."""
-        path, piece = self.entries[index]
-        return path.stem if self.config.pieces == "first" else f"{path.stem}_{piece}"
-
-
-class Shards:
-    """A data set in tar shards, streamed: whichever sample comes next, shuffled over a window of a thousand.
-
-    Every process and worker reads shards of its own, again and again. A sample's key is a hash of its name.
-    """
-
-    def __init__(self, name: str, paths: Sequence[Path | str], config: DataConfig, *, seed: int, world: World) -> None:
-        self.name, self.urls, self.task = name, [str(path) for path in paths], build_task(config)
-        self.seed, self.world = seed, world
-        self._stream: Iterator[dict[str, Any]] | None = None
-        self._broken: list[str] = []
-
-    def __len__(self) -> int:
-        return len(self.urls)
-
-    def draw(self, index: int, generator: np.random.Generator | None, skipped: list[str]) -> tuple[int, Instance]:
-        """The next sample that can be read, and its key; ``index`` plays no part.
-
-        Raises:
-            InputError: a thousand samples in a row can't be read.
-        """
-        self._stream = self._stream or self.stream(repeat=True)
-        for _ in range(1000):
-            sample = next(self._stream)
-            skipped.extend(self._broken)
-            self._broken.clear()
-            try:
-                return zlib.crc32(sample["__key__"].encode()), decode(sample, self.task, generator)
-            except InputError as error:
-                skipped.append(str(error))
-        raise InputError("data.root", f"{self.name}, where nothing can be read ({skipped[-1]})", "readable data")
-
-    def once(self, world: World, limit: int | None, skipped: list[str]) -> Iterator[Instance]:
-        """Every ``world.size``-th of the first ``limit`` samples, but for those that can't be read."""
-        for sample in islice(self.stream(repeat=False), world.rank, limit, world.size):
-            try:
-                yield decode(sample, self.task)
-            except InputError as error:
-                skipped.append(str(error))
-
-    def stream(self, *, repeat: bool) -> Iterator[dict[str, Any]]:
-        """Undecoded samples: without end and shuffled, or once and in order.
-
-        Raises:
-            InputError: no shard gives a sample.
-        """
-        worker = torch.utils.data.get_worker_info()
-        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
-        part, parts = part + parts * self.world.rank, parts * self.world.size
-        own = self.urls[part::parts] if repeat and len(self.urls) >= parts else self.urls
-        generator = np.random.default_rng((self.seed, part))
-        passes = count() if repeat else range(1)
-        for _ in passes:
-            order = generator.permutation(own).tolist() if repeat else own
-            dataset: Any = WebDataset(
-                order, shardshuffle=False, nodesplitter=None, workersplitter=None, handler=self.note, empty_check=False
-            )
-            sample = None
-            for sample in dataset.shuffle(1000, seed=int(generator.integers(2**31))) if repeat else dataset:
-                yield sample
-            if sample is None:
-                reason = self._broken[-1] if self._broken else "they are empty"
-                raise InputError(
-                    "data.root", f"{self.name}, whose shards give nothing ({reason})", "readable tar files"
-                )
-
-    def note(self, error: Exception) -> bool:
-        """Go on after a shard that can't be read, and remember it."""
-        self._broken.append(" ".join(str(error).split()))
-        return True
-
-
-def decode(sample: dict[str, Any], task: SignalTask, generator: np.random.Generator | None = None) -> Instance:
-    """The picture or sound of a sample of a shard."""
-    for suffix in task.suffixes:
-        if (content := sample.get(suffix)) is not None:
-            # The readers take files, and tell formats that Pillow cuts short apart.
-            with NamedTemporaryFile(suffix=f".{suffix}") as file:
-                file.write(content)
-                file.flush()
-                try:
-                    return task.load(Path(file.name), 0, generator)
-                except InputError as error:
-                    raise InputError(
-                        f"{sample['__url__']}: {sample['__key__']}.{suffix}", error.got, error.allowed
-                    ) from None
-    raise InputError(f"{sample['__url__']}: {sample['__key__']}", "no data", ", ".join(task.suffixes))
+    def load(self, index: int, generator: np.random.Generator | None = None) -> Instance:
+        """Read instance ``index``, augmented by the draws of a ``generator``."""
+        item, piece = self.entries[index]
+        return load(self.task, item, piece, generator)
 
 
 @dataclass(frozen=True)
@@ -251,82 +172,179 @@ class Sources:
     train: list[Source | Shards]
     """Of those with a weight."""
     test: dict[str, Source | Shards]
+    skipped: tuple[str, ...] = ()
+    """Files that can't be read, as far as is known before the training; a line begins with the source's name."""
+
+    def trained_on(self, title: str) -> int | None:
+        """How many training instances a source has; None: it is streamed."""
+        source = next((source for source in self.train if source.name == title), [])
+        return None if isinstance(source, Shards) else len(source)
+
+    def described(self) -> list[str]:
+        """A line for each source: how many instances are trained on and held out."""
+
+        def counted(source: Source | Shards | None) -> str:
+            streamed = isinstance(source, Shards)
+            return f"a stream of {len(source)} tar files" if streamed else str(len(source or []))
+
+        trained = {source.name: source for source in self.train}
+        return [
+            f"{title}: {counted(trained.get(title))} to train on, {counted(test)} held out"
+            for title, test in self.test.items()
+        ]
+
+    def check(self) -> None:
+        """Read one instance of each part.
+
+        Raises:
+            InputError: nothing can be read of one of them.
+        """
+        parts = [(source, "training") for source in self.train] + [(source, "test") for source in self.test.values()]
+        for source, part in parts:
+            skipped: list[str] = []
+            if next(source.once(World(), None, skipped), None) is None:
+                raise unreadable(source.name, part, skipped)
 
 
-def find_sources(configs: Sequence[SourceConfig], data: DataConfig, *, seed: int, world: World) -> Sources:
+def unreadable(name: str, part: str, skipped: Sequence[str]) -> InputError:
+    """The error for a part of a data set in which nothing can be read."""
+    reason = f", for example {skipped[-1].removeprefix(f'{name}: ')}" if skipped else ""
+    return InputError("data.root", f"{name}, of whose {part} part nothing can be read{reason}", "readable data")
+
+
+def find_sources(
+    configs: Sequence[SourceConfig], data: DataConfig, *, seed: int, world: World, train: bool = True
+) -> Sources:
     """Look for the files of every source; reads none of them, but the headers of sounds cut into pieces.
+
+    Without ``train``, for an evaluation alone: their test parts.
 
     Raises:
         InputError: no source is named, or one is not there.
     """
     if not configs:
         raise InputError("data.root", None, "a folder, or data.sources=[{root: DIR}, ...]")
-    train: list[Source | Shards] = []
+    trained: list[Source | Shards] = []
     test: dict[str, Source | Shards] = {}
+    skipped: list[str] = []
     for i, config in enumerate(configs):
-        if config.name is not None:  # pictures are written by this name
-            check_name(config.name, f"data.sources[{i}].name", nested=False)
+        if config.name is not None or not train:  # pictures and results are written by this name
+            check_name(config.title, f"data.sources[{i}].name", nested=False)
         try:
             split = find(config.root, config.layout, data.task, data.test_ratio)
         except InputError as error:
             raise InputError(f"data.sources[{i}].{error.argument}", error.got, error.allowed) from None
-        if config.weight:
+        skipped += [f"{config.title}: {line}" for line in split.skipped]
+        if train and config.weight:
             if not split.train:
                 raise InputError(f"data.sources[{i}].root", config.root, "a training part, or weight 0")
-            limited = split.train if split.shards else split.train[: data.limit]
-            train.append(make_source(config.title, limited, split.shards, data, seed, world))
-        test[config.title] = make_source(config.title, split.test, split.shards, data, seed, world)
-    return Sources(tuple(configs), train, test)
+            source = make_source(config.title, split.train, data, seed=seed, world=world, limit=data.limit)
+            trained.append(source)
+        test[config.title] = make_source(config.title, split.test, data, seed=seed, world=world, limit=None)
+    return Sources(tuple(configs), trained, test, tuple(skipped))
 
 
 def make_source(
-    name: str, paths: Sequence[Path | str], shards: bool, data: DataConfig, seed: int, world: World
+    name: str, items: Sequence[Path | Member | str], data: DataConfig, *, seed: int, world: World, limit: int | None
 ) -> Source | Shards:
-    """A part of a data set."""
-    if shards:
-        return Shards(name, paths, data, seed=seed, world=world)
-    return Source(name, [Path(path) for path in paths], data, in_memory=data.in_memory)
+    """A part of a data set: files and members of tar files, or addresses of tar files that are streamed."""
+    if addresses := [item for item in items if isinstance(item, str)]:
+        return Shards(name, addresses, data, seed=seed, world=world, limit=limit)
+    found = [item for item in items if not isinstance(item, str)]
+    return Source(name, found[:limit], data, in_memory=data.in_memory)
 
 
-class Instances(Dataset[tuple[int, Instance, list[str]]]):
-    """All training instances: what ``Draws`` gives -> key, instance, and what was skipped."""
+Item = tuple[int, Instance, list[str], Positions]
+"""Key, instance, what was skipped on the way to it, and where its stream is after it, if it comes from one."""
+
+
+class Instances(Dataset[Item]):
+    """All training instances: what ``Draws`` gives -> what a batch is made of."""
 
     def __init__(self, sources: Sequence[Source | Shards], seed: int | None) -> None:
         """``seed`` of the augmentation; None: without."""
         self.sources, self.seed = sources, seed
         self.offsets = [0, *np.cumsum([len(source) for source in sources]).tolist()]
 
-    def __getitem__(self, draw: tuple[int, int, int]) -> tuple[int, Instance, list[str]]:
-        source, index, number = draw
+    def __getitem__(self, draw: tuple[int, int, int]) -> Item:
+        number, index, drawn = draw
         skipped: list[str] = []
-        generator = None if self.seed is None else np.random.default_rng((self.seed, number))
-        key, instance = self.sources[source].draw(index, generator, skipped)
-        # A shard's keys are hashes below 2^32, of which every source has a range of its own.
-        key += (source + 1) << 32 if isinstance(self.sources[source], Shards) else self.offsets[source]
-        return key, instance, skipped
+        generator = None if self.seed is None else np.random.default_rng((self.seed, drawn))
+        source = self.sources[number]
+        key, instance = source.draw(index, generator, skipped)
+        if isinstance(source, Shards):
+            # Keys of streams are hashes below 2^32, of which every source has a range of its own.
+            return key + ((number + 1) << 32), instance, skipped, {(number, source.part): source.position}
+        return key + self.offsets[number], instance, skipped, {}
 
 
-def collate(items: list[tuple[int, Instance, list[str]]]) -> Batch:
+class Loaded(Dataset[Item | InputError]):
+    """The same for a loader: errors are returned, for from another process they come as a traceback."""
+
+    def __init__(self, instances: Instances) -> None:
+        self.instances = instances
+
+    def __getitem__(self, draw: tuple[int, int, int]) -> Item | InputError:
+        try:
+            return self.instances[draw]
+        except InputError as error:
+            return error
+
+
+def collate_loaded(items: list[Item | InputError]) -> Batch | InputError:
+    """A batch, or the first error among its instances."""
+    found = [item for item in items if not isinstance(item, InputError)]
+    return collate(found) if len(found) == len(items) else next(i for i in items if isinstance(i, InputError))
+
+
+def raising(batches: Iterator[Batch | InputError]) -> Iterator[Batch]:
+    """Batches, up to an error, which is raised."""
+    for batch in batches:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+def collate(items: list[Item]) -> Batch:
     """A batch from what ``Instances`` gives."""
-    keys, instances, skipped = zip(*items, strict=True)
-    return Batch(keys, stack(list(instances)), tuple(line for lines in skipped for line in lines))
+    keys, instances, skipped, positions = zip(*items, strict=True)
+    lines = tuple(line for lines in skipped for line in lines)
+    return Batch(keys, stack(list(instances)), lines, {name: at for each in positions for name, at in each.items()})
+
+
+def make_draws(sources: Sources, batch: int, *, seed: int, world: World, start: int = 0) -> Draws:
+    """What is drawn from the sources in training."""
+    weights = [config.weight for config in sources.configs if config.weight]
+    return Draws([len(source) for source in sources.train], weights, batch, seed=seed, world=world, start=start)
 
 
 def training_batches(
-    sources: Sources, data: DataConfig, batch: int, *, seed: int, world: World, start: int = 0
-) -> tuple[Draws, Iterator[Batch]]:
-    """This process's part of every batch from step ``start`` + 1 on, without end."""
-    weights = [config.weight for config in sources.configs if config.weight]
-    draws = Draws([len(source) for source in sources.train], weights, batch, seed=seed, world=world, start=start)
+    sources: Sources,
+    data: DataConfig,
+    batch: int,
+    *,
+    seed: int,
+    world: World,
+    start: int = 0,
+    positions: Positions | None = None,
+) -> Iterator[Batch]:
+    """This process's part of every batch from step ``start`` + 1 on, without end.
+
+    ``positions``: where each stream was after the batch of step ``start``.
+    """
+    draws = make_draws(sources, batch, seed=seed, world=world, start=start)
+    for number, source in enumerate(sources.train):
+        if isinstance(source, Shards):
+            source.start(start, {part: at for (of, part), at in (positions or {}).items() if of == number})
     loader = DataLoader(
-        Instances(sources.train, seed if data.augment else None),
+        Loaded(Instances(sources.train, seed if data.augment else None)),
         batch_sampler=draws,
         num_workers=data.workers,
-        collate_fn=collate,
+        collate_fn=collate_loaded,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else it draws from the global one, which a resumed run has just restored
     )
-    return draws, iter(loader)
+    return raising(iter(loader))
 
 
 def evaluation_batches(

@@ -27,8 +27,9 @@ from evos.runs import open_run, read_json
 from evos.runs.folder import check_run_folder
 from evos.runs.outputs import check_folder
 from generalizable.codec import Codec
-from generalizable.encode import decode, encode, interpolate
+from generalizable.encode import decode, encode
 from generalizable.instances import picture
+from generalizable.patterns import interpolate
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "ihc", "motorcycle_left", "retina", "rocket")
@@ -109,8 +110,8 @@ def report(run: Path, photos: Path) -> Float[Tensor, "H W 3"]:
     names = list(patterns)[:SHOWN]
     first, last = patterns[names[0]], patterns[names[-1]]
     truth = [picture(photos / "test" / f"{name}.png", codec.options.data.size) for name in names]
-    same, fine = ([decode(codec, patterns[name], None, scale) for name in names] for scale in (1, 3))
-    way = [decode(codec, interpolate(first, last, i / (len(names) - 1)), None, 3) for i in range(len(names))]
+    same, fine = ([decode(codec, patterns[name], scale) for name in names] for scale in (1, 3))
+    way = [decode(codec, interpolate(first, last, i / (len(names) - 1)), 3) for i in range(len(names))]
     small = torch.stack([rearrange(torch.stack(truth), "b c h w -> b h w c"), torch.stack(same)])
     large = torch.stack([torch.stack(fine), torch.stack(way)])
     rows = torch.cat([repeat(small, "r b h w c -> r b (h 3) (w 3) c"), large])

@@ -5,11 +5,11 @@
     python generalizable/encode.py run=runs/NAME patterns=patterns.safetensors between=a,b frames=9 out=FOLDER
 
 The second decodes every pattern, at a grid ``scale`` times as fine as in training; the third walks from a to b in a
-straight line between their patterns. Images become PNG, sounds WAV files. Scenes are encoded from their first support
-views, and decoded from the cameras of ``input``.
+straight line between their patterns. Images become PNG, sounds WAV files. All of a signal is encoded: pictures of any
+shape as overlapping squares, their shorter side reduced to the model's, every channel of a sound from its beginning to
+its end. Scenes are encoded from their first support views, and decoded to the cameras of ``input``.
 """
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,20 +17,19 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from evos.command_line import parse_options
 from evos.config import check_range
 from evos.errors import InputError, exit_on_input_error
-from evos.runs.files import replace_file
+from evos.runs import Progress
 from evos.runs.outputs import check_absent, check_name, make_folder, path_in
 from generalizable.codec import Codec
+from generalizable.forms import Form
 from generalizable.instances import Instance, stack
+from generalizable.patterns import Encoded, interpolate, read_patterns, write_patterns
+from generalizable.quantised import MOST_BITS
 from generalizable.tasks import SignalTask
-
-FORMAT = "evos patterns 1"
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,21 @@ class EncodeConfig:
     overwrite: bool = False
     """Replace files that exist."""
 
+    crop: bool = False
+    """Encode what one instance shows, as in training, and not all of a signal: a picture's middle square, a sound's
+    first seconds with its channels averaged."""
+
+    bits: int | None = None
+    """Quantise the numbers of the patterns to this many bits, 1 to 8, and entropy-code them; none: 32-bit floats."""
+
+    batch: int | None = None
+    """Instances that are encoded or decoded together, at least 1; none: as in training."""
+
     scale: int = 1
     """Decode on a grid this many times as fine, at least 1."""
 
     between: str | None = None
-    """Two names of patterns, joined by a comma, to interpolate between; none: decode all."""
+    """Two names of patterns, joined by a comma (names may have some, too), to interpolate between; none: decode all."""
 
     frames: int = 9
     """Signals on the way from one to the other, both included, at least 2."""
@@ -64,8 +73,13 @@ class EncodeConfig:
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda or cuda:n."""
 
+    quiet: bool = False
+    """No progress bar."""
+
     def __post_init__(self) -> None:
         check_range("scale", self.scale, 1)
+        check_range("batch", self.batch, 1)
+        check_range("bits", self.bits, 1, MOST_BITS)
         check_range("frames", self.frames, 2)
         for name in ("run", "out"):
             if not getattr(self, name):
@@ -90,73 +104,92 @@ def find_named_signals(task: SignalTask, folder: str) -> dict[str, Path]:
     }
 
 
-def read_signals(codec: Codec, folder: str) -> Iterator[tuple[str, Instance]]:
-    """Each signal as a batch of one; what can't be read or named is reported on stderr and left out."""
-    for name, path in find_named_signals(codec.task, folder).items():
-        try:
-            check_name(name, str(path))  # the name under which decoding will write it
-            yield name, stack([codec.task.load(path)]).to(codec.device)
-        except InputError as error:
-            print(f"skipped: {error}", file=sys.stderr)
+def read_signals(
+    codec: Codec, folder: str, *, crop: bool = False, quiet: bool = True
+) -> Iterator[tuple[str, Form, list[Instance]]]:
+    """Each signal's name, form and instances; what can't be read or named, or is cropped, is said on stderr."""
+    found = find_named_signals(codec.task, folder)
+    with Progress(len(found), "encoding", quiet=quiet) as progress:
+        for number, (name, path) in enumerate(found.items(), 1):
+            try:
+                check_name(name, str(path))  # the name under which decoding will write it
+                form, instances = codec.task.cut(path, crop=crop)
+            except InputError as error:
+                print(f"skipped: {error}", file=sys.stderr)
+                continue
+            if crop:
+                if (parts := codec.task.count_parts(form)) > 1:
+                    print(f"notice: {path}: {form}, cropped to 1 instance of {parts}", file=sys.stderr)
+                form = codec.task.instance_form
+            yield name, form, instances
+            progress.update(number)
 
 
-def encode(codec: Codec, folder: str) -> dict[str, dict[str, Tensor]]:
-    """Patterns of all signals in a folder, by name."""
-    found = {}
-    with codec.evaluating():
-        for name, instance in read_signals(codec, folder):
-            found[name] = {part: pattern[0].float().cpu() for part, pattern in codec.encode(instance).items()}
-    if not found:
-        raise InputError("input", folder, "a folder with at least one signal that can be read")
-    return found
+def encode(
+    codec: Codec, folder: str, *, crop: bool = False, batch: int | None = None, quiet: bool = True
+) -> dict[str, Encoded]:
+    """Patterns of all signals in a folder, by name.
 
-
-def write_patterns(path: Path, patterns: Mapping[str, Mapping[str, Tensor]], model: str) -> None:
-    """A safetensors file: tensor "NAME:PART" of each instance's parts, with the model's name as metadata."""
-    tensors = {f"{name}:{part}": item.contiguous() for name, parts in patterns.items() for part, item in parts.items()}
-    replace_file(path, save(tensors, {"format": FORMAT, "model": model}))
-
-
-def read_patterns(path: Path, model: str) -> dict[str, dict[str, Tensor]]:
-    """What ``write_patterns`` wrote.
+    Args:
+        codec: of a trained run.
+        folder: pictures, sounds or scenes, at any depth.
+        crop: encode one instance of each, as training sees it.
+        batch: instances that are encoded together, of several signals; None: as in training.
+        quiet: show no progress.
 
     Raises:
-        InputError: missing or damaged file, or patterns of another model.
+        InputError: there is nothing in the folder, or nothing that can be read.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError("patterns", f"{path} ({error})", "a file that this program wrote") from None
-    if metadata.get("format") != FORMAT or metadata.get("model") != model:
-        raise InputError("patterns", f"{path} of {json.dumps(metadata)}", f"patterns of this run's {model}")
-    patterns: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, part = key.rpartition(":")
-        patterns.setdefault(name, {})[part] = tensor
-    return patterns
+    forms: dict[str, Form] = {}
+    parts: dict[str, list[dict[str, Tensor]]] = {}
+    waiting: list[tuple[str, Instance]] = []
+
+    def encode_waiting(count: int) -> None:
+        names, instances = zip(*waiting[:count], strict=True)
+        del waiting[:count]
+        # Each batch by the same random numbers: a scene's rays do not depend on what lies beside it.
+        with codec.evaluating():
+            patterns = codec.encode(stack(list(instances)).to(codec.device))
+        for i, name in enumerate(names):
+            parts[name].append({part: pattern[i].float().cpu() for part, pattern in patterns.items()})
+
+    size = batch or codec.options.train.batch
+    for name, form, instances in read_signals(codec, folder, crop=crop, quiet=quiet):
+        forms[name], parts[name] = form, []
+        waiting += [(name, instance) for instance in instances]
+        while len(waiting) >= size:
+            encode_waiting(size)
+    if waiting:
+        encode_waiting(len(waiting))
+    if not forms:
+        raise InputError("input", folder, "a folder with at least one signal that can be read")
+    return {
+        name: Encoded({part: torch.stack([each[part] for each in found]) for part in found[0]}, forms[name])
+        for name, found in parts.items()
+    }
 
 
-def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
-    """Patterns on the straight line from ``a`` (fraction 0) to ``b`` (fraction 1)."""
-    return {part: torch.lerp(a[part], b[part], fraction) for part in a}
+def decode(
+    codec: Codec, signal: Encoded, scale: int, cameras: Instance | None = None, batch: int | None = None
+) -> Float[Tensor, "*S C"]:
+    """One signal: a picture "H W C", a sound "T C", or all views of ``cameras`` side by side "H (V W) C".
 
-
-def decode(codec: Codec, parts: Mapping[str, Tensor], cameras: Instance | None, scale: int) -> Float[Tensor, "*S C"]:
-    """One signal: a picture "H W C", a sound "T 1", or all views of ``cameras`` side by side "H (V W) C"."""
-    batched = {part: pattern[None].to(codec.device) for part, pattern in parts.items()}
+    Raises:
+        InputError: patterns that don't fit the model.
+    """
+    size, pieces = batch or codec.options.train.batch, []
+    views = [] if cameras is None else range(cameras.signal.shape[1])
     with codec.evaluating():
         try:
-            values = codec.decode(batched, cameras, views=codec.task.all_views, scale=scale)[0].cpu()
+            for start in range(0, max(1, len(next(iter(signal.parts.values())))), size):
+                some = {part: pattern[start : start + size].to(codec.device) for part, pattern in signal.parts.items()}
+                pieces.append(codec.decode(some, cameras, views=views, scale=scale).cpu())
         except (KeyError, RuntimeError) as error:
             raise InputError("patterns", f"parts of another shape ({error})", "patterns of this run's model") from None
-    return codec.task.arrange(values, scale)
+    return codec.task.join(torch.cat(pieces), signal.form, scale)
 
 
-def write_signals(
-    codec: Codec, signals: Mapping[str, tuple[Mapping[str, Tensor], Instance | None]], config: EncodeConfig
-) -> None:
+def write_signals(codec: Codec, signals: Mapping[str, tuple[Encoded, Instance | None]], config: EncodeConfig) -> None:
     """Decode patterns by name, each with the cameras to decode it to, into files below ``config.out``.
 
     Raises:
@@ -169,10 +202,27 @@ def write_signals(
     stems = {name: path_in(out, name, "patterns") for name in signals}
     paths = {name: stem.with_name(f"{stem.name}.{codec.task.extension}") for name, stem in stems.items()}
     check_absent(paths.values(), config.overwrite)
-    for name, (parts, cameras) in signals.items():
-        values = decode(codec, parts, cameras, config.scale)
-        make_folder(paths[name].parent)
-        codec.task.write(paths[name], values, config.scale)
+    with Progress(len(signals), "decoding", quiet=config.quiet) as progress:
+        for number, (name, (signal, cameras)) in enumerate(signals.items(), 1):
+            values = decode(codec, signal, config.scale, cameras, config.batch)
+            make_folder(paths[name].parent)
+            codec.task.write(paths[name], values, config.scale)
+            progress.update(number)
+
+
+def split_pair(text: str, names: Mapping[str, object]) -> tuple[str, str]:
+    """The two names that ``between`` joins by a comma, which names may have themselves.
+
+    Raises:
+        InputError: none of the commas has a name on each side, or several have.
+    """
+    commas = [i for i, letter in enumerate(text) if letter == ","]
+    pairs = [(text[:i], text[i + 1 :]) for i in commas if text[:i] in names and text[i + 1 :] in names]
+    if len(pairs) > 1:
+        raise InputError("between", f"{text}, which may mean {pairs[0]} or {pairs[1]}", "names without such commas")
+    if not pairs:
+        raise InputError("between", text, f"two of {', '.join(sorted(names)[:12])}, joined by a comma")
+    return pairs[0]
 
 
 @exit_on_input_error
@@ -187,35 +237,48 @@ def run(config: EncodeConfig) -> None:
     if config.patterns is None:
         check_absent([out], config.overwrite)
     codec = Codec.load(config.run, config.device)
-    name = codec.options.model.name
     if config.patterns is None:
         assert config.input is not None
-        found = encode(codec, config.input)
-        write_patterns(out, found, name)
-        numbers = sum(part.numel() for part in next(iter(found.values())).values())
-        print(f"{len(found)} patterns of {numbers} numbers -> {out}")
+        found = encode(codec, config.input, crop=config.crop, batch=config.batch, quiet=config.quiet)
+        write_patterns(out, found, codec, config.bits)
+        instances = sum(codec.task.count_parts(each.form) for each in found.values())
+        numbers, size = sum(each.numbers for each in found.values()), out.stat().st_size
+        cells = sum(codec.task.count_cells(each.form) for each in found.values())
+        print(
+            f"{len(found)} signals, {instances} instances of {numbers // instances} numbers -> {out}, {size:,} bytes: "
+            f"{8 * size / cells:.3g} bits for each of {cells:,} {codec.task.cell_name}"
+        )
         return
-    patterns = read_patterns(Path(config.patterns), name)
-    cameras = {}
-    if codec.task.all_views:
-        if config.input is None:
-            raise InputError("input", None, "the folder of scenes whose cameras are decoded to")
-        cameras = dict(read_signals(codec, config.input))
-        if not cameras:
-            raise InputError("input", config.input, "a folder with at least one scene that can be read")
-    other = next(iter(cameras.values()), None)
+    patterns = read_patterns(Path(config.patterns), codec)
+    cameras = read_cameras(codec, config.input, patterns)
     if config.between is None:
-        write_signals(codec, {title: (parts, cameras.get(title, other)) for title, parts in patterns.items()}, config)
+        write_signals(codec, {title: (signal, cameras.get(title)) for title, signal in patterns.items()}, config)
         print(f"{len(patterns)} signals at {config.scale}x -> {out}")
         return
-    ends = config.between.split(",")
-    if len(ends) != 2 or not set(ends) <= set(patterns):
-        raise InputError("between", config.between, f"two of {', '.join(sorted(patterns)[:12])}, joined by a comma")
-    first, last = (patterns[end] for end in ends)
+    a, b = split_pair(config.between, patterns)
     fractions = {f"frame_{i:03}": i / (config.frames - 1) for i in range(config.frames)}
-    camera = cameras.get(ends[0], other)
-    write_signals(codec, {frame: (interpolate(first, last, f), camera) for frame, f in fractions.items()}, config)
-    print(f"{config.frames} signals from {ends[0]} to {ends[1]} -> {out}")
+    frames = {name: interpolate(patterns[a], patterns[b], fraction) for name, fraction in fractions.items()}
+    write_signals(codec, {name: (signal, cameras.get(a)) for name, signal in frames.items()}, config)
+    print(f"{config.frames} signals from {a} to {b} -> {out}")
+
+
+def read_cameras(codec: Codec, folder: str | None, names: Mapping[str, object]) -> dict[str, Instance]:
+    """The cameras that scenes of these names are decoded to, those of a lone scene for all; nothing for other signals.
+
+    Raises:
+        InputError: a scene has none, for it is not in the folder or can't be read.
+    """
+    if not codec.task.all_views:
+        return {}
+    if folder is None:
+        raise InputError("input", None, "the folder of scenes whose cameras are decoded to")
+    paths = find_named_signals(codec.task, folder)
+    if len(paths) == 1:
+        paths = dict.fromkeys(names, next(iter(paths.values())))
+    for name in names:
+        if name not in paths:
+            raise InputError("input", f"{folder}, without cameras for {name}", "a scene of each name, or a lone one")
+    return {name: stack([codec.task.load(paths[name])]).to(codec.device) for name in names}
 
 
 if __name__ == "__main__":

@@ -2,12 +2,11 @@
 
 import json
 from dataclasses import dataclass, replace
-from math import gcd, tan
+from math import gcd, inf, nan, tan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -16,7 +15,9 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from evos.errors import InputError
+from evos.folders import read_list
 from evos.images import read_image
+from evos.sounds import read_header, read_stretch
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,14 @@ def square(pixels: Float[Tensor, "H W C"], size: int) -> Float[Tensor, "C size s
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    image = rearrange(pixels[top : top + side, left : left + side], "h w c -> 1 c h w")
-    if side != size:
-        image = F.interpolate(image, (size, size), mode="bicubic", align_corners=False, antialias=True)
+    return resized(pixels[top : top + side, left : left + side], (size, size))
+
+
+def resized(pixels: Float[Tensor, "H W C"], shape: tuple[int, int]) -> Float[Tensor, "C h w"]:
+    """A picture at another size (bicubic, antialiased, clamped to [0, 1])."""
+    image = rearrange(pixels, "h w c -> 1 c h w")
+    if image.shape[2:] != shape:
+        image = F.interpolate(image, shape, mode="bicubic", align_corners=False, antialias=True)
     return image[0].clamp(0, 1).contiguous()
 
 
@@ -83,32 +89,32 @@ def sound(
     A stretch that reaches beyond the end goes on in silence. Only the stretch is decoded; it is resampled by itself
     (polyphase, antialiased).
     """
-    try:
-        with soundfile.SoundFile(path) as file:
-            length = -(-samples * file.samplerate // rate)
-            if piece and piece * length >= file.frames:
-                raise InputError(str(path), f"{file.frames} samples", f"more than {piece * length}")
-            start = piece * length if generator is None else int(generator.integers(max(1, file.frames - length + 1)))
-            file.seek(start)
-            values, own_rate = file.read(length, dtype="float32", always_2d=True).mean(1), file.samplerate
-    except (OSError, RuntimeError) as error:
-        raise InputError(str(path), f"a damaged or missing sound ({error})", "a WAV, FLAC or OGG file") from error
-    if own_rate != rate and len(values):
-        common = gcd(own_rate, rate)
-        values = resample_poly(values, rate // common, own_rate // common)
-    wave = torch.from_numpy(values).float()[:samples].clamp(-1, 1)
-    if not len(wave) or not wave.isfinite().all():
-        raise InputError(str(path), "a sound without finite samples", "at least one sample")
-    return F.pad(wave, (0, samples - len(wave)))[None]
+    header = read_header(path)
+    length = -(-samples * header.rate // rate)
+    if piece and piece * length >= header.frames:
+        raise InputError(str(path), f"{header.frames} samples", f"more than {piece * length}")
+    start = piece * length if generator is None else int(generator.integers(max(1, header.frames - length + 1)))
+    values, _ = read_stretch(path, start, length)
+    wave = resampled(values.mean(1, keepdim=True), header.rate, rate)[:samples].T
+    return F.pad(wave, (0, samples - wave.shape[1]))
+
+
+def resampled(values: Float[Tensor, "T C"], own_rate: int, rate: int) -> Float[Tensor, "N C"]:
+    """A sound at another rate (polyphase, antialiased), clipped to [-1, 1]."""
+    if own_rate == rate:
+        return values
+    common = gcd(own_rate, rate)
+    found = resample_poly(values.numpy(), rate // common, own_rate // common, axis=0)
+    return torch.from_numpy(found).float().clamp(-1, 1)
 
 
 def count_pieces(path: Path, samples: int, rate: int) -> int:
     """How many whole stretches of ``samples`` at ``rate`` a recording has, at least 1; from its header alone."""
     try:
-        info = soundfile.info(path)
-    except (OSError, RuntimeError):
+        header = read_header(path)
+    except InputError:
         return 1  # reading it will say what is wrong with it
-    return max(1, info.frames * rate // (info.samplerate * samples))
+    return max(1, header.frames * rate // (header.rate * samples))
 
 
 def scene(path: Path, views: int, size: int) -> Instance:
@@ -123,28 +129,35 @@ def scene(path: Path, views: int, size: int) -> Instance:
         content = read_transforms(listed)
         for frame in content["frames"][: views - len(images)]:
             pixels = read_image(frame_file(path, frame["file_path"])).pixels
-            focal = focal or focal_length(content, pixels.shape[1]) * size / min(pixels.shape[:2])
+            focal = focal or focal_length(listed, content, pixels.shape[1]) * size / min(pixels.shape[:2])
             images.append(square(on_white(pixels), size))
-            poses.append(torch.tensor(frame["transform_matrix"], dtype=torch.float32)[:3])
+            poses.append(camera_matrix(frame["transform_matrix"]))
     if len(images) < views:
         raise InputError(str(path), f"{len(images)} views", f"at least {views} (data.views)")
-    stacked = torch.stack(poses)
-    if stacked.shape != (views, 3, 4) or not stacked.isfinite().all():
-        raise InputError(str(path), "poses that are no finite 4 x 4 matrices", "camera-to-world matrices")
-    return Instance(torch.stack(images), stacked, torch.tensor(focal, dtype=torch.float32))
+    return Instance(torch.stack(images), torch.stack(poses), torch.tensor(focal, dtype=torch.float32))
 
 
 def read_transforms(path: Path) -> dict[str, Any]:
-    """A list of views whose entries have what is needed."""
+    """A list of views whose entries have what is needed: files, and matrices of cameras."""
     try:
-        content = json.loads(path.read_text())
-        for frame in content["frames"]:
+        content = json.loads(read_list(path))
+        for number, frame in enumerate(content["frames"]):
             if not isinstance(frame["file_path"], str):
-                raise TypeError("file_path")
-            torch.tensor(frame["transform_matrix"], dtype=torch.float32)
+                raise TypeError(f"file_path of frame {number}")
+            camera_matrix(frame["transform_matrix"])
         return content
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(str(path), f"a damaged list of views ({error!r})", "frames with file_path, matrix") from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(str(path), f"a damaged list of views ({error!r})", "frames with file_path, matrix") from None
+
+
+def camera_matrix(rows: Any) -> Float[Tensor, "3 4"]:
+    """Camera to world; raises ValueError, TypeError or RuntimeError unless it is a finite 4 × 4 or 3 × 4 matrix."""
+    matrix = torch.tensor(rows, dtype=torch.float32)
+    if matrix.shape not in ((4, 4), (3, 4)) or not matrix.isfinite().all():
+        raise ValueError("a transform_matrix that is no finite 4 x 4 matrix")
+    return matrix[:3]
 
 
 def frame_file(folder: Path, name: str) -> Path:
@@ -153,13 +166,21 @@ def frame_file(folder: Path, name: str) -> Path:
     return listed if listed.exists() else folder / listed.name
 
 
-def focal_length(content: dict[str, Any], width: int) -> float:
+def focal_length(path: Path, content: dict[str, Any], width: int) -> float:
     """In pixels of a picture ``width`` wide."""
-    if "fl_x" in content:
-        return float(content["fl_x"]) * width / float(content.get("w", width))
-    if "camera_angle_x" in content:
-        return width / 2 / tan(float(content["camera_angle_x"]) / 2)
-    raise InputError("transforms.json", "neither camera_angle_x nor fl_x", "one of the two")
+    if "fl_x" not in content and "camera_angle_x" not in content:
+        raise InputError(str(path), "neither camera_angle_x nor fl_x", "one of the two")
+    try:
+        if "fl_x" in content:
+            found = float(content["fl_x"]) * width / float(content.get("w", width))
+        else:
+            found = width / 2 / tan(float(content["camera_angle_x"]) / 2)
+    except (TypeError, ValueError, ZeroDivisionError):
+        found = nan
+    if not 0 < found < inf:
+        shown = {name: content[name] for name in ("fl_x", "w", "camera_angle_x") if name in content}
+        raise InputError(str(path), f"the camera {shown}", "a focal length above 0, in pixels, or an angle in radians")
+    return found
 
 
 def pixel_rays(

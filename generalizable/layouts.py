@@ -13,6 +13,8 @@ from braceexpand import braceexpand
 
 from evos import images, sounds
 from evos.errors import InputError
+from evos.folders import find_files, read_list
+from generalizable.members import Member, index
 
 SUFFIXES = {"image": images.EXTENSIONS, "sound": sounds.EXTENSIONS}
 """Extensions of the files of the kinds of signal that have one file an instance; a scene is a folder."""
@@ -23,12 +25,13 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 @dataclass(frozen=True)
 class Split:
-    """Files (for views: scene folders; for shards: tar files) to train on and to test on."""
+    """What to train on and to test on: files (for views: scene folders), members of tar files, or, of tar files that
+    are not on this machine, the commands and addresses that webdataset reads them through."""
 
-    train: Sequence[Path | str]
-    test: Sequence[Path | str]
-    shards: bool = False
-    """Whether these are tar files, or commands and addresses that webdataset reads them through."""
+    train: Sequence[Path | Member | str]
+    test: Sequence[Path | Member | str]
+    skipped: tuple[str, ...] = ()
+    """A line for each tar file that can't be read."""
 
 
 def find(root: str, layout: str, kind: str, test_ratio: float) -> Split:
@@ -50,7 +53,7 @@ def find(root: str, layout: str, kind: str, test_ratio: float) -> Split:
     if layout != "shards" and not path.is_dir():
         raise InputError("root", root, "a folder that exists")
     try:
-        split = shards(root) if layout == "shards" else LAYOUTS[layout](path, kind)
+        split = shards(root, kind, test_ratio) if layout == "shards" else LAYOUTS[layout](path, kind)
     except OSError as error:
         raise InputError("root", f"{root} ({error.strerror})", "a folder that can be read") from error
     if not split.train and not split.test:
@@ -98,13 +101,12 @@ def hold_out(split: Split, test_ratio: float) -> Split:
     every = min(max(2, round(1 / test_ratio)), len(split.train))
     test = split.train[every - 1 :: every]
     chosen = set(test)
-    return Split([path for path in split.train if path not in chosen], test, split.shards)
+    return Split([path for path in split.train if path not in chosen], test, split.skipped)
 
 
 def files(folders: Iterable[Path], kind: str) -> list[Path]:
     """The pictures or sounds under some folders, at any depth."""
-    found = [path for folder in folders for path in folder.rglob("*") if not path.name.startswith(".")]
-    return sorted(path for path in found if path.suffix[1:].lower() in SUFFIXES[kind])
+    return sorted(path for folder in folders for path in find_files(folder, SUFFIXES[kind]))
 
 
 def find_signals(root: Path, kind: str) -> list[Path]:
@@ -130,7 +132,7 @@ def celeba(root: Path, kind: str) -> Split:
     listed = partition_file(root)
     if listed is None:
         raise InputError("root", str(root), "CelebA's folder, with list_eval_partition.txt")
-    rows = [line.replace(",", " ").split() for line in listed.read_text().splitlines()]
+    rows = [line.replace(",", " ").split() for line in read_list(listed).splitlines()]
     parts = {row[0]: row[1] for row in rows if len(row) == 2}
     found = files([root], kind)
     return Split(
@@ -146,7 +148,8 @@ def ffhq(root: Path, kind: str) -> Split:
     found = [path for path in files([root], kind) if path.stem.isdigit()]
     lists = [root / "ffhqtrain.txt", root / "ffhqvalidation.txt"]
     if all(path.exists() for path in lists):
-        numbers = [{int(Path(name).stem) for name in path.read_text().split()} for path in lists]
+        names = [[Path(name).stem for name in read_list(path).split()] for path in lists]
+        numbers = [{int(name) for name in part if name.isdigit()} for part in names]
         train, test = ([path for path in found if int(path.stem) in part] for part in numbers)
         return Split(train, test)
     return Split([p for p in found if int(p.stem) < 60000], [p for p in found if int(p.stem) >= 60000])
@@ -173,7 +176,7 @@ def learnit(root: Path, kind: str) -> Split:
     if listed is None:
         raise InputError("root", str(root), f"a folder with {root.name.removesuffix('s')}_splits.json in or beside it")
     try:
-        parts = json.loads(listed.read_text())
+        parts = json.loads(read_list(listed))
         train, test = parts["train"], parts.get("test") or parts.get("val") or []
         # A copy of a part of the set is a set.
         there = {path.name for path in root.iterdir() if path.is_dir()}
@@ -196,18 +199,36 @@ def scenes(root: Path) -> list[Path]:
     return (
         [root]
         if any(root.glob("transforms*.json"))
-        else sorted({path.parent for path in root.rglob("transforms*.json")})
+        else sorted({path.parent for path in find_files(root, ("json",)) if path.name.startswith("transforms")})
     )
 
 
-def shards(root: str) -> Split:
-    """Tar files of samples as the webdataset package reads them; those with test or val in their names are the test."""
+def shards(root: str, kind: str, test_ratio: float) -> Split:
+    """Tar files of samples; those with test or val in their names are the test, else every n-th file of several.
+
+    A lone one is split like a folder. Files on this machine give their members, and damaged ones are left out.
+    """
     names = sorted(map(str, Path(root).glob("*.tar"))) if Path(root).is_dir() else list(braceexpand(root))
     for name in names:
         if not (REMOTE.match(name) or Path(name).is_file()):
             raise InputError("root", name, "a tar file")
     tests = [name for name in names if re.search("test|val", name.rpartition("/")[2].lower())]
-    return Split([name for name in names if name not in tests], tests, shards=True)
+    split = Split([name for name in names if name not in tests], tests)
+    streamed = any(REMOTE.match(name) for name in names)
+    if streamed and len(names) < 2:
+        raise InputError("root", f"{root} alone", "at least two tar files where they are streamed: some are held out")
+    if not tests and len(names) > 1:
+        split = hold_out(split, test_ratio)
+    if streamed:
+        return split
+    skipped: list[str] = []
+    train, test = (
+        [member for name in part for member in index(Path(str(name)), SUFFIXES[kind], skipped)]
+        for part in (split.train, split.test)
+    )
+    if skipped and not train and not test:
+        raise InputError("root", f"{root}, whose shards give nothing ({skipped[-1]})", "readable tar files")
+    return Split(train, test, tuple(skipped))
 
 
 LAYOUTS: dict[str, Callable[[Path, str], Split]] = {

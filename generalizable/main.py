@@ -3,11 +3,12 @@
     python generalizable/main.py --config configs/generalizable/composer_images.yaml data.root=DIR out=runs/NAME
     torchrun --nproc_per_node=2 generalizable/main.py --config ... data.root=DIR out=runs/NAME
 
-``--help`` lists every option; ``--resume`` goes on from the checkpoint, ``--eval`` only evaluates it.
+``--help`` lists every option; ``--resume`` goes on from the checkpoint, ``--eval out=runs/NAME`` only evaluates it, on
+its own data or on those of ``data.root``.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -15,6 +16,7 @@ from evos.distributed import World, process_group, read_world, refusing_once
 from evos.errors import exit_on_input_error
 from evos.runs import Stopped, Stopper, keep_freed_memory, resolve_device, resume_command
 from generalizable.data import Sources, find_sources
+from generalizable.evaluation import evaluate_run
 from generalizable.options import Options, parse
 from generalizable.run import train
 
@@ -25,15 +27,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else list(argv)
     world = read_world()
     options, sources, device = prepare(words, world)
+    if world.is_main and not options.run.quiet and not options.run.eval:
+        print("\n".join(sources.described()), flush=True)
     with Stopper() as stopper, process_group(world, device):
         try:
-            metrics = train(options, sources, world, device, stopper)
+            if options.run.eval:
+                found = evaluate_run(options, sources, world, device)
+            else:
+                metrics = train(options, sources, world, device, stopper)
         except Stopped as stopped:
             if world.is_main:
                 command = resume_command(__file__, words, overwrite=options.run.overwrite)
                 print(f"stopped; go on with: {command}", file=sys.stderr)
             raise SystemExit(stopped.exit_code) from None
-    if world.is_main:
+    if not world.is_main:
+        return
+    if options.run.eval:
+        report_sources(found)
+        for name, entry in found.items():
+            report_skipped([name], entry["skipped"]["files"])
+        print(f"the model of step {next(iter(found.values()))['step']} -> {options.run.out}/eval")
+    else:
         report(metrics, options)
 
 
@@ -46,12 +60,15 @@ def prepare(words: Sequence[str], world: World) -> tuple[Options, Sources, torch
         if device.type == "cuda":
             device = device if device.index is not None else torch.device("cuda", world.local_rank)
             torch.cuda.set_device(resolve_device(str(device)))
-        return options, find_sources(options.sources, options.data, seed=options.run.seed, world=world), device
+        seed, trains = options.run.seed, not options.run.eval
+        sources = find_sources(options.sources, options.data, seed=seed, world=world, train=trains)
+        sources.check()
+        return options, sources, device
 
 
-def report(metrics: dict, options: Options) -> None:
-    """The last lines on standard output."""
-    for name, entry in metrics["sources"].items():
+def report_sources(sources: Mapping[str, dict]) -> None:
+    """A line for each source's test part."""
+    for name, entry in sources.items():
         extras = [
             f"{title} " + ", ".join(f"{key}: {value:.2f}" for key, value in entry[key_of].items())
             for title, key_of in (
@@ -61,11 +78,24 @@ def report(metrics: dict, options: Options) -> None:
             if key_of in entry
         ]
         held_out = " (held out)" if entry["held_out"] else ""
+        extras = [f"SSIM {entry['ssim']:.3f}", *extras] if "ssim" in entry else extras
         print(
             "; ".join([f"{name}{held_out}: {entry['psnr']:.2f} dB over {entry['instances']} unseen instances", *extras])
         )
-    if metrics["skipped"]["count"]:
-        print(f"skipped {metrics['skipped']['count']} files, the first: {metrics['skipped']['files'][0]}")
+
+
+def report_skipped(names: Iterable[str], lines: Sequence[str]) -> None:
+    """A line for each source of which something was skipped: how much, and why the first."""
+    for name in names:
+        if reasons := [line.removeprefix(f"{name}: ") for line in lines if line.startswith(f"{name}: ")]:
+            more = f", and {len(reasons) - 1} more in the run's metrics" if len(reasons) > 1 else ""
+            print(f"{name}: skipped {len(reasons)}: {reasons[0]}{more}")
+
+
+def report(metrics: dict, options: Options) -> None:
+    """The last lines on standard output."""
+    report_sources(metrics["sources"])
+    report_skipped(metrics["sources"], metrics["skipped"]["files"])
     print(f"{metrics['train_seconds']:.1f} s of training, {metrics['points_trained']:,} points -> {options.run.out}")
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evos.command_line import Program, Texts, read_command_line, read_list, write_config
-from evos.config import build_config, check_choice, check_choices, check_range, options
+from evos.config import build_config, check_choice, check_choices, check_range, options, parse_value
 from evos.errors import InputError
 from evos.renamed_options import unknown_option
+from evos.runs import read_json
 from evos.selection import SELECTORS, SelectorConfig
 from evos.training_options import OptimizerOptions, RunOptions
 from generalizable.models import MODELS, ModelConfig
@@ -27,6 +28,14 @@ USABLE = ("full", "uniform", "error")
 """Selectors that need neither the whole data set at once nor gradients of coordinates."""
 FREE = ("out", "resume", "overwrite", "quiet", "device", "eval", "workers", "in_memory", "save_every")
 """Options that may differ between a run and its resumption."""
+GROWING = ("train.steps",)
+"""Options that may be larger on resumption."""
+OF_EVALUATION = (
+    *("out", "resume", "eval", "quiet", "device", "train.chunk", "train.batch", "train.pictures"),
+    *(f"data.{name}" for name in ("root", "layout", "sources", "test_ratio", "pieces", "eval_support_views")),
+    *("data.workers", "data.in_memory"),
+)
+"""Options that --eval takes; all others are the run's own."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class RunConfig(RunOptions):
     """Folder the run is written to."""
 
     eval: bool = False
-    """Only evaluate the checkpoint in ``out``, and write its metrics and pictures anew."""
+    """Only evaluate the run in ``out``, by its own options, into ``out``/eval; data, device and chunk may be given."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +79,7 @@ class SourceConfig:
     @property
     def title(self) -> str:
         """What metrics call it."""
-        return self.name or Path(self.root).name
+        return self.name or Path(self.root).name.strip(".") or Path(self.root).resolve().name or "data"
 
 
 @dataclass(frozen=True)
@@ -169,6 +178,10 @@ class DataConfig:
 class TrainConfig(OptimizerOptions):
     """Options of the training."""
 
+    init: str | None = None
+    """Folder of a run whose weights the training begins with (fine-tuning), and, where none are named, the model's
+    options come from; none: new weights."""
+
     steps: int = 100000
     """Training steps, at least 1."""
 
@@ -258,6 +271,9 @@ PARTS: dict[str, tuple[Mapping[str, Any], str, dict[str, Any]]] = {
 """Of each exchangeable part: the configs by name, the default name, and defaults of this application's own."""
 
 
+OPTION_EVAL = next(option for option in options(RunConfig) if option.name == "eval")
+
+
 def choose(texts: Texts) -> Mapping[str, str]:
     """The parts where nothing names others."""
     return {part: default for part, (_, default, _) in PARTS.items()}
@@ -288,7 +304,83 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         elif name not in PARTS:
             nested[name] = text
     with given.naming_files():
+        if parse_value("eval", OPTION_EVAL, given.texts.get("eval", "false")):
+            return for_evaluation(given.texts)
+        if (init := nested.get("train", {}).get("init", "none")).lower() != "none":
+            names = {name for name in given.texts if name.partition(".")[0] == "model"}
+            return for_fine_tuning(nested, Path(init), model_given=bool(names))
         return from_values(nested)
+
+
+def for_fine_tuning(nested: dict[str, Any], folder: Path, *, model_given: bool) -> Options:
+    """Options of a run that begins with the weights of the run in ``folder``.
+
+    Raises:
+        InputError: there is no such run, or its model is of other options, kind of signal or coordinates.
+    """
+    if not (folder / "checkpoint.pt").exists():
+        raise InputError("train.init", str(folder), "the folder of a run with a checkpoint")
+    recorded = recorded_options(folder, "train.init")
+    found = from_values(nested if model_given else nested | {"model": recorded["model"]})
+    old, new = (flattened(each.resolved()) for each in (from_values(recorded), found))
+    for name in (*(name for name in new if name.startswith("model.")), "data.task", "data.centres"):
+        if new[name] != old.get(name):
+            raise InputError(name, new[name], f"{old.get(name)}, as {folder}/config.json has it, with train.init")
+    return found
+
+
+def for_evaluation(texts: Texts) -> Options:
+    """The options by which the run in ``out`` is evaluated: its own, with those of ``OF_EVALUATION`` as given.
+
+    Raises:
+        InputError: there is no such run, or another option is given and differs from the run's.
+    """
+    folder = Path(texts.get("out", RunConfig.out))
+    if not (folder / "checkpoint.pt").exists():
+        raise InputError("out", str(folder), "the folder of a run with a checkpoint, for --eval")
+    recorded = recorded_options(folder, "out") | {"out": str(folder), "eval": True, "resume": False, "overwrite": False}
+    run = from_values(recorded)
+    of_the_run = f"as {folder}/config.json has it: an evaluation takes the run's own options"
+    merged = {name: dict(value) if isinstance(value, dict) else value for name, value in recorded.items()}
+    if "data.root" in texts:
+        merged["data"].pop("sources", None)
+    for name, text in texts.items():
+        group, dot, option = name.partition(".")
+        if name in PARTS:
+            if text != run.parts[name].name:
+                raise InputError(name, text, f"{run.parts[name].name}, {of_the_run}")
+        elif dot:
+            merged.setdefault(group, {})[option] = text
+        else:
+            merged[name] = text
+    found = from_values(merged)
+    old, new = (flattened(each.resolved()) for each in (run, found))
+    for name in texts:
+        if name not in (*OF_EVALUATION, *PARTS) and new[name] != old[name]:
+            raise InputError(name, texts[name], f"{old[name]}, {of_the_run}")
+    return found
+
+
+def recorded_options(folder: Path, argument: str) -> dict[str, Any]:
+    """The options in the config.json of a run of this program, as ``Options.resolved`` gave them.
+
+    Raises:
+        InputError: there is no such file, or it is that of another program or an earlier version.
+    """
+    recorded = read_json(folder / "config.json")
+    found = recorded.get("options") if isinstance(recorded, dict) else None
+    if not isinstance(found, dict) or not isinstance(found.get("data"), dict) or "model" not in found:
+        raise InputError(argument, str(folder), "the folder of a run of generalizable/main.py")
+    if "centres" not in found["data"]:
+        raise InputError(argument, f"{folder}, recorded without data.centres", "a run of this version: train it again")
+    return found
+
+
+def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of two levels by dotted name."""
+    groups = {key: value for key, value in values.items() if isinstance(value, Mapping)}
+    inner = {f"{group}.{name}": value for group, mapped in groups.items() for name, value in mapped.items()}
+    return {key: value for key, value in values.items() if key not in groups} | inner
 
 
 def from_values(values: Mapping[str, Any]) -> Options:

@@ -1,6 +1,6 @@
 """One run: what is trained, on every process, what is measured, and what is written."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.distributed import World, from_main, gather
-from evos.errors import InputError
 from evos.runs import (
     EventLog,
     Run,
@@ -21,14 +20,16 @@ from evos.runs import (
     replace_file,
     write_json,
 )
-from generalizable.data import Source, Sources, training_batches
-from generalizable.options import FREE, Options, as_yaml
+from generalizable.data import Batch, Source, Sources, make_draws, training_batches
+from generalizable.evaluation import measure
+from generalizable.options import FREE, GROWING, Options, as_yaml
 from generalizable.pictures import show_source
+from generalizable.shards import Positions
 from generalizable.trainer import Trainer
 
 
 def train(options: Options, sources: Sources, world: World, device: torch.device, stopper: Stopper) -> dict[str, Any]:
-    """Train (or only evaluate) as the options say; returns what metrics.json holds. Every process calls it.
+    """Train as the options say; returns what metrics.json holds. Every process calls it.
 
     Raises:
         InputError: the folder is taken, the checkpoint doesn't fit, the loss is not finite, nothing can be read, the
@@ -50,9 +51,7 @@ def train(options: Options, sources: Sources, world: World, device: torch.device
         save_every=options.run.save_every,
         quiet=options.run.quiet,
     )
-    if options.run.eval:
-        loop.evaluate()
-    elif options.run.resume and run.metrics_path.exists() and loop.step == loop.steps:
+    if options.run.resume and run.metrics_path.exists() and loop.step == loop.steps:
         return read_json(run.metrics_path)
     else:
         loop.train(stopper)
@@ -65,18 +64,15 @@ def train(options: Options, sources: Sources, world: World, device: torch.device
 
 
 def open_folder(options: Options) -> Run:
-    """The run folder, with the options in it; for an evaluation alone, as it is.
+    """The run folder, with the options in it.
 
     Raises:
-        InputError: it is taken, or there is nothing to evaluate.
+        InputError: it is taken.
     """
     settings, path = options.run, Path(options.run.out)
-    if settings.eval:
-        run = Run(path, resuming=True)
-        if not run.checkpoint_path.exists():
-            raise InputError("out", settings.out, "the folder of a run with a checkpoint, for --eval")
-        return run
-    run = open_run(path, options.resolved(), resume=settings.resume, overwrite=settings.overwrite, free=FREE)
+    run = open_run(
+        path, options.resolved(), resume=settings.resume, overwrite=settings.overwrite, free=FREE, growing=GROWING
+    )
     text = "# Repeats this run: --config FILE out=ANOTHER_FOLDER\n" + as_yaml(options)
     replace_file(path / "config.yaml", text.encode())
     return run
@@ -96,27 +92,43 @@ class MetaTraining(Trainable):
     def __init__(self, options: Options, sources: Sources, world: World, device: torch.device) -> None:
         """Raises InputError if options and data don't fit together."""
         self.options, self.sources, self.world = options, sources, world
-        self.skipped: list[str] = []
-        draws, self.batches = self.batches_from(0)
-        # Nobody knows how many instances shards hold.
+        self.skipped = list(sources.skipped)
+        self.positions: Positions = {}
+        self.batches: Iterator[Batch] | None = None
+        draws = make_draws(sources, options.train.batch, seed=options.run.seed, world=world)
+        # Nobody knows how many instances a stream has.
         owned = draws.owned if all(isinstance(s, Source) for s in sources.train) else options.train.cache_rows
         self.trainer = Trainer(options, world, device, owned)
+        resumes = options.run.resume and Path(options.run.out, "checkpoint.pt").exists()
+        if options.train.init is not None and not resumes:
+            self.trainer.begin_with(Path(options.train.init))
 
-    def batches_from(self, step: int) -> Any:
-        """The training batches that follow ``step`` done steps."""
-        seed, batch = self.options.run.seed, self.options.train.batch
-        return training_batches(self.sources, self.options.data, batch, seed=seed, world=self.world, start=step)
+    def next_batch(self, step: int) -> Batch:
+        """The training batch of a step; before the first one the loader starts."""
+        if self.batches is None:
+            options = self.options
+            self.batches = training_batches(
+                self.sources,
+                options.data,
+                options.train.batch,
+                seed=options.run.seed,
+                world=self.world,
+                start=step - 1,
+                positions=self.positions,
+            )
+        return next(self.batches)
 
     def step(self, step: int) -> Float[Tensor, ""]:
         """One step on the next batch; this process's loss."""
-        batch = next(self.batches)
+        batch = self.next_batch(step)
+        self.positions |= batch.positions
         self.skipped.extend(line for line in batch.skipped if line not in self.skipped)
         return self.trainer.step(step, batch)
 
     def evaluate(self, step: int, events: EventLog | None, *, final: bool) -> dict[str, float]:
         """PSNR of every source, and the mean without held-out ones; over all test instances only if ``final``."""
         limit = None if final else self.options.train.eval_instances
-        self.measured = self.trainer.evaluate(self.sources, limit, self.skipped)
+        self.measured = measure(self.trainer.codec, self.sources, self.world, limit, self.skipped)
         if events:
             for source in self.sources.test.values():
                 count = self.options.train.pictures
@@ -150,16 +162,16 @@ class MetaTraining(Trainable):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict`` with the batch that follows."""
         self.trainer.load_shared_state(state)
-        self.skipped = state["skipped"]
-        _, self.batches = self.batches_from(state["step"])
+        self.skipped, self.batches = state["skipped"], None
 
     def process_state(self) -> dict[str, Any]:
-        """What this process's selector remembers of its own instances."""
-        return self.trainer.own_state()
+        """What this process's selector remembers of its own instances, and where its streams are."""
+        return self.trainer.own_state() | {"positions": self.positions}
 
     def load_process_state(self, state: dict[str, Any]) -> None:
         """Continue from ``process_state``."""
         self.trainer.load_own_state(state)
+        self.positions = state.get("positions", {})
 
     def write_pictures(self, run: Run) -> None:
         """Pictures or sounds of some test instances."""
@@ -171,7 +183,9 @@ class MetaTraining(Trainable):
         """What metrics.json holds besides the loop's own numbers."""
         return {
             "psnr": self.psnr,
-            "sources": self.measured,
+            "sources": {
+                name: entry | {"trained_on": self.sources.trained_on(name)} for name, entry in self.measured.items()
+            },
             "points_trained": self.trainer.points_trained,
             "processes": self.world.size,
             "skipped": {"count": len(self.skipped), "files": self.skipped},

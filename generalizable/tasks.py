@@ -6,6 +6,7 @@ which kind of signal it deals with. Letters: B instances, P cells of an instance
 numbers of a ray), C channels.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,15 +19,30 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evos import coords
+from evos import coords, metrics
 from evos.errors import InputError
-from evos.images import write_image
+from evos.images import read_image, write_image
 from evos.runs import on_device
-from evos.sounds import write_sound
+from evos.sounds import read_header, read_stretch, write_sound
 from generalizable.base import Data, Task
-from generalizable.instances import Instance, count_pieces, picture, pixel_rays, scene, sound
+from generalizable.forms import Form, corners, join_squares, join_stretches, length_at, reduced_shape, stretches
+from generalizable.instances import (
+    Instance,
+    count_pieces,
+    on_white,
+    picture,
+    pixel_rays,
+    resampled,
+    resized,
+    scene,
+    sound,
+    square,
+)
 from generalizable.layouts import SUFFIXES, find_signals
 from generalizable.options import DataConfig
+
+LOUDEST = 1.25
+"""Amplitude up to which a decoded sound is clipped to 16 bits: a reconstruction overshoots a little."""
 
 
 def take(values: Float[Tensor, "B P C"], index: Int[Tensor, "B K"] | None) -> Float[Tensor, "B _ C"]:
@@ -43,6 +59,10 @@ class SignalTask(ABC):
     """Values lie in [lowest, 1]."""
     extension: ClassVar[str] = "png"
     """Of the files that decoded signals are written to."""
+    cell_name: ClassVar[str] = "pixels"
+    """What its cells are."""
+    has_pictures: ClassVar[bool] = True
+    """Whether instances are compared as pictures, too."""
     sample_rate: int | None = None
     """Samples a second of what can be listened to."""
     support_view_counts: tuple[int | None, ...] = (None,)
@@ -73,6 +93,35 @@ class SignalTask(ABC):
     def find_signals(self, root: Path) -> list[Path]:
         """The files (scenes: folders) of instances in a folder, at any depth."""
         return find_signals(root, self.name)
+
+    # ---- whole signals ---------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def cut(self, path: Path, *, crop: bool = False) -> tuple[Form, list[Instance]]:
+        """What a file holds, and all of it as instances to encode; with ``crop``, one as ``load`` gives it.
+
+        Of scenes: their first support views.
+
+        Raises:
+            InputError: as ``load``.
+        """
+
+    @property
+    @abstractmethod
+    def instance_form(self) -> Form:
+        """The form of a signal that is one instance."""
+
+    @abstractmethod
+    def count_parts(self, form: Form) -> int:
+        """How many instances a signal of a form is cut into."""
+
+    @abstractmethod
+    def count_cells(self, form: Form) -> int:
+        """How many pixels or samples (of scenes: of their support views) are decoded at the training resolution."""
+
+    @abstractmethod
+    def join(self, values: Float[Tensor, "N P C"], form: Form, scale: int) -> Float[Tensor, "*S C"]:
+        """A signal from the decoded values of its instances: a picture "H W C", a sound "T C", views "H (V W) C"."""
 
     # ---- cells -----------------------------------------------------------------------------------------------
 
@@ -163,6 +212,13 @@ class SignalTask(ABC):
         error = (prediction.clamp(self.lowest, 1.0) - target).double().square().mean((1, 2))
         return -10 * torch.log10(error.clamp(min=1e-12))
 
+    def ssim(self, prediction: Float[Tensor, "B P C"], target: Float[Tensor, "B P C"]) -> Float[Tensor, " B"]:
+        """Structural similarity of each instance that has pictures: the mean over them, one after another."""
+        size = self.config.size
+        a, b = (rearrange(values, "b (v h w) c -> b v h w c", h=size, w=size) for values in (prediction, target))
+        means = [sum(map(metrics.ssim, *pair)) / len(pair[0]) for pair in zip(a, b, strict=True)]
+        return torch.tensor(means, device=prediction.device)
+
     # ---- results ---------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -173,12 +229,8 @@ class SignalTask(ABC):
     def pictures(self, values: Float[Tensor, "B P C"], scale: int) -> Float[Tensor, "B C H W"]:
         """Decoded values (of one view) to look at, in [0, 1]."""
 
-    @abstractmethod
-    def arrange(self, values: Float[Tensor, "P C"], scale: int) -> Float[Tensor, "*S C"]:
-        """One decoded signal: a picture "H W C", a sound "T 1", or views side by side "H (V W) C"."""
-
     def write(self, path: Path, values: Float[Tensor, "*S C"], scale: int) -> None:
-        """Write a signal that ``arrange`` returned to a file of this task's ``extension``."""
+        """Write a signal that ``join`` returned to a file of this task's ``extension``."""
         write_image(path, values)
 
 
@@ -248,9 +300,35 @@ class ImageTask(GridTask):
         """The decoded pictures."""
         return rearrange(values, "b (h w) c -> b c h w", h=self.config.size * scale).clamp(0, 1)
 
-    def arrange(self, values: Float[Tensor, "P C"], scale: int) -> Float[Tensor, "H W C"]:
+    def cut(self, path: Path, *, crop: bool = False) -> tuple[Form, list[Instance]]:
+        """Squares that cover the picture, its shorter side reduced to theirs."""
+        pixels, size = on_white(read_image(path).pixels), self.config.size
+        form = Form(tuple(pixels.shape[:2]))
+        if crop:
+            return form, [Instance(square(pixels, size))]
+        shape = reduced_shape(form, size)
+        whole = resized(pixels, shape)
+        return form, [
+            Instance(whole[:, top : top + size, left : left + size].contiguous()) for top, left in corners(shape, size)
+        ]
+
+    @property
+    def instance_form(self) -> Form:
+        """A square."""
+        return Form((self.config.size, self.config.size))
+
+    def count_parts(self, form: Form) -> int:
+        """The squares."""
+        return len(corners(reduced_shape(form, self.config.size), self.config.size))
+
+    def count_cells(self, form: Form) -> int:
+        """Pixels."""
+        return math.prod(reduced_shape(form, self.config.size))
+
+    def join(self, values: Float[Tensor, "N P C"], form: Form, scale: int) -> Float[Tensor, "H W C"]:
         """A picture."""
-        return rearrange(values, "(h w) c -> h w c", h=self.config.size * scale)
+        size = self.config.size
+        return join_squares(rearrange(values, "n (h w) c -> n h w c", h=size * scale), form, size, scale)
 
 
 class SoundTask(GridTask):
@@ -259,6 +337,8 @@ class SoundTask(GridTask):
     name: ClassVar[str] = "sound"
     lowest: ClassVar[float] = -1.0
     extension: ClassVar[str] = "wav"
+    cell_name: ClassVar[str] = "samples"
+    has_pictures: ClassVar[bool] = False
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -284,13 +364,38 @@ class SoundTask(GridTask):
         """The decoded waveforms."""
         return torch.stack([waveform(wave) for wave in values[..., 0]])
 
-    def arrange(self, values: Float[Tensor, "P C"], scale: int) -> Float[Tensor, "P C"]:
-        """The samples."""
-        return values
+    def cut(self, path: Path, *, crop: bool = False) -> tuple[Form, list[Instance]]:
+        """Every stretch of every channel, resampled as a whole."""
+        samples, rate, header = self.config.samples, self.config.rate, read_header(path)
+        if crop:
+            return Form((header.frames, header.channels), header.rate), [self.load(path)]
+        values, peak = read_stretch(path, 0, header.frames)
+        form = Form((header.frames, header.channels), header.rate, peak)
+        whole = resampled(values, header.rate, rate).T
+        whole = F.pad(whole, (0, stretches(form, samples, rate) * samples - whole.shape[1]))
+        return form, [Instance(part[None]) for channel in whole for part in channel.split(samples)]
 
-    def write(self, path: Path, values: Float[Tensor, "T 1"], scale: int) -> None:
-        """A 16-bit WAV file."""
-        write_sound(path, values, self.config.rate * scale, "PCM_16")
+    @property
+    def instance_form(self) -> Form:
+        """A stretch of one channel."""
+        return Form((self.config.samples, 1), self.config.rate)
+
+    def count_parts(self, form: Form) -> int:
+        """The stretches of all channels."""
+        return form.shape[1] * stretches(form, self.config.samples, self.config.rate)
+
+    def count_cells(self, form: Form) -> int:
+        """Samples of all channels."""
+        return form.shape[1] * length_at(form, self.config.rate)
+
+    def join(self, values: Float[Tensor, "N P 1"], form: Form, scale: int) -> Float[Tensor, "T C"]:
+        """A sound."""
+        return join_stretches(values, form, self.config.rate, scale)
+
+    def write(self, path: Path, values: Float[Tensor, "T C"], scale: int) -> None:
+        """A 16-bit WAV file; of floats, where amplitudes lie well beyond 1."""
+        beyond = float(values.abs().max()) > LOUDEST
+        write_sound(path, values, self.config.rate * scale, "FLOAT" if beyond else "PCM_16")
 
 
 class ViewTask(SignalTask):
@@ -388,10 +493,27 @@ class ViewTask(SignalTask):
         """One decoded view."""
         return rearrange(values, "b (h w) c -> b c h w", h=self.config.size * scale).clamp(0, 1)
 
-    def arrange(self, values: Float[Tensor, "P C"], scale: int) -> Float[Tensor, "H VW C"]:
-        """The views side by side."""
+    def cut(self, path: Path, *, crop: bool = False) -> tuple[Form, list[Instance]]:
+        """The support views."""
+        return self.instance_form, [scene(path, self.config.support_views, self.config.size)]
+
+    @property
+    def instance_form(self) -> Form:
+        """A scene's."""
+        return Form(())
+
+    def count_parts(self, form: Form) -> int:
+        """A scene is one instance."""
+        return 1
+
+    def count_cells(self, form: Form) -> int:
+        """Pixels of the support views."""
+        return self.config.support_views * self.config.size**2
+
+    def join(self, values: Float[Tensor, "N P C"], form: Form, scale: int) -> Float[Tensor, "H VW C"]:
+        """The views of a scene, side by side."""
         side = self.config.size * scale
-        return rearrange(values, "(v h w) c -> h (v w) c", h=side, w=side)
+        return rearrange(values[0], "(v h w) c -> h (v w) c", h=side, w=side)
 
 
 def enlarge(pictures: Float[Tensor, "B C H W"], scale: int) -> Float[Tensor, "B C HH WW"]:

@@ -1,9 +1,10 @@
-"""Meta-training: one step, evaluation, and the state that both go on from.
+"""Meta-training: one step, and the state that it goes on from.
 
 Letters: B instances of a batch, P cells of an instance (pixels, samples, pixels of all views), K of them in this step.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +14,15 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from evos.distributed import World, reduce_mean, reduce_sum
+from evos.distributed import World
 from evos.errors import InputError
 from evos.optimizers import RunningClip, build_optimizer
-from evos.runs import on_device, seed_everything
+from evos.runs import load_checkpoint, on_device, seed_everything
 from evos.seeding import mixed_seed
 from evos.selection import Feedback, Pool, build_selector
 from generalizable.base import Data
-from generalizable.codec import Codec, check_centres
-from generalizable.data import Batch, Shards, Source, Sources, evaluation_batches
+from generalizable.codec import Codec, check_centres, load_weights
+from generalizable.data import Batch
 from generalizable.inner import outer_loss
 from generalizable.instances import Instance
 from generalizable.models import Model, build_model
@@ -48,7 +49,7 @@ class OuterStep(nn.Module):
 
 
 class Trainer:
-    """A model in training: ``step`` trains, ``evaluate`` measures, the state dict resumes exactly."""
+    """A model in training: ``step`` trains, ``codec`` evaluates, the state dict resumes exactly."""
 
     def __init__(self, options: Options, world: World, device: torch.device, owned: int) -> None:
         """``owned``: how many instances this process draws from."""
@@ -81,6 +82,16 @@ class Trainer:
         self.task = self.codec.task
         self.points_trained = 0
         seed_everything(mixed_seed(options.run.seed, world.rank))  # noise of its own for each process
+
+    def begin_with(self, run: Path) -> None:
+        """Take the weights of a finished or stopped run, its moving average where it kept one.
+
+        Raises:
+            InputError: its checkpoint is of another model or of other coordinates.
+        """
+        load_weights(self.model, load_checkpoint(run / "checkpoint.pt"), self.options)
+        if self.ema is not None:
+            self.ema.module.load_state_dict(self.model.state_dict())
 
     # ---- one step --------------------------------------------------------------------------------------------
 
@@ -137,44 +148,6 @@ class Trainer:
     def best(self) -> Model:
         """The model to evaluate: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module  # type: ignore[return-value]
-
-    def evaluate(self, sources: Sources, limit: int | None, skipped: list[str]) -> dict[str, dict[str, Any]]:
-        """Metrics of every source's test part by its name: each instance counts once, whichever process has it."""
-        return {
-            config.title: self.evaluate_source(sources.test[config.title], limit, skipped)
-            | {"held_out": config.weight == 0}
-            for config in sources.configs
-        }
-
-    def evaluate_source(self, source: Source | Shards, limit: int | None, skipped: list[str]) -> dict[str, Any]:
-        """Metrics of one test part."""
-        variants, batch = self.codec.variants, self.options.train.batch // self.world.size
-        total, count = torch.zeros(len(variants), dtype=torch.float64), torch.zeros(1)
-        with self.codec.evaluating():
-            for instance in evaluation_batches(source, batch, world=self.world, limit=limit, skipped=skipped):
-                instance = instance.to(self.device)
-                total += torch.stack([self.codec.measure(instance, variant).sum() for variant in variants]).cpu()
-                count += len(instance.signal)
-        if not reduce_sum(count).item():
-            reason = f", for example {skipped[-1]}" if skipped else ""
-            raise InputError(
-                "data.root", f"{source.name}, of whose test part nothing can be read{reason}", "readable data"
-            )
-        mean = reduce_mean(total, count.expand(len(variants))).tolist()
-        metrics: dict[str, Any] = {"psnr": mean[-1], "instances": int(reduce_sum(count))}
-        if self.codec.adapts_in_inner_loop:
-            metrics["psnr_by_inner_step"] = {
-                str(v.inner_steps): value
-                for v, value in zip(variants, mean, strict=True)
-                if v.support_views == variants[-1].support_views
-            }
-        if variants[-1].support_views is not None:
-            metrics["psnr_by_support_views"] = {
-                str(v.support_views): value
-                for v, value in zip(variants, mean, strict=True)
-                if v.inner_steps == variants[-1].inner_steps
-            }
-        return metrics
 
     # ---- state -----------------------------------------------------------------------------------------------
 

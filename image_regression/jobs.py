@@ -16,7 +16,7 @@ from evos.errors import InputError
 from evos.runs import Stopped, Stopper
 from image_regression.options import PARTS, Options, RegressionConfig, from_values, given_values
 from image_regression.run import fit_signal
-from image_regression.signals import find_inputs, folder_name, load
+from image_regression.signals import find_inputs, load
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "full": {"selector": "full"},
@@ -128,13 +128,13 @@ def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
         for name, value in asdict(getattr(options, part)).items()
     }
     jobs = []
-    for seed, path in product(numbers("seeds", config.seeds), all_inputs(config)):
+    for seed, (column, path) in product(numbers("seeds", config.seeds), all_inputs(config).items()):
         for schedule, strategy in product(words(config.schedules), words(config.strategies)):
             if schedule != "constant" and strategy in CONSTANT_ONLY:
                 continue
             values = shared | SCHEDULES[schedule] | STRATEGIES[strategy]
             names = {"selector": values["selector"], "field": config.field, "transform": config.transform}
-            jobs.append(make_job(config, strategy, schedule, seed, path, values, names))
+            jobs.append(make_job(config, strategy, schedule, seed, column, path, values, names))
     if not jobs:
         names = f"{config.strategies} with {config.schedules}, seeds {config.seeds}"
         raise InputError("--strategies", names, "at least one run; full and soft have no schedule but constant")
@@ -157,8 +157,8 @@ def make_config_jobs(config: CompareConfig, given: Mapping[str, str], parts: Map
         values, names = given_values(["--config", path])
         files[Path(path).stem] = (values | beats, names | {part: parts[part] for part in PARTS if part in given})
     jobs = [
-        make_job(config, stem, "", seed, path, values, names)
-        for seed, path in product(numbers("seeds", config.seeds), all_inputs(config))
+        make_job(config, stem, "", seed, column, path, values, names)
+        for seed, (column, path) in product(numbers("seeds", config.seeds), all_inputs(config).items())
         for stem, (values, names) in files.items()
     ]
     if not jobs:
@@ -171,25 +171,25 @@ def make_job(
     strategy: str,
     schedule: str,
     seed: int,
+    column: str,
     path: Path | None,
     values: Mapping[str, Any],
     names: Mapping[str, str],
 ) -> Job:
     """One run in a folder of its own; it resumes what is there."""
-    column = "astronaut" if path is None else folder_name(path)
     folder = str(Path(config.out, column, "-".join(filter(None, (strategy, schedule, str(seed))))))
     picture = None if path is None else str(path)
     own = {"seed": seed, "out": folder, "input": picture, "resume": not config.overwrite, "overwrite": config.overwrite}
     return Job(strategy, schedule, seed, column, picture, folder, from_values({**values, **own}, names))
 
 
-def all_inputs(config: CompareConfig) -> list[Path | None]:
-    """The inputs compared; those of several folders must differ in their names."""
-    found = [each for name in words(config.inputs or "") for each in find_inputs(name)] or find_inputs(config.input)
-    names = [folder_name(path) for path in found if path is not None]
+def all_inputs(config: CompareConfig) -> dict[str, Path | None]:
+    """The inputs compared by name; those of several folders must differ in their names."""
+    given = [find_inputs(name, "--inputs") for name in words(config.inputs or "")] or [find_inputs(config.input)]
+    names = [name for found in given for name in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError("--inputs", ", ".join(sorted(twice)), "inputs of different names")
-    return found
+    return {name: path for found in given for name, path in found.items()}
 
 
 # ---- running them

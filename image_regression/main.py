@@ -2,7 +2,8 @@
 
     python image_regression/main.py --config configs/image_regression/evos.txt --input FILE_OR_FOLDER --out runs/NAME
 
-A folder fits every picture and sound in it, each in a folder of its own, and writes summary.md and summary.csv.
+A folder fits every picture and sound in it and in its subfolders, each in a folder of its own, and writes summary.md
+and summary.csv.
 """
 
 import sys
@@ -12,7 +13,7 @@ from evos.errors import InputError, exit_on_input_error
 from evos.runs import Stopped, Stopper, resolve_device, resume_command
 from image_regression.options import parse
 from image_regression.run import check_lpips, fit_signal
-from image_regression.signals import find_inputs, folder_name, load
+from image_regression.signals import find_inputs, load
 from image_regression.summary import check_summary, sentence, write_summary
 
 
@@ -27,14 +28,14 @@ def main(argv: list[str] | None = None) -> None:
     if is_folder:
         check_summary(out)
     if options.run.lpips:
-        check_lpips(inputs)
+        check_lpips(inputs.values())
     results, failures = [], []
     with Stopper() as stopper:
         try:
-            for path in inputs:
+            for name, path in inputs.items():
                 try:
                     signal = load(path, options.run.longer_side, options.run.factor)
-                    folder = out / folder_name(path) if is_folder and path else out
+                    folder = out / name if is_folder else out
                     results.append(fit_signal(signal, options, folder, stopper))
                 except InputError as error:
                     if not is_folder:

@@ -38,6 +38,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Sets of defaults by name; options of a part (``field.init_scale``) apply only with the part that the recipe names."""
 FREE = ("recipe", "out", "resume", "overwrite", "save_every", "eval_every", "device", "quiet")
 """Options that may differ between a run and its resumption."""
+GROWING = ("steps",)
+"""Options that may be larger on resumption."""
 
 
 @dataclass(frozen=True)

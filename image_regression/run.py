@@ -22,7 +22,7 @@ from evos.runs import (
     write_json,
 )
 from image_regression import pictures, recordings
-from image_regression.options import FREE, Options, as_config_file
+from image_regression.options import FREE, GROWING, Options, as_config_file
 from image_regression.report import Curve, write_report
 from image_regression.signals import Signal, is_sound
 from image_regression.trainer import Fit
@@ -50,9 +50,18 @@ def fit_signal(
     keep_freed_memory(device)
     # Built before the run folder, so that invalid options leave no folder behind.
     training = SignalTraining(Fit(signal, options, device), lpips_steps)
-    run = open_run(path, options.resolved(), resume=settings.resume, overwrite=settings.overwrite, free=FREE)
+    run = open_run(
+        path,
+        options.resolved(),
+        resume=settings.resume,
+        overwrite=settings.overwrite,
+        free=FREE,
+        growing=() if settings.polish else GROWING,  # after L-BFGS nothing goes on
+    )
     if settings.resume and run.metrics_path.exists():
-        return read_json(run.metrics_path)
+        metrics = read_json(run.metrics_path)
+        if metrics["steps"] == settings.steps:
+            return metrics
     text = "# Repeats this run: --config FILE --out ANOTHER_FOLDER\n" + as_config_file(options)
     replace_file(run.path / "config.txt", text.encode())
     loop = TrainingLoop(

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.errors import InputError
+from evos.folders import find_files, natural_order
 from evos.images import EXTENSIONS as PICTURES
 from evos.images import list_images, read_image, reduce_image
 from evos.sounds import EXTENSIONS as SOUNDS
@@ -94,26 +95,35 @@ def cropped(signal: Signal, factor: int) -> Signal:
     return replace(signal, values=grid.flatten(0, -2), shape=shape)
 
 
-def find_inputs(path: str | None) -> list[Path | None]:
-    """The pictures and sounds that ``--input`` names; None stands for the embedded photo."""
+def find_inputs(path: str | None, argument: str = "--input") -> dict[str, Path | None]:
+    """The pictures and sounds that ``--input`` names, those of subfolders too, by the name of each one's folder.
+
+    None stands for the embedded photo.
+
+    Raises InputError where there is none, or where two have one name.
+    """
     if path is None:
-        return [None]
+        return {"astronaut": None}
     given = Path(path)
     if not given.is_dir():
         if is_video(given):
             raise InputError(path, "a video", READ)
         if is_sound(given):
-            return [given]
+            return {folder_name(Path(given.name)): given}
         if given.exists() and given.suffix[1:].lower() not in PICTURES:
             raise InputError(path, f"the extension {given.suffix or '(none)'}", READ)
-        return list(list_images(given))
-    try:
-        pictures = list_images(given)
-    except InputError:
-        pictures = []
-    sounds = sorted(file for file in given.glob("*.*") if file.suffix[1:].lower() in SOUNDS and file.is_file())
-    # With neither, the error is that of pictures.
-    return [*pictures, *sounds] or list(list_images(given))
+        return {folder_name(Path(file.name)): file for file in list_images(given)}
+    found = [
+        file.relative_to(given)
+        for extensions in (PICTURES, SOUNDS)
+        for file in sorted(find_files(given, extensions), key=natural_order)
+    ]
+    if not found:
+        raise InputError(path, "a folder without images", f"a folder with {', '.join((*PICTURES, *SOUNDS))} files")
+    names = [folder_name(file) for file in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(argument, ", ".join(sorted(twice)), "inputs of different names")
+    return {name: given / file for name, file in zip(names, found, strict=True)}
 
 
 def is_video(path: Path) -> bool:
@@ -125,8 +135,11 @@ def is_video(path: Path) -> bool:
 
 
 def folder_name(path: Path) -> str:
-    """An input's name for its run's folder, its own among all inputs of a folder: cat.png and cat.jpg differ."""
-    return f"{path.stem}_{path.suffix[1:]}"
+    """An input's name for its run's folder, its own among all inputs: cat.png and cat.jpg differ.
+
+    ``path``: within the folder of inputs; its subfolders come first, joined by two underscores.
+    """
+    return "__".join((*path.parent.parts, f"{path.stem}_{path.suffix[1:]}"))
 
 
 def load(path: Path | None, longer_side: int | None, factor: int = 1) -> Signal:

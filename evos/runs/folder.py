@@ -1,5 +1,6 @@
 """The run folder: config.json, metrics.json, checkpoint.pt, report.png, images/ and TensorBoard's event files."""
 
+import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ OWNED = (
     *("best.pt", "network.pt", "archive.jsonl", "errors.jsonl", "generations/*.json", "front.csv"),
     *("pareto.png", "hypervolume.png"),
     *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "mp3", "npy")),
+    *(f"eval/*.{suffix}" for suffix in ("json", "png", "wav")),
 )
 """Patterns of all files that a run writes: `overwrite` deletes these and nothing else."""
 
@@ -57,6 +59,7 @@ def open_run(
     resume: bool,
     overwrite: bool,
     free: Collection[str] = FREE_OPTIONS,
+    growing: Collection[str] = (),
 ) -> Run:
     """Create the run folder, or resume or replace the run in it, and write the resolved options to `config.json`.
 
@@ -68,6 +71,7 @@ def open_run(
         resume: continue the run in `path`, which must have been started with the same options.
         overwrite: delete the run in `path` first: the files a run writes (`OWNED`), never anything else.
         free: options that may differ on resume, by full dotted name or by its last part.
+        growing: numbers that may be larger on resume, by full dotted name, such as the steps; that is said on stderr.
 
     Raises:
         InputError: the folder is not empty and neither flag is given, or both are; it is not empty but holds no run; an
@@ -77,7 +81,7 @@ def open_run(
     try:
         recorded = check_run_folder(path, resume=resume, overwrite=overwrite)
         if recorded is not None and resume:
-            _check_same(recorded, options, free, path)
+            _check_same(recorded, options, free, growing, path)
         elif recorded is not None:
             for file in list(_owned_files(path)):
                 file.unlink()
@@ -129,7 +133,9 @@ def _recorded_options(path: Path, flag: str) -> dict[str, Any]:
     return config["options"]
 
 
-def _check_same(recorded: dict[str, Any], options: dict[str, Any], free: Collection[str], path: Path) -> None:
+def _check_same(
+    recorded: dict[str, Any], options: dict[str, Any], free: Collection[str], growing: Collection[str], path: Path
+) -> None:
     before, now = dict(_flatten(recorded)), dict(_flatten(restored(jsonable(options))))
     for name in before:
         if RENAMED.get(name) in now:
@@ -138,7 +144,9 @@ def _check_same(recorded: dict[str, Any], options: dict[str, Any], free: Collect
         if name in free or name.rpartition(".")[2] in free:
             continue
         old, new = before.get(name, "nothing"), now.get(name, "nothing")
-        if old != new:
+        if name in growing and isinstance(old, int) and isinstance(new, int) and new > old:
+            print(f"notice: {name}: {old} before, {new} now: schedules are stretched to the new end", file=sys.stderr)
+        elif old != new:
             raise InputError(f"--{name}", new, f"{old!r} as {path}/config.json has it, when resuming")
 
 

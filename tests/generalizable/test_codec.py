@@ -88,7 +88,7 @@ def test_a_run_recorded_without_its_centres_is_refused(run, tiny, pictures, tmp_
     words = [*tiny, f"data.root={pictures}", f"out={run}", "train.ema=0.5", "train.lr=0.01"]
     decode = [f"run={run}", f"input={pictures}", f"out={tmp_path / 'p'}"]
     assert "data.centres" in refused(*words, "data.centres=corner", "--resume")
-    assert "data.centres: got a checkpoint recorded with cell" in refused(*words, "data.centres=corner", "--eval")
+    assert "data.centres: got corner; allowed: cell" in refused(*words, "data.centres=corner", "--eval")
     state = load_checkpoint(run / "checkpoint.pt")
     del state["centres"]
     save_checkpoint(run / "checkpoint.pt", state)

@@ -1,6 +1,7 @@
 """Layouts, decoding, the order of draws, shards, damaged files."""
 
 import json
+import math
 import tarfile
 from collections import Counter
 from math import pi, tan
@@ -13,11 +14,20 @@ import torch
 
 from evos.distributed import World
 from evos.errors import InputError
-from generalizable.data import Draws, Instances, Shards, Source, evaluation_batches, find_sources, training_batches
+from generalizable.data import (
+    Draws,
+    Instances,
+    Source,
+    Sources,
+    evaluation_batches,
+    find_sources,
+    training_batches,
+)
 from generalizable.instances import count_pieces, on_white, picture, pixel_rays, scene, sound, square
 from generalizable.layouts import find
 from generalizable.options import DataConfig, SourceConfig
 from generalizable.rows import Rows
+from generalizable.shards import Shards
 from generalizable.tasks import build_task
 
 ALONE = World()
@@ -101,6 +111,33 @@ def test_an_absent_folder_and_a_lone_picture_are_refused(tmp_path, write_picture
         find(str(tmp_path), "auto", "image", 0.1)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_celebas_list_may_have_a_byte_order_mark(tmp_path, write_picture, encoding):
+    for i in range(3):
+        write_picture(tmp_path / f"{i:06}.jpg", i)
+    (tmp_path / "list_eval_partition.txt").write_bytes("000000.jpg 0\n000001.jpg 0\n000002.jpg 2\n".encode(encoding))
+    split = find(str(tmp_path), "auto", "image", 0.1)
+    assert (names(split.train), names(split.test)) == (["000000", "000001"], ["000002"])
+    (tmp_path / "list_eval_partition.txt").write_bytes(b"\x81\x82\xff")
+    with pytest.raises(InputError, match=r"list_eval_partition.txt: got a file that is not text"):
+        find(str(tmp_path), "auto", "image", 0.1)
+
+
+def test_copies_in_hidden_folders_are_no_data_and_linked_folders_are(tmp_path, write_picture, write_scene):
+    for name in ("a/1.png", "2.png", ".ipynb_checkpoints/2.png", ".Trash/a/1.png", "@eaDir/2.png"):
+        write_picture(tmp_path / "data" / name, 0)
+    for i in range(4):
+        write_picture(tmp_path / "elsewhere" / f"more{i}.png", i)
+    (tmp_path / "data" / "linked").symlink_to(tmp_path / "elsewhere")
+    split = find(str(tmp_path / "data"), "auto", "image", 0.5)
+    assert sorted(names([*split.train, *split.test])) == ["1", "2", "more0", "more1", "more2", "more3"]
+    for name in ("scenes/one", "far/two", "scenes/.Trash/three"):
+        write_scene(tmp_path / name, (1, 2, 3))
+    (tmp_path / "scenes" / "linked").symlink_to(tmp_path / "far")
+    split = find(str(tmp_path / "scenes"), "auto", "views", 0.5)
+    assert sorted(names([*split.train, *split.test])) == ["one", "two"]
+
+
 # ---- decoding
 
 
@@ -163,6 +200,70 @@ def test_a_scene_has_its_views_on_white_and_its_focal_length(tmp_path, write_sce
     assert torch.allclose(found.poses[1], torch.tensor(pose(2 * pi / 6))[:3])
     with pytest.raises(InputError, match="6 views; allowed: at least 7"):
         scene(tmp_path / "a", 7, 8)
+
+
+IDENTITY = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 4], [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"camera_angle_x": "wide"},
+        {"camera_angle_x": None},
+        {"camera_angle_x": 0},
+        {"camera_angle_x": math.nan},
+        {"fl_x": -3},
+        {"fl_x": 5, "w": 0},
+        {"frames": 3},
+        {"frames": [3]},
+        {"frames": [{"file_path": 7, "transform_matrix": IDENTITY}] * 6},
+        {"frames": [{"file_path": "./r_0", "transform_matrix": matrix} for matrix in (IDENTITY[:2], IDENTITY)] * 3},
+        {"frames": [{"file_path": "./r_0", "transform_matrix": [[1, 2], [3]]}] * 6},
+        {"frames": [{"file_path": "./r_0", "transform_matrix": "none"}] * 6},
+        {"frames": [{"file_path": "./r_0", "transform_matrix": [[math.inf] * 4] * 4}] * 6},
+    ],
+    ids=str,
+)
+def test_cameras_that_can_not_be_read_are_named(tmp_path, write_scene, change):
+    folder = write_scene(tmp_path / "a", (1, 2, 3))
+    content = json.loads((folder / "transforms.json").read_text())
+    (folder / "transforms.json").write_text(json.dumps(content | change))
+    with pytest.raises(InputError, match=r"a/transforms.json: got "):
+        scene(folder, 4, 8)
+
+
+@pytest.mark.parametrize("data", [b"[1, 2]", b"\x81\x82", b"{", b"3"])
+def test_a_list_of_views_that_is_none_is_named(tmp_path, write_scene, data):
+    (write_scene(tmp_path / "a", (1, 2, 3)) / "transforms.json").write_bytes(data)
+    with pytest.raises(InputError, match=r"a/transforms.json: got "):
+        scene(tmp_path / "a", 4, 8)
+
+
+def test_a_list_of_views_may_have_a_byte_order_mark(tmp_path, write_scene):
+    listed = write_scene(tmp_path / "a", (1, 2, 3)) / "transforms.json"
+    truth = scene(tmp_path / "a", 4, 8)
+    listed.write_bytes(b"\xef\xbb\xbf" + listed.read_bytes())
+    assert torch.equal(scene(tmp_path / "a", 4, 8).signal, truth.signal)
+
+
+@pytest.mark.parametrize(("extension", "subtype"), [("wav", "PCM_16"), ("wav", "FLOAT"), ("flac", None), ("ogg", None)])
+def test_a_recording_that_is_cut_is_refused(tmp_path, extension, subtype):
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 20000)
+    path = tmp_path / f"a.{extension}"
+    soundfile.write(path, wave, 8000, subtype=subtype)
+    assert sound(path, 0, 100, 8000).shape == (1, 100)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 10 + 4000])
+    with pytest.raises(InputError, match=r"truncated|damaged"):
+        sound(path, 0, 100, 8000)
+
+
+def test_floats_beyond_one_are_scaled_not_clipped(tmp_path):
+    wave = np.sin(np.linspace(0, 60, 2000)) * np.linspace(1, 40, 2000)
+    soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="FLOAT")
+    peak = np.abs(wave).max()
+    for piece in (0, 3):
+        found = sound(tmp_path / "a.wav", piece, 500, 8000)[0].numpy()
+        assert np.allclose(found, wave[500 * piece :][:500] / peak, atol=1e-6)
 
 
 def test_rays_go_through_the_pixels_they_are_of(tmp_path, pose):
@@ -254,7 +355,7 @@ def test_damaged_files_are_skipped_by_name_and_the_next_is_taken(tmp_path, write
     (tmp_path / "2.png").write_bytes((tmp_path / "3.png").read_bytes()[:60])
     config = DataConfig(size=8)
     source = Source("x", sorted(tmp_path.glob("*.png")), config)
-    key, found, skipped = Instances([source], None)[0, 1, 0]
+    key, found, skipped, _ = Instances([source], None)[0, 1, 0]
     assert key == 3 and torch.equal(found.signal, build_task(config).load(tmp_path / "3.png").signal)
     assert len(skipped) == 2 and "1.png" in skipped[0] and "2.png" in skipped[1]
     lines: list[str] = []
@@ -280,7 +381,7 @@ def test_each_test_instance_is_measured_by_one_process(pictures, size):
 def test_batches_hold_what_was_drawn(pictures, workers):
     config = DataConfig(size=8, workers=workers, in_memory=True)
     sources = find_sources([SourceConfig(root=str(pictures))], config, seed=0, world=ALONE)
-    _, batches = training_batches(sources, config, 4, seed=0, world=ALONE, start=2)
+    batches = training_batches(sources, config, 4, seed=0, world=ALONE, start=2)
     expected = take(Draws([11], [1.0], 4, seed=0, world=ALONE, start=2), 3)
     for drawn in expected:
         batch = next(batches)
@@ -313,44 +414,120 @@ def write_shard(path, pictures, broken=()):
             shard.add(bad, arcname=f"{path.stem}_bad{i}.png")
 
 
-def test_shards_are_streamed_again_and_again(pictures, tmp_path):
+def streamed(*tars):
+    """Addresses of tar files that are not taken for files on this machine."""
+    return [f"pipe:cat {tar}" for tar in tars]
+
+
+@pytest.fixture
+def shards(pictures, tmp_path):
+    """A folder of three tar files: train-0 with 4 pictures and what is none, train-1 and test-0 with 4."""
     files = sorted(pictures.glob("*.png"))
-    write_shard(tmp_path / "train-0.tar", files[:4], broken=[b"no picture"])
-    write_shard(tmp_path / "train-1.tar", files[4:8])
-    write_shard(tmp_path / "test-0.tar", files[8:])
-    config = DataConfig(size=8)
-    root = str(tmp_path / "{train-0,train-1,test-0}.tar")
-    for where in (root, str(tmp_path)):
-        sources = find_sources([SourceConfig(root=where, name="s")], config, seed=0, world=ALONE)
-        instances, skipped, seen = Instances(sources.train, None), [], {}
-        for number in range(30):
-            key, instance, lines = instances[0, 0, number]
-            skipped += lines
-            assert torch.equal(seen.setdefault(key, instance.signal), instance.signal)
-        assert len(seen) == 8 and all("train-0_bad0.png" in line for line in skipped) and skipped
+    (tmp_path / "shards").mkdir()
+    write_shard(tmp_path / "shards" / "train-0.tar", files[:4], broken=[b"no picture"])
+    write_shard(tmp_path / "shards" / "train-1.tar", files[4:8])
+    write_shard(tmp_path / "shards" / "test-0.tar", files[8:])
+    return tmp_path / "shards"
+
+
+def test_the_members_of_tar_files_are_instances_like_files(shards, pictures):
+    files, config = sorted(pictures.glob("*.png")), DataConfig(size=8)
+    truth = torch.stack([build_task(config).load(path).signal for path in files])
+    for where in (shards, shards / "{train-0,train-1,test-0}.tar"):
+        sources = find_sources([SourceConfig(root=str(where), name="s")], config, seed=0, world=ALONE)
+        assert len(sources.train[0]) == 9 and len(sources.test["s"]) == 4
+        skipped: list[str] = []
+        found = list(sources.train[0].once(ALONE, None, skipped))
+        assert torch.equal(torch.stack([each.signal for each in found]), truth[:8])
+        (line,) = skipped
+        assert "train-0.tar: train-0_bad0.png" in line
         (batch,) = evaluation_batches(sources.test["s"], 4, world=ALONE, limit=None, skipped=[])
-        truth = torch.stack([build_task(config).load(path).signal for path in files[8:]])
-        assert torch.equal(batch.signal, truth)
+        assert torch.equal(batch.signal, truth[8:])
 
 
-def test_processes_read_shards_of_their_own(pictures, tmp_path):
+def test_one_tar_file_is_split_like_a_folder_and_a_limit_holds(pictures, tmp_path):
+    write_shard(tmp_path / "all.tar", sorted(pictures.glob("*.png")))
+    config = DataConfig(size=8, limit=5, test_ratio=0.25)
+    sources = find_sources([SourceConfig(root=str(tmp_path / "all.tar"))], config, seed=0, world=ALONE)
+    assert len(sources.train[0]) == 5 and len(sources.test["all.tar"]) == 3
+
+
+def test_members_of_one_name_in_several_tar_files_are_several_instances(pictures, tmp_path):
     files = sorted(pictures.glob("*.png"))
-    write_shard(tmp_path / "a.tar", files[:3])
-    write_shard(tmp_path / "b.tar", files[3:6])
+    for i in range(3):
+        with tarfile.open(tmp_path / f"{i}.tar", "w") as shard:
+            for j, file in enumerate(files[4 * i : 4 * i + 4]):
+                shard.add(file, arcname=f"sub/{j}.png")
+    config = DataConfig(size=8)
+    (train,) = find_sources([SourceConfig(root=str(tmp_path))], config, seed=0, world=ALONE).train
+    instances = Instances([train], None)
+    assert {instances[0, i, 0][0] for i in range(len(train))} == set(range(8))
+    stream = Shards("s", streamed(*sorted(tmp_path.glob("*.tar"))), config, seed=0, world=ALONE)
+    assert len({stream.draw(0, None, [])[0] for _ in range(12)}) == 12
+
+
+def test_streams_are_read_again_and_again(shards, pictures):
+    config, seen = DataConfig(size=8), {}
+    skipped: list[str] = []
+    stream = Shards("s", streamed(shards / "train-0.tar", shards / "train-1.tar"), config, seed=0, world=ALONE)
+    for _ in range(30):
+        key, instance = stream.draw(0, None, skipped)
+        assert torch.equal(seen.setdefault(key, instance.signal), instance.signal)
+    assert len(seen) == 8 and skipped and all("train-0_bad0.png" in line for line in skipped)
+    limited = Shards("s", stream.urls[1:], config, seed=0, world=ALONE, limit=3)
+    assert len({limited.draw(0, None, [])[0] for _ in range(12)}) == 3
+
+
+def test_processes_read_streams_of_their_own(shards):
     keys = []
     for rank in range(2):
-        shards = Shards("s", [tmp_path / "a.tar", tmp_path / "b.tar"], DataConfig(size=8), seed=0, world=World(rank, 2))
-        keys.append({shards.draw(0, None, [])[0] for _ in range(12)})
-    assert len(keys[0]) == len(keys[1]) == 3 and not keys[0] & keys[1]
+        urls = streamed(shards / "train-1.tar", shards / "test-0.tar")
+        stream = Shards("s", urls, DataConfig(size=8), seed=0, world=World(rank, 2))
+        keys.append({stream.draw(0, None, [])[0] for _ in range(12)})
+    assert len(keys[0]) == len(keys[1]) == 4 and not keys[0] & keys[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_goes_on_where_it_was(shards, workers):
+    config = DataConfig(size=8, workers=workers)
+
+    def batches(start, positions):
+        stream = Shards("s", streamed(*sorted(shards.glob("*.tar"))), config, seed=0, world=ALONE)
+        sources = Sources((SourceConfig(root="s"),), [stream], {})
+        return training_batches(sources, config, 4, seed=0, world=ALONE, start=start, positions=positions)
+
+    whole, positions = batches(0, {}), {}
+    for step in range(1, 8):
+        positions |= next(whole).positions
+        if step in (2, 5):
+            parts = batches(step, dict(positions))
+            rest = [next(parts) for _ in range(3)]
+            if step == 5:
+                continue_from = rest
+    following = [next(whole) for _ in range(1)]
+    assert continue_from[2].keys == following[0].keys
+    assert torch.equal(continue_from[2].instance.signal, following[0].instance.signal)
 
 
 def test_a_damaged_shard_is_skipped_and_only_damaged_ones_are_refused(pictures, tmp_path):
     write_shard(tmp_path / "a.tar", sorted(pictures.glob("*.png"))[:3])
     (tmp_path / "b.tar").write_bytes(b"no tar file" * 100)
+    with tarfile.open(tmp_path / "a.tar") as whole:
+        end = whole.getmembers()[2].offset_data + 100
+    (tmp_path / "c.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:end])
+    write_shard(tmp_path / "test.tar", sorted(pictures.glob("*.png"))[3:4])
+    config = DataConfig(size=8)
+    sources = find_sources([SourceConfig(root=str(tmp_path), name="s")], config, seed=0, world=ALONE)
+    assert len(sources.train[0]) == 5 and len(sources.test["s"]) == 1
+    assert len(sources.skipped) == 2 and "b.tar" in sources.skipped[0] and "after 2 samples" in sources.skipped[1]
     skipped: list[str] = []
-    shards = Shards("s", [tmp_path / "a.tar", tmp_path / "b.tar"], DataConfig(size=8), seed=0, world=ALONE)
-    assert len({shards.draw(0, None, skipped)[0] for _ in range(12)}) == 3 and any("b.tar" in line for line in skipped)
+    stream = Shards("s", streamed(tmp_path / "a.tar", tmp_path / "b.tar"), config, seed=0, world=ALONE)
+    assert len({stream.draw(0, None, skipped)[0] for _ in range(12)}) == 3 and any("b.tar" in line for line in skipped)
     with pytest.raises(InputError, match="whose shards give nothing"):
-        Shards("s", [tmp_path / "b.tar"], DataConfig(size=8), seed=0, world=ALONE).draw(0, None, [])
+        Shards("s", streamed(tmp_path / "b.tar"), config, seed=0, world=ALONE).draw(0, None, [])
+    with pytest.raises(InputError, match="whose shards give nothing"):
+        find(str(tmp_path / "b.tar"), "auto", "image", 0.1)
     with pytest.raises(InputError, match="a tar file"):
-        find(str(tmp_path / "c.tar"), "auto", "image", 0.1)
+        find(str(tmp_path / "d.tar"), "auto", "image", 0.1)
+    with pytest.raises(InputError, match="at least two tar files where they are streamed"):
+        find(f"pipe:cat {tmp_path / 'a.tar'}", "auto", "image", 0.1)

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import tarfile
 
 import numpy as np
 import pytest
@@ -13,13 +14,15 @@ import torch
 
 from evos.coords import grid
 from evos.distributed import World
+from evos.errors import InputError
 from evos.images import read_image
+from evos.metrics import ssim
 from evos.runs import load_checkpoint
 from generalizable.codec import Variant
-from generalizable.data import Batch, Instances, collate, find_sources
+from generalizable.data import Batch, Instances, collate, find_sources, training_batches
 from generalizable.inner import predict
 from generalizable.main import main
-from generalizable.options import DataConfig, TrainConfig, parse
+from generalizable.options import DataConfig, SourceConfig, TrainConfig, parse
 from generalizable.tasks import ImageTask, SoundTask, ViewTask, take, waveform
 from generalizable.trainer import Trainer, learning_rate
 
@@ -271,14 +274,60 @@ def test_damaged_files_are_counted_and_named(tiny, pictures, tmp_path):
     assert skipped["count"] == 1 and "03.png" in skipped["files"][0]
 
 
-def test_evaluating_a_run_again_gives_its_metrics(tiny, pictures, tmp_path):
-    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}"]
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_part_in_which_nothing_can_be_read_is_one_line_before_training(tiny, pictures, tmp_path, refused, workers):
+    words = [*tiny, f"data.workers={workers}", f"out={tmp_path / 'run'}"]
+    for part, others in (("test", "train"), ("train", "test")):
+        folder = tmp_path / part
+        shutil.copytree(pictures, folder / others)
+        (folder / part).mkdir()
+        for i in range(3):
+            (folder / part / f"{i}.png").write_bytes(b"x")
+        line = refused(*words, f"data.root={folder}")
+        assert f"of whose {'test' if part == 'test' else 'training'} part nothing can be read" in line
+        assert "0.png" in line or "2.png" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_that_vanish_in_training_are_one_line(tiny, pictures, tmp_path, workers):
+    shutil.copytree(pictures, tmp_path / "data")
+    config = DataConfig(size=8, workers=workers)
+    sources = find_sources([SourceConfig(root=str(tmp_path / "data"))], config, seed=0, world=World())
+    for path in (tmp_path / "data").iterdir():
+        path.write_bytes(b"x")
+    with pytest.raises(InputError, match="nothing can be read, for example"):
+        next(training_batches(sources, config, 4, seed=0, world=World()))
+
+
+def test_a_run_says_how_many_instances_it_trains_on_and_skips(tiny, pictures, tmp_path, capsys, write_picture):
+    shutil.copytree(pictures, tmp_path / "a")
+    for name in ("00", "05"):
+        (tmp_path / "a" / f"{name}.png").write_bytes(b"x")
+    for i in range(5):
+        write_picture(tmp_path / "b" / f"{i}.png", 90 + i)
+    words = [word for word in tiny if word != "--quiet"]
+    sources = f"data.sources=[{tmp_path / 'a'}, {{root: {tmp_path / 'b'}, weight: 0}}]"
+    main([*words, sources, f"out={tmp_path / 'run'}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["a: 11 to train on, 1 held out", "b: 0 to train on, 1 held out"]
+    (line,) = [line for line in lines if "skipped" in line]
+    assert line.startswith("a: skipped 2: ") and "0.png" in line and "1 more in the run's metrics" in line
+    metrics = metrics_of(tmp_path / "run")
+    assert [entry["trained_on"] for entry in metrics["sources"].values()] == [11, 0]
+
+
+def test_a_finished_run_goes_on_for_more_steps(tiny, pictures, tmp_path, capsys, refused):
+    words = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}", "train.schedule=cosine", "train.lr=0.01"]
     main(words)
-    before = metrics_of(tmp_path / "run")
-    (tmp_path / "run" / "metrics.json").unlink()
-    main([*words, "--eval"])
-    after = metrics_of(tmp_path / "run")
-    assert after["psnr"] == before["psnr"] and after["steps"] == 6
+    first = metrics_of(tmp_path / "run")
+    capsys.readouterr()
+    main([*words, "--resume", "train.steps=9"])
+    assert "notice: train.steps: 6 before, 9 now" in capsys.readouterr().err
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["steps"] == 9 and metrics["loss_curve"][:6] == first["loss_curve"]
+    assert metrics["points_trained"] == first["points_trained"] * 3 // 2
+    assert "9 as" in refused(*words, "--resume", "train.steps=8")
 
 
 def test_mistakes_end_in_one_line(tiny, pictures, tmp_path, refused):
@@ -340,6 +389,27 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert metrics_of(tmp_path / "parts")["psnr"] == metrics_of(tmp_path / "whole")["psnr"]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_resumed_run_on_shards_equals_the_uninterrupted_one(tiny, pictures, tmp_path, monkeypatch, streamed):
+    for part in range(3):
+        with tarfile.open(tmp_path / f"{part}.tar", "w") as shard:
+            for i, file in enumerate(sorted(pictures.glob("*.png"))[4 * part : 4 * part + 4]):
+                shard.add(file, arcname=f"{i}.png")
+    root = f"pipe:cat {tmp_path}/{{0,1,2}}.tar" if streamed else str(tmp_path)
+    words = [*tiny, f"data.sources=[{{root: '{root}', name: s}}]", "selector=error", "train.lr=0.01"]
+    main([*words, f"out={tmp_path / 'whole'}"])
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(SystemExit):
+            main([*words, f"out={tmp_path / 'parts'}"])
+    main([*words, f"out={tmp_path / 'parts'}", "--resume"])
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    whole, parts = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "parts"))
+    for name, tensor in whole["model"].items():
+        assert torch.equal(parts["model"][name], tensor)
+    assert parts["processes"][0]["rows"] == whole["processes"][0]["rows"]
+
+
 def test_muon_steps_differ_from_adams_in_the_matrices_within_and_nowhere_else(tiny, pictures, tmp_path):
     after = {}
     for name in ("adam", "muon"):
@@ -357,6 +427,56 @@ def test_resuming_a_finished_run_only_reports_it(tiny, pictures, tmp_path, capsy
     before = (tmp_path / "run" / "metrics.json").read_bytes()
     main([*words, "--resume"])
     assert (tmp_path / "run" / "metrics.json").read_bytes() == before and capsys.readouterr().out == first
+
+
+# ---- fine-tuning
+
+
+def test_a_run_begins_with_the_weights_of_another(tiny, pictures, tmp_path, write_picture, refused):
+    for i in range(12):
+        write_picture(tmp_path / "others" / f"{i:02}.png", 50 + i)
+    own = [word for word in tiny if not word.startswith("model.")]
+    first = [*tiny, f"data.root={pictures}", f"out={tmp_path / 'first'}", "train.lr=0.01", "train.ema=0.5"]
+    main(first)
+    tuned = [*own, f"data.root={tmp_path / 'others'}", f"train.init={tmp_path / 'first'}", "train.ema=0.9"]
+    # A rate of (nearly) 0 leaves what the training began with: the average of the first run.
+    main([*tuned, f"out={tmp_path / 'still'}", "train.lr=1e-12", "train.steps=1"])
+    state = load_checkpoint(tmp_path / "first" / "checkpoint.pt")["ema"]
+    still = load_checkpoint(tmp_path / "still" / "checkpoint.pt")["model"]
+    for name, tensor in still.items():
+        assert torch.allclose(tensor, state[f"module.{name}"], atol=1e-6)
+    # A resumption needs the first run no more, and repeats the run.
+    main([*tuned, f"out={tmp_path / 'tuned'}"])
+    with_file = ["--config", str(tmp_path / "tuned" / "config.yaml"), f"out={tmp_path / 'again'}"]
+    main(with_file)
+    assert losses(tmp_path / "again") == losses(tmp_path / "tuned")
+    for word in ("model.rank=5", "model=transinr", "data.centres=corner"):
+        line = refused(*tuned, word, f"out={tmp_path / 'no'}")
+        assert "config.json has it, with train.init" in line
+    assert "a run with a checkpoint" in refused(*tuned, f"train.init={tmp_path / 'none'}", f"out={tmp_path / 'no'}")
+    assert not (tmp_path / "no").exists()
+
+
+# ---- SSIM
+
+
+def test_the_ssim_of_pictures_and_views_is_that_of_each_picture():
+    truth, noise = torch.rand(2, 3 * 144, 3), 0.1 * torch.randn(2, 3 * 144, 3)
+    found = ViewTask(DataConfig(task="views", size=12)).ssim(truth + noise, truth)
+    for i in range(2):
+        a, b = (values[i].reshape(3, 12, 12, 3) for values in (truth + noise, truth))
+        assert float(found[i]) == pytest.approx(sum(ssim(a[v], b[v]) for v in range(3)) / 3, abs=1e-6)
+    same = ImageTask(DataConfig(size=12)).ssim(truth[:, :144], truth[:, :144])
+    assert same.tolist() == pytest.approx([1, 1], abs=1e-6)
+
+
+def test_the_last_evaluation_has_ssim(tiny, pictures, sounds, tmp_path, capsys):
+    main([*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}"])
+    entry = metrics_of(tmp_path / "run")["sources"][pictures.name]
+    assert -1 <= entry["ssim"] <= 1 and f"SSIM {entry['ssim']:.3f}" in capsys.readouterr().out
+    words = [*tiny, "data.task=sound", "data.seconds=0.1", "data.rate=4000", f"data.root={sounds}"]
+    main([*words, f"out={tmp_path / 'sound'}"])
+    assert "ssim" not in metrics_of(tmp_path / "sound")["sources"][sounds.name]
 
 
 # ---- several processes

@@ -112,7 +112,7 @@ def test_pictures_of_a_folder_never_share_a_run_folder():
 
 
 def test_no_input_is_the_photo(photo):
-    assert find_inputs(None) == [None]
+    assert find_inputs(None) == {"astronaut": None}
     assert photo.shape == (16, 16) and photo.values.shape == (256, 3) and photo.name == "astronaut"
     # Reducing keeps the mean, which for NASA's photo is known.
     assert float(photo.values.mean()) == pytest.approx(114.6 / 255, abs=0.01)
@@ -140,3 +140,24 @@ def test_the_mean_of_a_folder_with_a_perfect_fit_stays_infinite(tmp_path, tiny, 
     assert [line.split(" | ")[1] for line in summary.splitlines()[2:]] == ["inf", "30.86", "inf"]
     main([*argv, "--resume"])
     assert (tmp_path / "out" / "summary.md").read_text() == summary
+
+
+@pytest.mark.usefixtures("no_report")
+def test_pictures_of_subfolders_are_fitted_and_copies_are_not(tmp_path, tiny, picture):
+    for name in ("a.png", "sub/a.png", "sub/deep/b.png", ".ipynb_checkpoints/a.png", "@eaDir/a.png"):
+        picture(f"in/{name}")
+    picture("elsewhere/c.png")
+    (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
+    argv = [*tiny, "--steps", "2", "--input", str(tmp_path / "in"), "--out", str(tmp_path / "in" / "runs")]
+    names = ["a_png", "linked__c_png", "sub__a_png", "sub__deep__b_png"]
+    assert sorted(find_inputs(str(tmp_path / "in"))) == names
+    main(argv)
+    assert sorted(path.name for path in (tmp_path / "in" / "runs").iterdir() if path.is_dir()) == names
+    # What the runs wrote is no input of the next one.
+    assert sorted(find_inputs(str(tmp_path / "in"))) == names
+
+
+def test_two_inputs_of_one_name_are_refused(tmp_path, refused, picture):
+    for name in ("a/b.png", "a__b.png"):
+        picture(f"in/{name}")
+    assert "a__b_png; allowed: inputs of different names" in refused("--input", str(tmp_path / "in"))

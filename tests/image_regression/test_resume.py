@@ -17,6 +17,7 @@ import torch
 
 from evos.optimizers import OPTIMIZERS
 from evos.runs import load_checkpoint, save_checkpoint
+from image_regression.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY_FIFTH = ["--selector.key_interval", "5", "--selector.key_interval_end", "4"]
@@ -260,3 +261,23 @@ def test_nothing_of_a_run_is_left_in_the_folder_above(tmp_path, tiny, start):
     assert sorted(os.listdir(tmp_path)) == ["deep", "stderr", "stdout"]
     names = {name.split(".")[0] for name in os.listdir(tmp_path / "deep" / "run")}
     assert names == {"checkpoint", "config", "events", "images", "metrics", "report"}
+
+
+def test_a_finished_fit_goes_on_for_more_steps(tmp_path, tiny, picture, capsys, refused):
+    argv = [*tiny, "--input", str(picture("a.png")), "--out", str(tmp_path / "run")]
+    main([*argv, "--steps", "4"])
+    first = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    capsys.readouterr()
+    main([*argv, "--steps", "7", "--resume"])
+    assert "notice: steps: 4 before, 7 now" in capsys.readouterr().err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["steps"] == 7 and metrics["points_trained"] > first["points_trained"]
+    assert "--steps: got 5" in refused(*argv, "--steps", "5", "--resume")
+    main([*argv, "--steps", "7", "--resume"])
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+
+
+def test_a_polished_fit_does_not_go_on(tmp_path, tiny, picture, refused):
+    argv = [*tiny, "--polish", "1", "--input", str(picture("a.png")), "--out", str(tmp_path / "run")]
+    main([*argv, "--steps", "4"])
+    assert "--steps: got 7" in refused(*argv, "--steps", "7", "--resume")

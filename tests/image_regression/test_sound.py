@@ -225,7 +225,7 @@ def test_a_folder_of_pictures_and_sounds_fits_each(tmp_path, sound, picture):
 
 def test_a_sound_is_known_by_its_content(tmp_path, sound):
     path = sound("a.wav").rename(tmp_path / "a.png")
-    assert find_inputs(str(path)) == [path] and load(path, None).sound is not None
+    assert list(find_inputs(str(path)).values()) == [path] and load(path, None).sound is not None
 
 
 @pytest.mark.usefixtures("no_pictures")

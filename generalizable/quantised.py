@@ -1,0 +1,78 @@
+"""Numbers as few bits: uniform quantisation, and an entropy code for what comes out of it.
+
+The code is Huffman's, as zlib's deflate has it without its search for repetitions: of many normally distributed numbers
+it takes 0.03 (6 bits) to 0.13 (3 bits) bits more than their entropy, of only a thousand 0.2 to 0.7.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from evos.errors import InputError
+
+SPREAD = 4.0
+"""Standard deviations from the mean at which numbers are clipped, so that few of them don't make steps coarse."""
+MOST_BITS = 8
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Levels of a uniform quantiser: ``2**bits`` of them, the first at ``low``, the last at ``high``."""
+
+    bits: int
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        """From one level to the next."""
+        return (self.high - self.low) / (2**self.bits - 1)
+
+    def quantise(self, values: Float[Tensor, "*S"]) -> UInt8[Tensor, "*S"]:
+        """The nearest level of each value."""
+        if self.width == 0:
+            return torch.zeros_like(values, dtype=torch.uint8)
+        return ((values - self.low) / self.width).round().clamp(0, 2**self.bits - 1).to(torch.uint8)
+
+    def values(self, levels: UInt8[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+        """The values of levels."""
+        return self.low + self.width * levels.float()
+
+
+def fit_steps(values: Float[Tensor, "*S"], bits: int) -> Steps:
+    """Levels for these values: from their least to their largest, but at most ``SPREAD`` deviations from their mean.
+
+    Raises:
+        InputError: values that are not finite.
+    """
+    if not values.isfinite().all():
+        raise InputError("bits", "patterns that are not finite", "finite ones")
+    mean, deviation = values.double().mean(), values.double().std(correction=0)
+    low = max(float(values.min()), float(mean - SPREAD * deviation))
+    high = min(float(values.max()), float(mean + SPREAD * deviation))
+    return Steps(bits, low, max(low, high))
+
+
+def entropy_code(data: bytes) -> bytes:
+    """Bytes in Huffman's code."""
+    coder = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, zlib.Z_HUFFMAN_ONLY)
+    return coder.compress(data) + coder.flush()
+
+
+def entropy_decode(code: bytes, most: int) -> bytes:
+    """What ``entropy_code`` was given, at most ``most`` bytes.
+
+    Raises:
+        InputError: the code is damaged, or of more bytes.
+    """
+    decoder = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = decoder.decompress(code, most + 1)
+    except zlib.error as error:
+        raise InputError("patterns", f"a damaged code ({error})", "a file that this program wrote") from None
+    if len(data) > most or not decoder.eof:
+        raise InputError("patterns", "a code of another length", "a file that this program wrote")
+    return data
