@@ -89,6 +89,7 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("height", "width"):
             check_range(f"data.{name}", getattr(self.data, name), 2 ** (len(Space(self.space).depths) + 1))
+        Space.check_objectives(self.search.names)
 
     def recorded(self, *groups: str) -> dict[str, Any]:
         """What a stage's config.json holds: the run's seed and precision, and these groups."""
@@ -116,7 +117,7 @@ GROUPS = {
 }
 PROGRAM = Program(
     "python evonas/main.py STAGE",
-    f"Evolve networks for dense prediction. STAGE is one of {', '.join(STAGES)}.",
+    f"Evolve networks for dense prediction. STAGE is one of {', '.join(STAGES)}; or fields (see fields --help).",
     GROUPS,
     lists={"train.phases": "Phases of progressive training: [{epochs: 5, subnets: 2, mlp_ratio: [3, 4]}, ...]."},
 )
