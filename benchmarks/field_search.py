@@ -24,12 +24,11 @@ import numpy as np
 import torch
 from common import write_result
 
-from evonas.evolution import non_dominated
 from evonas.field_evaluation import FieldEvaluator, Measuring
 from evonas.field_search import FieldSearchConfig, parse
 from evonas.field_space import FieldSpace, field_parameters
 from evonas.genomes import Genome
-from evonas.search import hypervolume, search
+from evonas.search import search
 from evos.errors import InputError
 from evos.runs import keep_freed_memory, read_json, write_json
 from evos.signals import Signal, from_sound, load
@@ -40,8 +39,6 @@ from image_regression.trainer import Fit
 ROOT = Path(__file__).parents[1]
 SAMPLES = 16384
 """Of each sound, from its start: a second of speech."""
-FLOOR = 10.0
-"""PSNR in dB from which on a field counts in the hypervolume."""
 PARTS = {"selector": "error", "transform": "min_max"}
 
 
@@ -108,10 +105,10 @@ def read_start(path: Path) -> Signal:
 # ---- searches
 
 
-def tpe(space: FieldSpace, config: FieldSearchConfig, evaluate: Callable, names: Sequence[str]) -> dict[Genome, dict]:
+def tpe(space: FieldSpace, config: FieldSearchConfig, evaluate: Callable) -> dict[Genome, dict]:
     """Optuna's tree-structured Parzen estimator with the genes that a family has, asked for a generation at a time.
 
-    A field that it asks for again is told at once what is known, and doesn't count as an evaluation.
+    It is told the error alone, which is what is compared. A field that it asks for again is told at once what is known, and doesn't count as an evaluation.
     """
     import optuna
 
@@ -120,8 +117,7 @@ def tpe(space: FieldSpace, config: FieldSearchConfig, evaluate: Callable, names:
     sampler = optuna.samplers.TPESampler(
         seed=config.seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=config.population
     )
-    directions: Any = ["minimize"] * len(names)
-    study = optuna.create_study(directions=directions, sampler=sampler)
+    study = optuna.create_study(direction="minimize", sampler=sampler)
     evaluated: dict[Genome, dict] = {}
     for _ in range(config.generations):
         asked: dict[Genome, Any] = {}
@@ -133,7 +129,7 @@ def tpe(space: FieldSpace, config: FieldSearchConfig, evaluate: Callable, names:
                 genes[name] = trial.suggest_int(f"{family}_{name}", 0, len(space.choices[name]) - 1)
             genome = space.repair(list(genes.values()))
             if genome in evaluated:
-                study.tell(trial, [evaluated[genome][name] for name in names])
+                study.tell(trial, evaluated[genome]["error"])
             elif genome in asked:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
             else:
@@ -142,7 +138,7 @@ def tpe(space: FieldSpace, config: FieldSearchConfig, evaluate: Callable, names:
                 break
         for genome, values in evaluate(list(asked)):
             evaluated[genome] = values
-            study.tell(asked[genome], [values[name] for name in names])
+            study.tell(asked[genome], values["error"])
     return evaluated
 
 
@@ -156,13 +152,13 @@ def run_searches(args: argparse.Namespace, space: FieldSpace, setting: Measuring
             algorithm="nsga2" if algorithm == "tpe" else algorithm,
             population=args.population,
             generations=args.evaluations // args.population,
-            objectives="[error, parameters]",
+            objectives="[error, seconds]",
             seed=seed,
         )
         start = process_time()
         with FieldEvaluator(setting, folder, workers=args.workers) as evaluate:
             if algorithm == "tpe":
-                evaluated = tpe(space, config, evaluate, config.names)
+                evaluated = tpe(space, config, evaluate)
             else:
                 evaluated = search(space, config, evaluate, folder).evaluated
         found.setdefault(algorithm, {})[seed] = evaluated
@@ -172,21 +168,10 @@ def run_searches(args: argparse.Namespace, space: FieldSpace, setting: Measuring
     return found
 
 
-def curves(evaluated: dict[Genome, dict], ideal: np.ndarray, reference: np.ndarray, each: int) -> dict[str, Any]:
-    """Best PSNR and hypervolume of the front so far, a generation after the other."""
-    points = points_of(evaluated)
-    counts = [*range(each, len(points), each), len(points)]
-    fronts = [points[:n][non_dominated(points[:n])] for n in counts]
-    return {
-        "evaluations": counts,
-        "best_psnr": [round(float(-points[:n, 0].min()), 3) for n in counts],
-        "hypervolume": [round(hypervolume(front, reference, ideal), 5) for front in fronts],
-    }
-
-
-def points_of(evaluated: dict[Genome, dict]) -> np.ndarray:
-    """Minus PSNR in dB, and log10 of the parameters."""
-    return np.array([[20 * np.log10(v["error"]), np.log10(v["parameters"])] for v in evaluated.values()])
+def best_so_far(evaluated: dict[Genome, dict], each: int) -> dict[int, float]:
+    """Best PSNR in dB after so many evaluations, a generation after the other."""
+    psnrs = [-20 * np.log10(values["error"]) for values in evaluated.values()]
+    return {n: round(float(max(psnrs[:n])), 3) for n in [*range(each, len(psnrs), each), len(psnrs)]}
 
 
 # ---- the test
@@ -287,18 +272,16 @@ def main() -> None:
     limit = field_parameters(siren, axes, channels)
     space = FieldSpace(replace(options.space, max_parameters=limit), axes, channels)
     train = replace(options.train, seconds=args.seconds)
-    setting = Measuring(space, signals, train, ["error", "parameters"], 0, torch.device("cpu"))
+    setting = Measuring(space, signals, train, ["error", "seconds"], 0, torch.device("cpu"))
     searches = run_searches(args, space, setting)
 
-    every = np.concatenate([points_of(own) for seeds in searches.values() for own in seeds.values()])
-    ideal, reference = every.min(0), np.array([-FLOOR, every[:, 1].max()])
     report: dict[str, Any] = {}
     rows = {name: {seed: values for seed in args.seeds} for name, values in suite.rows.items()}
     for name, seeds in searches.items():
         for seed, evaluated in seeds.items():
             best = min(evaluated, key=lambda genome: evaluated[genome]["error"])
             own = {"field": space.describe(best), "parameters": space.parameters(best)}
-            report.setdefault(name, {})[seed] = own | curves(evaluated, ideal, reference, args.population)
+            report.setdefault(name, {})[seed] = own | {"best_psnr": best_so_far(evaluated, args.population)}
             rows.setdefault(f"found_by_{name}", {})[seed] = space.decode(best).values()
     table = test(args, suite, rows)
     settings = {name: value for name, value in vars(args).items() if name not in ("data", "out", "name")}

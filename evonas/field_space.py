@@ -151,18 +151,24 @@ class FieldSpace(GenomeSpace):
         self.choices = read_choices(config)
         self.names = list(self.choices)
         for family in self.choices["family"]:
-            ends = [
-                {n: values[end] for n, values in self.choices.items() if n in options_of(family)} for end in (0, -1)
-            ]
-            if family == "hashgrid":  # repair raises finest_resolution, as far as there are choices
-                ends[1]["base_resolution"] = min(ends[1]["base_resolution"], ends[1]["finest_resolution"])
-                ends[0]["finest_resolution"] = max(ends[0]["base_resolution"], ends[0]["finest_resolution"])
-            for options in ends:
-                FIELDS[family](**options)
-            smallest = self.parameters(self.canonical([self.choices["family"].index(family), *[0] * (len(self) - 1)]))
-            if config.max_parameters is not None and smallest > config.max_parameters:
-                allowed = f"at least {smallest}, which the smallest {family} has, or a space without it"
-                raise InputError("max_parameters", config.max_parameters, allowed)
+            self.check_family(family)
+
+    def check_family(self, family: str) -> None:
+        """Raise InputError where its options are out of range, or none of its fields is small enough."""
+        own = {name: self.choices[name] for name in self.choices if name in options_of(family)}
+        if family == "hashgrid" and own["base_resolution"][0] > own["finest_resolution"][-1]:
+            allowed = f"one of at least {own['base_resolution'][0]}, the least base_resolution, among them"
+            raise InputError("finest_resolution", own["finest_resolution"], allowed)
+        for end in (0, -1):
+            FIELDS[family](**{name: values[end] for name, values in own.items() if not name.endswith("_resolution")})
+        smallest = self.parameters(self.smallest(family))
+        if self.config.max_parameters is not None and smallest > self.config.max_parameters:
+            allowed = f"at least {smallest}, which the smallest {family} has, or a space without it"
+            raise InputError("max_parameters", self.config.max_parameters, allowed)
+
+    def smallest(self, family: str) -> Genome:
+        """The field of a family with the least of every option."""
+        return self.canonical([self.choices["family"].index(family), *[0] * (len(self) - 1)])
 
     # ---- what a search needs
 
@@ -206,7 +212,8 @@ class FieldSpace(GenomeSpace):
                 if genes[place] > 0:
                     smaller.append(self.canonical([gene - (i == place) for i, gene in enumerate(genes)]))
             fewer = [own for own in smaller if self.parameters(own) < self.parameters(genes)]
-            genes = max(fewer or smaller or [self.smallest_of(genes)], key=lambda own: (self.parameters(own), own))
+            smallest = self.smallest(self.choices["family"][genes[0]])
+            genes = max(fewer or smaller or [smallest], key=lambda own: (self.parameters(own), own))
         return genes
 
     def fill(self, genes: Int[np.ndarray, "*N G"], generator: np.random.Generator) -> Int[np.ndarray, "*N G"]:
@@ -223,10 +230,6 @@ class FieldSpace(GenomeSpace):
         """Which genes each family has."""
         always = {"family", "optimizer", "lr"}
         return np.array([[n in always | options_of(f) for n in self.names] for f in self.choices["family"]])
-
-    def smallest_of(self, genes: Genome) -> Genome:
-        """The smallest field of a genome's family."""
-        return self.canonical([genes[0], *[0] * (len(genes) - 1)])
 
     def sample(self, generator: np.random.Generator) -> Genome:
         """A random genome: each gene uniform over its choices, then ``repair``."""

@@ -265,15 +265,12 @@ def train_bracket(
         each = [times(candidate, target, device) for target in targets]
         limit = config.seconds or math.inf
         steps = [max(1, min(config.steps, int(min(limit / max(t, 1e-9), 1e9)))) for t in each]
-        fittings.append(Fitting(candidate, steps, [n * t for n, t in zip(steps, each, strict=True)], []))
-    batches = [
-        (
-            FieldBatch([(fittings[i].candidate, targets[j]) for i, j in own], total_steps=n, seed=seed, device=device),
-            own,
-            n,
-        )
-        for own, n in grouped(fittings, targets, device)
-    ]
+        # Not the steps' own seconds, which a whole number of steps leaves a little below the limit, by chance.
+        fittings.append(Fitting(candidate, steps, [min(limit, config.steps * t) for t in each], []))
+    batches = []
+    for own, count in grouped(fittings, targets, device):
+        fits = [(fittings[i].candidate, targets[j]) for i, j in own]
+        batches.append((FieldBatch(fits, total_steps=count, seed=seed, device=device), own, count))
     alive = list(range(len(fittings)))
     for rung in range(config.rungs):
         found: dict[tuple[int, int], float] = {}
