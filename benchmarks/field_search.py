@@ -108,7 +108,8 @@ def read_start(path: Path) -> Signal:
 def tpe(space: FieldSpace, config: FieldSearchConfig, evaluate: Callable) -> dict[Genome, dict]:
     """Optuna's tree-structured Parzen estimator with the genes that a family has, asked for a generation at a time.
 
-    It is told the error alone, which is what is compared. A field that it asks for again is told at once what is known, and doesn't count as an evaluation.
+    It is told the error alone, which is what is compared. A field that it asks for again is told at once what is known,
+    and doesn't count as an evaluation.
     """
     import optuna
 

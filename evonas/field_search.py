@@ -19,7 +19,7 @@ from evonas.field_training import FieldTrainConfig
 from evonas.genomes import Genome
 from evonas.search import PICKS, Result, pick, search, write_report
 from evos.command_line import Program, read_command_line, read_list, write_config
-from evos.config import build_config, check_range
+from evos.config import build_groups, check_range
 from evos.errors import InputError
 from evos.runs import Stopper, open_run, replace_file, resolve_device
 from evos.runs.outputs import make_folder
@@ -96,11 +96,7 @@ def parse(argv: Sequence[str]) -> FieldOptions:
     """
     given = read_command_line(PROGRAM, argv)
     with given.naming_files():
-        groups: dict[str, dict[str, str]] = {name: {} for name in GROUPS}
-        for name, text in given.texts.items():
-            group, _, option = name.rpartition(".")
-            groups[group][option] = text
-        built = {name: build_config(cls, groups[name], f"{name}." if name else "") for name, cls in GROUPS.items()}
+        built = build_groups(GROUPS, given.texts)
         return FieldOptions(built.pop(""), **built)
 
 

@@ -15,7 +15,7 @@ from evonas.search import PICKS, SearchConfig
 from evonas.space import Space, SpaceConfig, read_names
 from evonas.training import PAPER_PHASES, TrainConfig
 from evos.command_line import Program, read_command_line, read_list
-from evos.config import build_config, check_range
+from evos.config import build_groups, check_range
 from evos.errors import InputError, unknown_name
 from evos.training_options import RunOptions
 
@@ -137,12 +137,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Options]:
         raise unknown_name("STAGE", stage, STAGES)
     given = read_command_line(PROGRAM, words)
     with given.naming_files():
-        groups: dict[str, dict[str, str]] = {name: {} for name in GROUPS}
         texts = dict(given.texts)
         phases = texts.pop("train.phases", None)
-        for name, text in texts.items():
-            group, dot, option = name.rpartition(".")
-            groups[group if dot else ""][option] = text
-        built = {name: build_config(cls, groups[name], f"{name}." if name else "") for name, cls in GROUPS.items()}
+        built = build_groups(GROUPS, texts)
         found = PAPER_PHASES if phases is None else tuple(read_list("train.phases", phases))
         return stage or "run", Options(built.pop(""), **built, phases=found)
