@@ -58,7 +58,6 @@ class Suite:
 PICTURE_ROWS: dict[str, dict[str, Any]] = {
     "siren_3x256_fast": {"field": "siren"},
     "hashgrid_default": {"field": "hashgrid", "optimizer": "adam", "lr": 1e-2},
-    "hashgrid_default_fast": {"field": "hashgrid", "lr": 1e-2},
     "hashgrid_of_equal_size": {"field": "hashgrid", "field.table_log2": 12, "optimizer": "adam", "lr": 1e-2},
 }
 SOUND = {"field.first_omega": 3000, "lr": 2.5e-4}
