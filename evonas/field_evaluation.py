@@ -3,17 +3,20 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from time import process_time
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from evonas.evaluation import synchronized_clock
 from evonas.field_space import FieldSpace
 from evonas.field_training import FieldTrainConfig, StepTimes, Target, train_bracket
 from evonas.genomes import Genome
@@ -42,7 +45,9 @@ class Measurer:
     """Measures brackets in one process, with one thread."""
 
     def __init__(self, setting: Measuring, poll: Callable[[], None] = lambda: None) -> None:
-        self.setting, self.poll, self.times = setting, poll, StepTimes()
+        # The process's own time, which other processes don't lengthen; on a GPU there is only the wall's.
+        clock = process_time if setting.device.type == "cpu" else synchronized_clock
+        self.setting, self.poll, self.times = setting, poll, StepTimes(clock)
         self.targets = [Target(each, setting.device) for each in setting.signals]
 
     def __call__(self, genomes: Sequence[Genome]) -> list[Values]:
@@ -87,8 +92,9 @@ class Worker:
 
     @classmethod
     def start(cls, setting: Measuring) -> None:
-        """Prepare, once in a process; Ctrl-C is for the process that gives the work."""
+        """Prepare, once in a process; Ctrl-C is for the process that gives the work, which this one does not outlive."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=end_with_parent, daemon=True).start()
         torch.set_num_threads(1)
         keep_freed_memory(setting.device)
         cls.measure = Measurer(setting)
@@ -97,6 +103,14 @@ class Worker:
     def run(cls, genomes: list[Genome]) -> list[Values]:
         """One bracket."""
         return cls.measure(genomes)
+
+
+def end_with_parent() -> None:
+    """Wait for the process that started this one to end, and end at once."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 class FieldEvaluator:
