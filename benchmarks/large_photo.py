@@ -17,7 +17,7 @@ from common import write_result
 from torch.nn.functional import interpolate
 
 from evos.images import write_image
-from image_regression.signals import astronaut
+from evos.signals import astronaut
 
 ROOT = Path(__file__).parents[1]
 

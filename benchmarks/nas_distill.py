@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import code_hash, run_jobs, write_result
-from nas_found import ROOT, all_frames
+from nas_found import ROOT, all_frames, by_metric
 
 from evonas.data import SPLITS
 from evonas.distillation import Distillation, DistillConfig

@@ -43,9 +43,9 @@ from evos.fields import FIELDS
 from evos.runs import Clock, environment, read_json, resolve_device, seed_everything, write_json
 from evos.runs.files import replace_file
 from evos.runs.loop import all_finite
+from evos.signals import Signal, astronaut
 from image_regression import recordings
 from image_regression.options import PARTS, Options, as_config_file, from_values
-from image_regression.signals import Signal, astronaut
 from image_regression.trainer import Fit
 
 EVALUATIONS, FIRST_EVALUATION = 20, 1 / 20

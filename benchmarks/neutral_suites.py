@@ -10,10 +10,10 @@ import torch
 
 from evos.errors import InputError, unknown_name
 from evos.fields import FIELDS
+from evos.signals import Signal, astronaut, from_pixels, from_sound, load
 from evos.sounds import is_sound, read_sound
 from image_regression.jobs import SCHEDULES, STRATEGIES
 from image_regression.options import PARTS, Options, RegressionConfig, from_values, given_values, recipe_values
-from image_regression.signals import Signal, astronaut, from_pixels, from_sound, load
 
 ROOT = Path(__file__).parents[1]
 

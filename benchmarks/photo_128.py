@@ -13,8 +13,8 @@ from statistics import mean, stdev
 import torch
 from common import write_result
 
+from evos.signals import load
 from image_regression.options import from_values
-from image_regression.signals import load
 from image_regression.trainer import Fit
 
 STRATEGIES = {

@@ -33,8 +33,8 @@ from evos import coords
 from evos.runs import keep_freed_memory
 from evos.runs.machine import set_malloc_thresholds
 from evos.selection import Feedback
+from evos.signals import astronaut
 from image_regression.options import from_values
-from image_regression.signals import astronaut
 from image_regression.trainer import Fit
 
 OURS = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evonas.space import Genome, Space
+from evonas.genomes import Genome, GenomeSpace
 from evos.errors import InputError
 from evos.runs.files import HEADER, replace_file
 
@@ -19,7 +19,7 @@ class Archive:
         values: numbers by name, by genome, in the order in which they came.
     """
 
-    def __init__(self, path: str | Path, space: Space | None = None) -> None:
+    def __init__(self, path: str | Path, space: GenomeSpace | None = None) -> None:
         """Read the file, or begin it; a last line that a kill cut off is dropped from it.
 
         Raises:
@@ -41,9 +41,7 @@ class Archive:
             self._read(number, line)
 
     def _header(self) -> dict[str, Any]:
-        own = self.space
-        about = own and {"widths": own.widths, "depths": own.depths, "heads": own.heads, "choices": own.choices}
-        return json.loads(json.dumps({**HEADER, "space": about}))
+        return json.loads(json.dumps({**HEADER, "space": self.space and self.space.identity}))
 
     def _read(self, number: int, line: bytes) -> None:
         try:

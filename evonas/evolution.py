@@ -5,7 +5,7 @@ All randomness is one generator's, which the seed determines.
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,11 +27,12 @@ from pymoo.problems.static import StaticProblem
 from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
 from pymoo.util.ref_dirs import get_reference_directions
 
-from evonas.space import Genome, Space, read_names
+from evonas.genomes import Genome, GenomeSpace
+from evonas.space import read_names
 from evos.config import check_choices, check_range
 from evos.errors import InputError
 
-OBJECTIVES = ("error", "latency", "macs", "parameters")
+OBJECTIVES = ("error", "latency", "seconds", "macs", "parameters")
 TRIES = 100
 """How often a new genome is looked for before a space counts as exhausted."""
 
@@ -60,7 +61,8 @@ class SearchConfig:
     """Distribution index of the polynomial mutation of option genes, at least 0: the higher, the smaller its steps."""
 
     objectives: str = "[error, latency, macs]"
-    """What is minimised: error and at least one of latency (seconds), macs and parameters."""
+    """What is minimised: error and at least one of latency (seconds), macs and parameters; of fields, seconds (of
+    training) and parameters."""
 
     seed: int = 0
     """Seed of the search, at least 0."""
@@ -74,7 +76,7 @@ class SearchConfig:
         check_range("eta", self.eta, 0)
         check_range("seed", self.seed, 0)
         if len(self.names) < 2 or "error" not in self.names:
-            raise InputError("objectives", self.objectives, "error and at least one of latency, macs, parameters")
+            raise InputError("objectives", self.objectives, f"error and at least one of {', '.join(OBJECTIVES[1:])}")
 
     @property
     def names(self) -> list[str]:
@@ -92,7 +94,7 @@ class SearchConfig:
 # ---- operators on genomes of N genes: option genes first, then block genes
 
 
-def fresh(space: Space, count: int, generator: np.random.Generator, seen: Iterable[Genome] = ()) -> list[Genome]:
+def fresh(space: GenomeSpace, count: int, generator: np.random.Generator, seen: Iterable[Genome] = ()) -> list[Genome]:
     """Random genomes, each once and none of those seen; fewer where the space has no more."""
     known, found = set(seen), []
     for _ in range(TRIES * count):
@@ -108,7 +110,7 @@ def fresh(space: Space, count: int, generator: np.random.Generator, seen: Iterab
 class RandomGenomes(Sampling):
     """The first generation."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: GenomeSpace) -> None:
         super().__init__()
         self.space = space
 
@@ -116,14 +118,24 @@ class RandomGenomes(Sampling):
         return np.array(fresh(self.space, n_samples, random_state))
 
 
+Fill = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""``GenomeSpace.fill``."""
+
+
+def unchanged(genes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Of spaces all of whose genes mean something."""
+    return genes
+
+
 class GeneCrossover(Crossover):
     """Two children of two parents, which exchange the option genes between two cuts and each block gene by a coin."""
 
-    def __init__(self, option_genes: int, probability: float) -> None:
+    def __init__(self, option_genes: int, probability: float, fill: Fill = unchanged) -> None:
         super().__init__(2, 2, prob=probability)
-        self.option_genes = option_genes
+        self.option_genes, self.fill = option_genes, fill
 
     def _do(self, problem, X, *args, random_state, **kwargs):
+        X = self.fill(X, random_state)
         _, matings, genes = X.shape
         # Two different cuts of those before, between and behind the option genes.
         cuts = np.sort(random_state.random((matings, self.option_genes + 1)).argsort(1)[:, :2], 1)
@@ -136,11 +148,12 @@ class GeneCrossover(Crossover):
 class GeneMutation(Mutation):
     """Changes an option gene by polynomial mutation (Deb and Goyal 1996), flips a block gene."""
 
-    def __init__(self, option_genes: int, probability: float, eta: float) -> None:
+    def __init__(self, option_genes: int, probability: float, eta: float, fill: Fill = unchanged) -> None:
         super().__init__(prob=probability)
-        self.option_genes, self.eta = option_genes, eta
+        self.option_genes, self.eta, self.fill = option_genes, eta, fill
 
     def _do(self, problem, X, *args, random_state, **kwargs):
+        X = self.fill(X, random_state)
         n, blocks = self.option_genes, X.shape[1] - self.option_genes
         low, high = problem.xl[:n], problem.xu[:n]
         # Half a step wider on both sides, so that each whole number stands for an interval of the same length.
@@ -154,14 +167,14 @@ class GeneMutation(Mutation):
             random_state=random_state,
         )
         options = np.clip(np.rint(moved), low, high).astype(int)
-        flips = random_state.random((len(X), blocks)) < 1 / blocks
+        flips = random_state.random((len(X), blocks)) < 1 / max(blocks, 1)
         return np.concatenate([options, np.where(flips, 1 - X[:, n:], X[:, n:])], 1)
 
 
 class SpaceRepair(Repair):
     """Back into the space; so there are no constraints, with which pymoo's NSGA-III draws unseeded (its issue 794)."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: GenomeSpace) -> None:
         super().__init__()
         self.space = space
 
@@ -198,14 +211,14 @@ class Evolution:
     none, and its hyperplane needs comparable axes.
     """
 
-    def __init__(self, space: Space, config: SearchConfig) -> None:
+    def __init__(self, space: GenomeSpace, config: SearchConfig) -> None:
         low, high = space.bounds
         self.problem, self.new = Problem(n_var=len(space), n_obj=len(config.names), xl=low, xu=high), OnlyNew()
         own: dict[str, Any] = {
             "pop_size": config.population,
             "sampling": RandomGenomes(space),
-            "crossover": GeneCrossover(space.option_genes, config.crossover),
-            "mutation": GeneMutation(space.option_genes, config.mutation, config.eta),
+            "crossover": GeneCrossover(space.option_genes, config.crossover, space.fill),
+            "mutation": GeneMutation(space.option_genes, config.mutation, config.eta, space.fill),
             "repair": SpaceRepair(space),
             "eliminate_duplicates": self.new,
         }
@@ -247,7 +260,7 @@ class Evolution:
 class RandomSearch:
     """New random genomes in each generation; those not dominated survive. The first generation is Evolution's."""
 
-    def __init__(self, space: Space, config: SearchConfig) -> None:
+    def __init__(self, space: GenomeSpace, config: SearchConfig) -> None:
         self.space, self.count, self.generator = space, config.population, np.random.default_rng(config.seed)
         self.seen: list[Genome] = []
         self.population: list[Genome] = []

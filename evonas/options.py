@@ -16,7 +16,7 @@ from evonas.search import PICKS, SearchConfig
 from evonas.space import Space, SpaceConfig, read_names
 from evonas.training import PAPER_PHASES, TrainConfig
 from evos.command_line import Program, read_command_line, read_list
-from evos.config import build_config, check_range
+from evos.config import build_groups, check_range
 from evos.errors import InputError, unknown_name
 from evos.training_options import RunOptions
 
@@ -101,6 +101,7 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("height", "width"):
             check_range(f"data.{name}", getattr(self.data, name), 2 ** (len(Space(self.space).depths) + 1))
+        Space.check_objectives(self.search.names)
 
     def recorded(self, *groups: str) -> dict[str, Any]:
         """What a stage's config.json holds: the run's seed and precision, and these groups."""
@@ -129,7 +130,7 @@ GROUPS = {
 }
 PROGRAM = Program(
     "python evonas/main.py STAGE",
-    f"Evolve networks for dense prediction. STAGE is one of {', '.join(STAGES)}.",
+    f"Evolve networks for dense prediction. STAGE is one of {', '.join(STAGES)}; or fields (see fields --help).",
     GROUPS,
     lists={"train.phases": "Phases of progressive training: [{epochs: 5, subnets: 2, mlp_ratio: [3, 4]}, ...]."},
 )
@@ -149,12 +150,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Options]:
         raise unknown_name("STAGE", stage, STAGES)
     given = read_command_line(PROGRAM, words)
     with given.naming_files():
-        groups: dict[str, dict[str, str]] = {name: {} for name in GROUPS}
         texts = dict(given.texts)
         phases = texts.pop("train.phases", None)
-        for name, text in texts.items():
-            group, dot, option = name.rpartition(".")
-            groups[group if dot else ""][option] = text
-        built = {name: build_config(cls, groups[name], f"{name}." if name else "") for name, cls in GROUPS.items()}
+        built = build_groups(GROUPS, texts)
         found = PAPER_PHASES if phases is None else tuple(read_list("train.phases", phases))
         return stage or "run", Options(built.pop(""), **built, phases=found)

@@ -19,7 +19,7 @@ from pymoo.indicators.hv import HV
 
 from evonas.archive import Archive
 from evonas.evolution import OBJECTIVES, Evolution, RandomSearch, SearchConfig, non_dominated
-from evonas.space import Genome, Space, as_text
+from evonas.genomes import Genome, GenomeSpace
 from evos.config import check_choice
 from evos.errors import InputError
 from evos.runs.files import read_json, replace_file, save_figure
@@ -27,8 +27,13 @@ from evos.runs.progress import Progress
 from evos.runs.stopping import Stopped
 
 PICKS = ("error", "knee", "fast")
-COLUMNS = ("genome", *OBJECTIVES, "architecture")
-UNITS = {"error": "error", "latency": "latency (s)", "macs": "multiply-accumulates", "parameters": "parameters"}
+UNITS = {
+    "error": "error",
+    "latency": "latency (s)",
+    "seconds": "seconds",
+    "macs": "multiply-accumulates",
+    "parameters": "parameters",
+}
 
 Values = Mapping[str, float]
 Front = list[tuple[Genome, dict[str, float]]]
@@ -65,7 +70,7 @@ class Result:
 
 
 def search(
-    space: Space,
+    space: GenomeSpace,
     config: SearchConfig,
     evaluate: Callable[[Sequence[Genome]], Iterable[tuple[Genome, dict[str, float]]]],
     folder: str | Path,
@@ -163,7 +168,7 @@ def hypervolume(
 
 def pick(front: Front, by: str) -> Genome:
     """One genome of a front: of least ``error``; at the ``knee``, i.e. of the least sum of objectives, each scaled to
-    [0, 1] over the front; ``fast``, of least latency, or MACs or parameters where there are no latencies.
+    [0, 1] over the front; ``fast``, of least latency or seconds, or MACs or parameters where there are neither.
 
     Raises:
         InputError: another word, or an empty front.
@@ -179,18 +184,23 @@ def pick(front: Front, by: str) -> Genome:
     return front[int(np.lexsort((sums, scores))[0])][0]
 
 
-def write_front(path: Path, front: Front, space: Space) -> None:
+def write_front(path: Path, front: Front, space: GenomeSpace) -> None:
     """A table: genes, objectives (empty where not measured) and the architecture in words, in the front's order."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(COLUMNS)
+    table.writerow(columns(space))
     for genome, values in front:
-        numbers = [repr(values[name]) if name in values else "" for name in OBJECTIVES]
-        table.writerow([" ".join(map(str, genome)), *numbers, as_text(space.decode(genome))])
+        numbers = [repr(values[name]) if name in values else "" for name in space.objectives]
+        table.writerow([" ".join(map(str, genome)), *numbers, space.describe(genome)])
     replace_file(path, text.getvalue().encode())
 
 
-def read_front(path: str | Path, space: Space) -> Front:
+def columns(space: GenomeSpace) -> tuple[str, ...]:
+    """Of the table of a front."""
+    return "genome", *space.objectives, "architecture"
+
+
+def read_front(path: str | Path, space: GenomeSpace) -> Front:
     """The front that ``write_front`` wrote.
 
     Raises:
@@ -198,11 +208,11 @@ def read_front(path: str | Path, space: Space) -> Front:
     """
     try:
         table = csv.DictReader(io.StringIO(Path(path).read_text(encoding="utf-8")))
-        if tuple(table.fieldnames or ()) != COLUMNS:
+        if tuple(table.fieldnames or ()) != columns(space):
             raise ValueError("other columns")
         rows = list(table)
         genomes = [[int(gene) for gene in row["genome"].split()] for row in rows]
-        values = [{name: float(row[name]) for name in OBJECTIVES if row[name]} for row in rows]
+        values = [{name: float(row[name]) for name in space.objectives if row[name]} for row in rows]
     except OSError as error:
         raise InputError(str(path), error.strerror or str(error), "the front.csv of a search") from error
     except (ValueError, AttributeError, csv.Error) as error:
@@ -210,7 +220,7 @@ def read_front(path: str | Path, space: Space) -> Front:
     return [(space.check(genome), own) for genome, own in zip(genomes, values, strict=True)]
 
 
-def write_report(result: Result, space: Space, folder: str | Path, others: Sequence[Result] = ()) -> None:
+def write_report(result: Result, space: GenomeSpace, folder: str | Path, others: Sequence[Result] = ()) -> None:
     """front.csv, pareto.png and hypervolume.png; other searches, such as a random one, beside it in the pictures."""
     from matplotlib.figure import Figure
 
@@ -222,7 +232,7 @@ def write_report(result: Result, space: Space, folder: str | Path, others: Seque
         for own in shown:
             front = points((values for _, values in own.front), [name, "error"])
             axis.scatter(*front.T, s=12, label=own.title)
-        axis.set(xlabel=UNITS[name], ylabel="error")
+        axis.set(xlabel=UNITS.get(name, name), ylabel="error")
         add_legend(axis)
     save_figure(figure, folder / "pareto.png")
     figure = Figure(figsize=(6, 4), layout="constrained")

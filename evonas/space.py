@@ -14,11 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+from evonas.genomes import Genes, Genome, GenomeSpace
 from evos.errors import InputError
 
-Genome = tuple[int, ...]
-Genes = Sequence[Any] | np.ndarray
-"""What may be a genome."""
 Kind = Literal["mixer", "attention"]
 OPTIONS = ("mlp_ratio", "state", "expand")
 
@@ -102,7 +100,7 @@ def read_names(name: str, text: str, known: Sequence[str]) -> list[str]:
     return names
 
 
-class Space:
+class Space(GenomeSpace):
     """All architectures that a config describes.
 
     Attributes:
@@ -110,6 +108,8 @@ class Space:
         kinds: of each stage, ``mixer`` (a state space) or ``attention``.
         choices: for each option gene its stage, the option's name and the ascending choices.
     """
+
+    objectives = ("error", "latency", "macs", "parameters")
 
     def __init__(self, config: SpaceConfig) -> None:
         """Raises InputError if the options don't fit together."""
@@ -173,9 +173,10 @@ class Space:
         high = [len(values) - 1 for _, _, values in self.choices] + [1] * sum(self.depths)
         return np.zeros(len(high), int), np.array(high)
 
-    def __len__(self) -> int:
-        """Genes of a genome."""
-        return len(self.bounds[0])
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Widths, depths, heads and choices."""
+        return {"widths": self.widths, "depths": self.depths, "heads": self.heads, "choices": self.choices}
 
     @property
     def count(self) -> int:
@@ -196,16 +197,11 @@ class Space:
         Raises:
             InputError: it is of another space, or a stage has no block.
         """
-        low, high = self.bounds
-        genes = np.asarray(genome)
-        if genes.shape != low.shape or genes.dtype.kind not in "iu":
-            raise InputError("genome", list(genome), f"{len(self)} whole numbers, as this space has")
-        if (genes < low).any() or (genes > high).any():
-            raise InputError("genome", list(genome), f"genes from 0 to {high.tolist()}")
+        genes = super().check(genome)
         for stage, place in enumerate(self.stage_genes(), 1):
-            if not genes[place].any():
+            if not any(genes[place]):
                 raise InputError("genome", list(genome), f"at least one block in stage {stage}")
-        return tuple(int(gene) for gene in genes)
+        return genes
 
     def decode(self, genome: Genes) -> Architecture:
         """The architecture of a genome; raises InputError as ``check``."""
@@ -260,6 +256,10 @@ class Space:
             while not genes[place].any():
                 genes[place] = [own[generator.integers(len(own))] for own in values[place]]
         return self.check(genes)
+
+    def describe(self, genome: Genes) -> str:
+        """The architecture in words; raises InputError as ``check``."""
+        return as_text(self.decode(genome))
 
     @property
     def largest(self) -> Genome:

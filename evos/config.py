@@ -178,3 +178,12 @@ def build_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T
         return cls(**parsed)
     except InputError as error:
         raise InputError(prefix + error.argument, error.got, error.allowed) from None
+
+
+def build_groups(groups: Mapping[str, type], texts: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of each group from values by dotted name, without a dot those of group "": see build_config."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in groups}
+    for name, text in texts.items():
+        group, _, option = name.rpartition(".")
+        found[group][option] = text
+    return {name: build_config(cls, found[name], f"{name}." if name else "") for name, cls in groups.items()}

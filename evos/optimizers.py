@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -168,11 +169,26 @@ class RunningClip:
         """Clip the gradients of a step in place, without a host wait; the first step's are left as they are."""
         parameters = list(parameters)
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        # torch makes a Python float of max_norm, for which the host would wait: so the norm is given in limits.
+        nn.utils.clip_grads_with_norm_(parameters, 1.0, self.in_limits(norm))
+
+    @torch.no_grad()
+    def rows(self, gradients: Float[Tensor, "M N"]) -> None:
+        """Clip the gradients of M networks in place, each row by itself against a mean of its own."""
+        norm = torch.linalg.vector_norm(gradients, dim=1)
+        gradients.mul_(clip_factor(self.in_limits(norm))[:, None])
+
+    def in_limits(self, norm: Tensor) -> Tensor:
+        """The norms in multiples of what they are clipped to; the mean takes them in."""
         usual = torch.where(self.mean == 0, norm, self.mean)
         limit = self.ratio * usual
-        # torch makes a Python float of max_norm, for which the host would wait: so the norm is given in limits.
-        nn.utils.clip_grads_with_norm_(parameters, 1.0, norm / limit.clamp(min=torch.finfo(norm.dtype).tiny))
         self.mean = torch.where(norm.isfinite(), usual.lerp(norm.minimum(limit), 1 - CLIP_MEMORY), self.mean)
+        return norm / limit.clamp(min=torch.finfo(norm.dtype).tiny)
+
+
+def clip_factor(norm: Tensor) -> Tensor:
+    """What ``torch.nn.utils.clip_grads_with_norm_`` multiplies gradients of a norm by, for a limit of 1."""
+    return (1 / (norm + 1e-6)).clamp(max=1)
 
 
 # ---- averages ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ PROGRAMS = {
     "compare": ("image_regression.compare", "regress", "compare strategies on images and sounds"),
     "meta": ("generalizable.main", "meta", "learn to represent whole data sets"),
     "encode": ("generalizable.encode", "meta", "turn signals into patterns with a trained model"),
-    "search": ("evonas.main", "nas", "evolve networks: train a supernet, search it, retrain what it finds"),
+    "search": ("evonas.main", "nas", "evolve networks for dense prediction, or find a field of your own signals"),
     "render": ("generalizable.encode", "meta", "decode patterns into signals: encode with patterns=FILE"),
 }
 """Module, extra and summary of each program by name."""

@@ -16,10 +16,10 @@ from evos.images import read_image
 from evos.runs import Stopped, Stopper, open_run
 from evos.runs.files import replace_file
 from evos.runs.folder import check_run_folder
+from evos.signals import load
 from image_regression.options import parse
 from image_regression.report import Curve, Panel, write_report
 from image_regression.run import check_lpips, fit_signal
-from image_regression.signals import load
 from image_regression.summary import cell, form_of, markdown_table
 from image_regression.tables import seconds_to
 

@@ -14,9 +14,9 @@ from typing import Any
 from evos.config import check_choice
 from evos.errors import InputError
 from evos.runs import Stopped, Stopper
+from evos.signals import find_inputs, load
 from image_regression.options import PARTS, Options, RegressionConfig, from_values, given_values
 from image_regression.run import fit_signal
-from image_regression.signals import find_inputs, load
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "full": {"selector": "full"},

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from evos.errors import InputError, exit_on_input_error
 from evos.runs import Stopped, Stopper, resolve_device, resume_command
+from evos.signals import find_inputs, load
 from image_regression.options import parse
 from image_regression.run import check_lpips, fit_signal
-from image_regression.signals import find_inputs, load
 from image_regression.summary import check_summary, sentence, write_summary
 
 

@@ -12,6 +12,7 @@ from evos.command_line import Given, Program, read_command_line, write_config
 from evos.config import build_config, check_choice, check_range, options
 from evos.errors import InputError
 from evos.fields import FIELDS, FieldConfig
+from evos.recipes import RECIPES
 from evos.selection import SELECTORS, SelectorConfig
 from evos.training_options import OptimizerOptions, RunOptions
 from evos.transforms import TRANSFORMS, TransformConfig
@@ -21,21 +22,6 @@ PARTS: dict[str, Mapping[str, Any]] = {
     "field": FIELDS,
     "transform": TRANSFORMS,
 }
-RECIPES: dict[str, dict[str, Any]] = {
-    "none": {},
-    "paper": {"selector": "full", "lr": 1e-4},
-    "fast": {
-        "selector": "error",
-        "selector.keep_ratio": 0.1,
-        "cfs_weight": 0.0,
-        "field": "siren",
-        "field.init_scale": 1.5,
-        "optimizer": "schedule_free",
-        "lr": 1e-3,
-        "clip_ratio": 1.05,
-    },
-}
-"""Sets of defaults by name; options of a part (``field.init_scale``) apply only with the part that the recipe names."""
 FREE = ("recipe", "out", "resume", "overwrite", "save_every", "eval_every", "device", "quiet")
 """Options that may differ between a run and its resumption."""
 GROWING = ("steps",)

@@ -12,9 +12,9 @@ from evos.images import write_image
 from evos.metrics import snr
 from evos.runs import EventLog, Run
 from evos.runs.files import save_figure
+from evos.signals import Signal
 from evos.sounds import write_sound
 from image_regression.report import Panel
-from image_regression.signals import Signal
 from image_regression.trainer import Fit
 
 WINDOW = 1024

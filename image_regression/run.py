@@ -21,10 +21,10 @@ from evos.runs import (
     seed_everything,
     write_json,
 )
+from evos.signals import Signal, is_sound
 from image_regression import pictures, recordings
 from image_regression.options import FREE, GROWING, Options, as_config_file
 from image_regression.report import Curve, write_report
-from image_regression.signals import Signal, is_sound
 from image_regression.trainer import Fit
 
 

@@ -31,9 +31,9 @@ from evos.optimizers import (
     update_average,
 )
 from evos.selection import Feedback, Pool, ResidualCache, Selection, build_selector
+from evos.signals import Signal, subsample
 from evos.transforms import fit_transform
 from image_regression.options import Options
-from image_regression.signals import Signal, subsample
 
 
 @dataclass

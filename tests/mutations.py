@@ -50,6 +50,7 @@ SEARCH = (
 RESUME = "tests/image_regression/test_resume.py"
 MOVED = f"{RESUME}::test_half_a_fit_and_the_other_half_are_a_whole_fit_however_weights_are_moved"
 HALVES = f"{RESUME}::test_half_a_fit_and_the_other_half_are_a_whole_fit"
+FIELD_SPACE, FIELD_TRAINING = (f"tests/evonas/test_field_{name}.py" for name in ("space", "training"))
 META = "tests/generalizable/test_train.py::test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit"
 
 MUTATIONS = [
@@ -680,6 +681,49 @@ MUTATIONS = [
         "max(sorted(self.psnrs), key=lambda exponent: mean(self.psnrs[exponent]), default=0)",
         "max(self.psnrs, default=0)",
         SEARCH,
+    ),
+    # ---- the search of fields
+    Mutation(
+        "the limit shrinks fields as much as it can",
+        "evonas/field_space.py",
+        "genes = max(fewer or smaller",
+        "genes = min(fewer or smaller",
+        FIELD_SPACE,
+    ),
+    Mutation(
+        "tables larger than their levels need count as other fields",
+        "evonas/field_space.py",
+        'own["table_log2"] = min([own["table_log2"], *enough])',
+        'own["table_log2"] = own["table_log2"]',
+        FIELD_SPACE,
+    ),
+    Mutation(
+        "halving goes by the error alone",
+        "evonas/field_training.py",
+        "kept = non_dominated(np.array([costs[i] for i in left], float))",
+        "kept = non_dominated(np.array([costs[i][:1] for i in left], float))",
+        FIELD_TRAINING,
+    ),
+    Mutation(
+        "those kept are clipped against the norms of others",
+        "evonas/field_training.py",
+        "self.clip.mean = self.clip.mean[list(members)] if self.clip.mean.ndim else self.clip.mean",
+        "self.clip.mean = self.clip.mean[: len(members)] if self.clip.mean.ndim else self.clip.mean",
+        FIELD_TRAINING,
+    ),
+    Mutation(
+        "stacked fields all have the gains of the first",
+        "evos/fields/stacked.py",
+        "gain = self.gains[:, index, None]",
+        "gain = self.gains[:1, index, None]",
+        "tests/evos/fields/test_stacked.py",
+    ),
+    Mutation(
+        "stacked fields all have the frequencies of the first",
+        "evos/fields/stacked.py",
+        "(buffer, None) if shared else (torch.stack(others), 0)",
+        "(buffer, None)",
+        "tests/evos/fields/test_stacked.py",
     ),
 ]
 

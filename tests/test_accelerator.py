@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 from evos.distributed import World
 from evos.runs import on_device
 from evos.selection import SELECTORS
+from evos.signals import astronaut
 from image_regression.options import from_values
-from image_regression.signals import astronaut
 from image_regression.trainer import Fit
 
 DEVICE = torch.device("lazy", 0)

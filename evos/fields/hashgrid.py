@@ -62,6 +62,15 @@ class HashGridConfig(FieldConfig):
         """
         return (self.finest_resolution / self.base_resolution) ** (1 / max(self.levels - 1, 1)) * (1 - 1e-6)
 
+    @property
+    def cells(self) -> list[float]:
+        """Cells per axis of each level, the vertices less one; not whole numbers."""
+        return [self.base_resolution * self.growth**level - 1 for level in range(self.levels)]
+
+    def table_sizes(self, in_features: int) -> list[int]:
+        """Rows that each level would have in the table if none were hashed: its vertices, rounded up to eights."""
+        return [math.ceil((math.ceil(n) + 1) ** in_features / 8) * 8 for n in self.cells]
+
     def build(self, in_features: int, out_features: int) -> Field:
         """A hash grid and its network, with fresh weights."""
         encoding = HashGrid(self, in_features)
@@ -97,10 +106,10 @@ class HashGrid(nn.Module):
         self.config = config
         self.out_features = config.levels * config.level_features
 
-        cells = [config.base_resolution * config.growth**level - 1 for level in range(config.levels)]
+        cells = config.cells
         resolutions = [math.ceil(n) + 1 for n in cells]
         limit = 2**config.table_log2
-        sizes = torch.tensor([min(math.ceil(r**in_features / 8) * 8, limit) for r in resolutions])
+        sizes = torch.tensor([min(size, limit) for size in config.table_sizes(in_features)])
         dense = [r for r in resolutions if r**in_features <= limit]
 
         self.table = nn.Parameter(torch.empty(int(sizes.sum()), config.level_features))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from evos.signals import Signal, astronaut, from_sound
 from evos.sounds import Sound
 from image_regression.options import parse
-from image_regression.signals import Signal, astronaut, from_sound
 from image_regression.trainer import Fit
 
 RUNS = {

@@ -15,9 +15,9 @@ import PIL.Image
 import pytest
 import torch
 
+from evos.signals import Signal, astronaut
 from image_regression.main import main
 from image_regression.options import parse
-from image_regression.signals import Signal, astronaut
 from image_regression.trainer import Fit
 
 ROOT = Path(__file__).resolve().parents[2]

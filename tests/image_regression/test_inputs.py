@@ -14,8 +14,8 @@ import tifffile
 import torch
 
 from evos.images import read_image, write_image
+from evos.signals import find_inputs, folder_name, from_pixels
 from image_regression.main import main
-from image_regression.signals import find_inputs, folder_name, from_pixels
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from evos.errors import InputError
 from evos.images import read_image
 from evos.runs import load_checkpoint, save_checkpoint
 from evos.runs.loop import all_finite
+from evos.signals import Signal, astronaut, cropped, from_pixels, subsample
 from image_regression.main import main
 from image_regression.options import PARTS, parse
-from image_regression.signals import Signal, astronaut, cropped, from_pixels, subsample
 from image_regression.trainer import Fit
 
 FULL = ["--selector", "full"]

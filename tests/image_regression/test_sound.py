@@ -16,12 +16,12 @@ from evos.coords import spacing
 from evos.images import read_image
 from evos.runs import load_checkpoint, save_checkpoint
 from evos.runs.loop import all_finite
+from evos.signals import Signal, find_inputs, from_sound, load
 from evos.sounds import Sound, read_sound, write_sound
 from image_regression.compare import main as compare
 from image_regression.main import main
 from image_regression.options import PARTS, parse
 from image_regression.recordings import decibels, measure
-from image_regression.signals import Signal, find_inputs, from_sound, load
 from image_regression.trainer import Fit
 
 TINY = ["--quiet", "--field.hidden_features", "16", "--field.first_omega", "60", "--device", "cpu"]

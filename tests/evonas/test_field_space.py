@@ -1,0 +1,149 @@
+"""The space of fields: one genome a field, sizes within the limit, bad lists refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evonas.field_space import FieldSpace, FieldSpaceConfig, field_parameters
+from evos.errors import InputError
+from evos.fields import FIELDS, build_field
+
+SMALL = FieldSpaceConfig(
+    hidden_features="[8, 16]",
+    hidden_layers="[1, 2]",
+    table_log2="[4, 6, 8, 10, 12]",
+    levels="[1, 2, 3]",
+    base_resolution="[4, 16]",
+    finest_resolution="[8, 16, 32]",
+    optimizer="[adam, muon, schedule_free]",
+)
+SPACES = [FieldSpace(SMALL), FieldSpace(FieldSpaceConfig(max_parameters=5000)), FieldSpace(SMALL, axes=1, channels=1)]
+
+
+def raw_genes(space: FieldSpace) -> st.SearchStrategy[list[int]]:
+    return st.tuples(*(st.integers(-1, int(high) + 1) for high in space.bounds[1])).map(list)
+
+
+spaces_and_genes = st.sampled_from(SPACES).flatmap(lambda space: st.tuples(st.just(space), raw_genes(space)))
+
+
+@settings(max_examples=150)
+@given(spaces_and_genes)
+def test_repair_gives_a_genome_that_stays_and_comes_back_from_its_field(pair):
+    space, genes = pair
+    genome = space.repair(genes)
+    assert space.repair(genome) == genome == space.check(list(genome))
+    assert space.encode(space.decode(genome)) == genome
+    limit = space.config.max_parameters
+    assert limit is None or space.parameters(genome) <= limit
+
+
+@settings(max_examples=60)
+@given(st.sampled_from([SPACES[0], SPACES[2]]).flatmap(lambda space: st.tuples(st.just(space), raw_genes(space))))
+def test_the_canonical_form_is_the_same_field(pair):
+    """Where nothing is out of bounds or too large, repair may change genes, but no value of the field."""
+    space, genes = pair
+    genes = np.clip(genes, *space.bounds).tolist()
+    named = dict(zip(space.names, genes, strict=True))
+    given_, canonical = space.candidate(named), space.decode(space.repair(genes))
+    if given_.field.name == "hashgrid" and given_.field.finest_resolution < given_.field.base_resolution:
+        return  # no field at all
+    assert canonical.lr == given_.lr
+    assert canonical.optimizer == ("adam" if given_.field.name == "wire" else given_.optimizer)
+    coords = 2 * torch.rand(20, space.axes) - 1
+    one, other = (build_field(own.field, space.axes, space.channels, seed=1) for own in (given_, canonical))
+    assert torch.equal(one(coords), other(coords))
+
+
+def genome_of(space: FieldSpace, **values) -> tuple[int, ...]:
+    genes = {name: 0 for name in space.names}
+    genes |= {name: space.choices[name].index(value) for name, value in values.items()}
+    return space.repair([genes[name] for name in space.names])
+
+
+def test_options_of_other_families_make_no_second_genome():
+    space = SPACES[0]
+    plain = genome_of(space, family="siren", omega=30)
+    assert genome_of(space, family="siren", omega=30, levels=3, sigma=20, frequencies=8) == plain
+    assert genome_of(space, family="siren", omega=20) != plain
+    # 32 × 32 vertices fit 2^10 rows: a larger table is the same.
+    grids = [genome_of(space, family="hashgrid", levels=2, finest_resolution=32, table_log2=n) for n in (8, 10, 12)]
+    assert grids[0] != grids[1] == grids[2]
+    # One level has no finest resolution; a finest one below the base is raised to it.
+    one = {"family": "hashgrid", "levels": 1, "base_resolution": 16, "table_log2": 12}
+    assert len({genome_of(space, **one, finest_resolution=n) for n in (8, 16, 32)}) == 1
+    assert space.decode(genome_of(space, **one)).field.finest_resolution == 16
+    assert space.decode(genome_of(space, family="wire", optimizer="muon")).optimizer == "adam"
+    with pytest.raises(InputError, match="canonical"):
+        space.check([*genome_of(space, family="relu")[:3], 1, *genome_of(space, family="relu")[4:]])
+
+
+def test_parameters_are_those_of_the_layers():
+    config = FIELDS["siren"](hidden_features=256, hidden_layers=3)
+    assert field_parameters(config, 2, 3) == 3 * 256 + 3 * (256 * 256 + 256) + 257 * 3 == 198915
+    wire = FIELDS["wire"](hidden_features=16, hidden_layers=1)  # 11 complex features
+    assert field_parameters(wire, 2, 3) == 3 * 11 + 2 * (12 * 11 + 12 * 3)
+
+
+def test_too_large_fields_shrink_as_little_as_they_must():
+    space = FieldSpace(replace(SMALL, family="[siren]", max_parameters=600))
+    unlimited = FieldSpace(replace(SMALL, family="[siren]"))
+    wanted = genome_of(unlimited, family="siren", hidden_features=16, hidden_layers=2)  # 643
+    assert unlimited.parameters(wanted) == 643
+    found = space.decode(space.repair(wanted)).field
+    assert (found.hidden_layers, found.hidden_features) == (1, 16)  # 371; 8 features would leave 195
+
+
+def test_random_genomes_have_every_family_alike():
+    space, generator = SPACES[0], np.random.default_rng(0)
+    families = [space.sample(generator)[0] for _ in range(1600)]
+    assert np.bincount(families) == pytest.approx(np.full(8, 200), abs=60)
+
+
+def test_genes_that_mean_nothing_are_drawn_anew_and_others_stay():
+    space, generator = SPACES[0], np.random.default_rng(0)
+    genome = np.array(genome_of(space, family="siren", omega=45))
+    filled = space.fill(np.tile(genome, (4, 500, 1)), generator)
+    used = np.isin(space.names, ["family", "optimizer", "lr", *space.used("siren")])
+    assert used.sum() == 8 and (filled[..., used] == genome[used]).all()
+    for gene in np.flatnonzero(~used):
+        count = len(space.choices[space.names[gene]])
+        shares = np.bincount(filled[..., gene].ravel(), minlength=count) / 2000
+        assert shares == pytest.approx(np.full(count, 1 / count), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "option, text, line",
+    [
+        ("family", "[sirene]", "family: got"),
+        ("family", "[]", "family: got"),
+        ("hidden_features", "[16, 8]", "ascending"),
+        ("hidden_features", "[1.5]", "whole numbers"),
+        ("omega", "30", "omega: got 30"),
+        ("lr", "[0]", "lr: got"),
+        ("optimizer", "[schedule_free]", "adam among them"),
+        ("level_features", "[9]", "level_features"),
+        ("levels", "[33]", "levels"),
+        ("base_resolution", "[1024]", "finest_resolution"),
+        ("base_resolution", "[1]", "base_resolution"),
+        ("max_parameters", 0, "max_parameters"),
+        ("max_parameters", 50, "max_parameters: got 50"),
+    ],
+)
+def test_bad_options_are_refused(option, text, line):
+    with pytest.raises(InputError, match=line):
+        FieldSpace(FieldSpaceConfig(**{option: text}))
+
+
+def test_a_field_of_another_space_is_refused():
+    space = SPACES[0]
+    found = space.decode(genome_of(space, family="siren"))
+    with pytest.raises(InputError, match="omega: got 31"):
+        space.encode(replace(found, field=replace(found.field, omega=31.0)))
+    small = FieldSpace(replace(SMALL, family="[siren]", max_parameters=300))
+    with pytest.raises(InputError, match="300 parameters"):
+        small.encode(replace(found, field=replace(found.field, hidden_features=16)))
