@@ -16,12 +16,11 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from common import code_hash, run_jobs, write_result
-from nas_found import ROOT, all_frames, by_metric
+from nas_found import ROOT, by_metric, reported
 
 from evonas.data import SPLITS
 from evonas.distillation import Distillation, DistillConfig
@@ -69,10 +68,7 @@ def run_one(job: str, options: Options, frames: Path | None, strong: Path) -> di
             seed_everything(int(seed))
             distillation = Distillation(config, network, task, CPU, largest)
         network = retrained(network, task, options, int(seed), distillation)
-    tasks = {"rooms": task}
-    if frames is not None:
-        tasks["frames"], tasks["frames, aligned"] = all_frames(options, frames)
-    return {where: own.evaluate(network, [network.genome], "test", CPU)[0] for where, own in tasks.items()}
+    return reported(network, task, options, frames)
 
 
 def main() -> None:
@@ -99,12 +95,11 @@ def main() -> None:
     teacher = run_jobs(["strong"], cache, 1)["strong"]
     rows = ["none -", *(f"{name} {kind}" for name in args.teachers for kind in args.kinds)]
     found = run_jobs([f"{row} {seed}" for seed in args.seeds for row in rows], cache, args.workers)
-    table: dict[str, Any] = {}
+    task, table = build_task(options.data, ["test"]), {}
     for row in rows:
         runs = [found[f"{row} {seed}"] for seed in args.seeds]
         table[row] = by_metric(runs)
-        shown = "  ".join(f"{where} {np.mean(own['abs_rel']):.4f}" for where, own in table[row].items())
-        print(f"{row:30} {shown}", flush=True)
+        print(f"{row:30} {np.mean([task.error(run['test']) for run in runs]):.4f}", flush=True)
     settings = {"seeds": args.seeds, "steps": options.retrain.steps or options.retrain.epochs}
     write_result(args.name, {**settings, "teacher path": teacher, "students": table})
 

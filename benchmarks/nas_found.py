@@ -29,7 +29,7 @@ from evonas.search import pick, read_front
 from evonas.space import Architecture, Genome, Space, Stage, as_text
 from evonas.stages import load_supernet
 from evonas.supernet import Network, macs, parameters
-from evonas.tasks import DepthTask, Meter
+from evonas.tasks import DepthTask, Meter, Task, build_task
 from evonas.tasks.base import MeanMeter
 from evonas.tasks.depth import depth_metrics, valid_pixels
 from evonas.training import Training, single_plan
@@ -80,12 +80,12 @@ def families(space: Space) -> Iterator[tuple[str, Architecture]]:
             yield "usual", uniform(space, blocks, 4, state, 2)
 
 
-def networks(options: Options) -> dict[str, Genome]:
+def networks(options: Options, task: Task) -> dict[str, Genome]:
     """The found ones (knee and least error), the largest, and, of the knee's MACs, hand-made ones and a random one."""
     space = Space(options.space)
     front = read_front(Path(options.run.out) / "search" / "front.csv", space)
     found = {"found": pick(front, "knee"), "found (least error)": pick(front, "error"), "largest": space.largest}
-    network = Network(space, DepthTask(options.data, []).head)
+    network = Network(space, task.head)
     count = lambda genome: macs(network.activate(genome), options.data.height, options.data.width)  # noqa: E731
     target, generator = count(found["found"]), np.random.default_rng(2026)
     candidates = [(name, space.encode(own)) for name, own in families(space)]
@@ -111,8 +111,8 @@ def run_one(job: str, options: Options, frames: Path | None) -> dict[str, dict[s
     """``START SEED NAME``: one network retrained, and its metrics on the rooms and the frames."""
     torch.set_num_threads(1)
     start, seed, name = job.split(maxsplit=2)
-    space, task, device = Space(options.space), DepthTask(options.data, SPLITS), torch.device("cpu")
-    genome = networks(options)[name]
+    space, task, device = Space(options.space), build_task(options.data, SPLITS), torch.device("cpu")
+    genome = networks(options, task)[name]
     seed_everything(int(seed))
     network = Network(space, task.head, genome) if start == "scratch" else load_supernet(options, task).extract(genome)
     config = replace(options.retrain, lr=options.train.lr) if start == "scratch" else options.retrain
@@ -120,10 +120,16 @@ def run_one(job: str, options: Options, frames: Path | None) -> dict[str, dict[s
     training = Training(network, task, plan, config, seed=int(seed), device=device)
     for step in range(1, plan.steps + 1):
         training.step(step)
-    tasks = {"rooms": task}
+    return reported(network, task, options, frames)
+
+
+def reported(network: Network, task: Task, options: Options, frames: Path | None) -> dict[str, dict[str, float]]:
+    """Metrics on the test split and, of networks for depth, on the frames."""
+    tasks = {"test": task}
     if frames is not None:
         tasks["frames"], tasks["frames, aligned"] = all_frames(options, frames)
-    return {where: own.evaluate(network, [genome], "test", device)[0] for where, own in tasks.items()}
+    device = next(network.parameters()).device
+    return {where: own.evaluate(network, [network.genome], "test", device)[0] for where, own in tasks.items()}
 
 
 def by_metric(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, list[float]]]:
@@ -138,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--starts", nargs="+", choices=("inherited", "scratch"), default=["inherited", "scratch"])
-    parser.add_argument("--frames", type=Path, help="folder of RGB-D pairs of real rooms")
+    parser.add_argument("--frames", type=Path, help="of networks for depth: folder of RGB-D pairs of real rooms")
     parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
     parser.add_argument("--cache", type=Path, default=Path("runs/bench-nas"), help="folder of finished trainings")
     parser.add_argument("--name", default="nas_found", help="name of the result")
@@ -149,12 +155,13 @@ def main() -> None:
     _, options = parse(["retrain", *words[:split]])
     if args.one:
         return print(json.dumps(run_one(args.one, options, args.frames)))
-    chosen, space, out = networks(options), Space(options.space), Path(options.run.out)
-    sources = sorted((ROOT / "evonas").glob("*.py"))
+    task, space, out = build_task(options.data, ["test"]), Space(options.space), Path(options.run.out)
+    chosen = networks(options, task)
+    sources = sorted((ROOT / "evonas").rglob("*.py"))
     code = code_hash([*sources, Path(__file__), out / "train" / "best.pt", out / "search" / "front.csv"])
     jobs = [f"{start} {seed} {name}" for seed in args.seeds for start in args.starts for name in chosen]
     found = run_jobs(jobs, args.cache / f"found-{code}", args.workers)
-    supernet, size = Network(space, DepthTask(options.data, []).head), (options.data.height, options.data.width)
+    supernet, size = Network(space, task.head), (options.data.height, options.data.width)
     table: dict[str, Any] = {}
     for name, genome in chosen.items():
         own = supernet.activate(genome)
@@ -167,7 +174,8 @@ def main() -> None:
         for start in args.starts:
             runs = [found[f"{start} {seed} {name}"] for seed in args.seeds]
             table[name][start] = by_metric(runs)
-            shown = "  ".join(f"{where} {np.mean(own['abs_rel']):.4f}" for where, own in table[name][start].items())
+            errors = {where: np.mean([task.error(run[where]) for run in runs]) for where in runs[0]}
+            shown = "  ".join(f"{where} {error:.4f}" for where, error in errors.items())
             print(f"{name:20} {table[name]['macs'] / 1e6:7.1f} MMAC  {start:10} {shown}", flush=True)
     write_result(args.name, {"seeds": args.seeds, "networks": table})
 
