@@ -134,9 +134,7 @@ def reported(network: Network, task: Task, options: Options, frames: Path | None
 
 def by_metric(runs: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, list[float]]]:
     """Of each data set and metric the values of all runs."""
-    return {
-        where: {key: [run[where][key] for run in runs] for key in ("abs_rel", "rmse", "delta1")} for where in runs[0]
-    }
+    return {where: {key: [run[where][key] for run in runs] for key in own} for where, own in runs[0].items()}
 
 
 def main() -> None:
