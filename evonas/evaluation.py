@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,29 +46,34 @@ def synchronized_clock() -> float:
     return time.perf_counter()
 
 
-def latency(
+def call_times(
     run: Callable[[], object],
     *,
     warmup: int = 5,
     repeats: int = 30,
     core: int | None = None,
     clock: Callable[[], float] = synchronized_clock,
-) -> dict[str, float]:
-    """Seconds that a call takes on one core or the GPU: ``median``, and ``cv``, the coefficient of variation.
+) -> list[float]:
+    """Seconds that each of ``repeats`` calls (at least 1) takes on one core or the GPU, after ``warmup`` others.
 
-    Only meaningful where nothing else runs. ``warmup`` calls come first and don't count; ``repeats`` is at least 1.
     Raises InputError as ``one_core``.
     """
     check_range("repeats", repeats, 1)
     times = []
     with one_core(core):
-        for i in range(warmup + repeats):
+        for _ in range(warmup + repeats):
             start = clock()
             run()
-            if i >= warmup:
-                times.append(clock() - start)
-            else:
-                clock()
+            times.append(clock() - start)
+    return times[warmup:]
+
+
+def latency(run: Callable[[], object], **options: Any) -> dict[str, float]:
+    """Seconds that a call takes: ``median``, and ``cv``, the coefficient of variation; options as ``call_times``.
+
+    Only meaningful where nothing else runs.
+    """
+    times = call_times(run, **options)
     mean = statistics.fmean(times)
     return {"median": statistics.median(times), "cv": statistics.pstdev(times) / mean if mean else 0.0}
 

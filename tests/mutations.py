@@ -51,6 +51,9 @@ RESUME = "tests/image_regression/test_resume.py"
 MOVED = f"{RESUME}::test_half_a_fit_and_the_other_half_are_a_whole_fit_however_weights_are_moved"
 HALVES = f"{RESUME}::test_half_a_fit_and_the_other_half_are_a_whole_fit"
 FIELD_SPACE, FIELD_TRAINING = (f"tests/evonas/test_field_{name}.py" for name in ("space", "training"))
+BLOCKS, TRAINING, DISTILLATION = (f"tests/evonas/test_{name}.py" for name in ("blocks", "training", "distillation"))
+SUPERNET, NAS_SEARCH, METRICS = (f"tests/evonas/test_{name}.py" for name in ("supernet", "search", "metrics"))
+SEGMENTATION, DETECTION, SCENES = (f"tests/evonas/test_{name}.py" for name in ("segmentation", "detection", "scenes"))
 META = "tests/generalizable/test_train.py::test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit"
 
 MUTATIONS = [
@@ -724,6 +727,105 @@ MUTATIONS = [
         "(buffer, None) if shared else (torch.stack(others), 0)",
         "(buffer, None)",
         "tests/evos/fields/test_stacked.py",
+    ),
+    # ---- architecture search
+    Mutation(
+        "the state is written with what it is read with",
+        "evonas/blocks.py",
+        "state = write.mT @ values / places",
+        "state = read.mT @ values / places",
+        BLOCKS,
+    ),
+    Mutation(
+        "heads of attention are scaled twice",
+        "evonas/blocks.py",
+        "(query @ key.mT / math.sqrt(query.shape[-1])).softmax(-1)",
+        "(query @ key.mT / query.shape[-1]).softmax(-1)",
+        f"{BLOCKS} {SUPERNET}",
+    ),
+    Mutation(
+        "the stem's second convolution is not counted",
+        "evonas/supernet.py",
+        "total += height * width * 9 * first * first",
+        "total += 0 * first",
+        SUPERNET,
+    ),
+    Mutation(
+        "phases draw the same networks",
+        "evonas/training.py",
+        "np.random.default_rng([mixed_seed(seed, 1), number, step])",
+        "np.random.default_rng([mixed_seed(seed, 1), step])",
+        TRAINING,
+    ),
+    Mutation(
+        "losses are summed over the networks of a step",
+        "evonas/training.py",
+        "loss = loss / len(genomes)",
+        "loss = loss / 1",
+        f"{TRAINING} {DISTILLATION}",
+    ),
+    Mutation(
+        "the optimizer forgets the projector",
+        "evonas/training.py",
+        "torch.optim.AdamW(self.trained, weight_decay",
+        "torch.optim.AdamW(network.parameters(), weight_decay",
+        DISTILLATION,
+    ),
+    Mutation(
+        "the running average stands still",
+        "evonas/distillation.py",
+        "average.lerp_(value, 1 - decay)",
+        "average.lerp_(value, 0)",
+        DISTILLATION,
+    ),
+    Mutation(
+        "the highest frequency has no weight",
+        "evonas/distillation.py",
+        "torch.sqrt((rows[:, None].square() + columns.square()) / 2)",
+        "1 - torch.sqrt((rows[:, None].square() + columns.square()) / 2)",
+        DISTILLATION,
+    ),
+    Mutation(
+        "pixels of void count in the loss",
+        "evonas/tasks/segmentation.py",
+        "(truth != VOID).sum((1, 2)).clamp(min=1)",
+        "truth[0].numel()",
+        SEGMENTATION,
+    ),
+    Mutation(
+        "classes that occur nowhere count in mIoU",
+        "evonas/tasks/segmentation.py",
+        "(hits / union)[union > 0].mean()",
+        "(hits / union.clamp(min=1)).mean()",
+        SEGMENTATION,
+    ),
+    Mutation(
+        "boxes are not mirrored",
+        "evonas/tasks/detection.py",
+        "torch.stack([width - right, top, width - left, bottom, label, score], -1)",
+        "torch.stack([left, top, right, bottom, label, score], -1)",
+        DETECTION,
+    ),
+    Mutation(
+        "depth metrics of invalid pixels",
+        "evonas/tasks/depth.py",
+        "weight = valid.double() / valid.sum((1, 2), keepdim=True).clamp(min=1)",
+        "weight = torch.ones_like(truth).double() / truth[0].numel()",
+        METRICS,
+    ),
+    Mutation(
+        "scale and shift by least squares",
+        "evonas/scenes.py",
+        "weight = 1 / (depth * np.sqrt(np.maximum(error, 1e-3)))",
+        "weight = 1 / depth",
+        SCENES,
+    ),
+    Mutation(
+        "points behind a camera are seen",
+        "evonas/scenes.py",
+        "inside = (depth > 0) & (places >= 0).all(1) & (places < (size[1], size[0])).all(1)",
+        "inside = (places >= 0).all(1) & (places < (size[1], size[0])).all(1)",
+        SCENES,
     ),
 ]
 
