@@ -192,3 +192,34 @@ def test_two_processes_train_as_one(teacher, make, tmp_path, together):
     for a, b, expected in zip(one, other, whole.trained, strict=True):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, expected.detach(), rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_all_genes_phases_and_a_teacher_give_two_processes_the_curve_of_one(slopes, tmp_path, together):
+    """28 genes, every phase of the paper with a step or two, distillation from the average; half a batch each."""
+    space = Space(SpaceConfig(width=16))
+    phases = [
+        {name: value for name, value in phase.items() if name != "epochs"} | {"steps": 1} for phase in PAPER_PHASES
+    ]
+    phases[-1]["steps"] = 2
+
+    def losses(world: World) -> list[float]:
+        seed_everything(0)
+        network = Network(space, DenseHead)
+        plan, config = read_phases(space, phases, 12, 4), TrainConfig(batch=4, lr=1e-3, clip=1.0)
+        teacher = Distillation(DistillConfig(teacher="ema"), network, slopes, CPU)
+        training = Training(network, slopes, plan, config, seed=0, device=CPU, world=world, distillation=teacher)
+        return [float(training.step(step)) for step in range(1, plan.steps + 1)]
+
+    def work() -> None:
+        world = read_world()
+        with process_group(world, CPU):
+            torch.save(losses(world), tmp_path / f"{world.rank}.pt")
+
+    assert len(space) == 28
+    whole = losses(World())
+    assert together(work).wait() == [0, 0]
+    halves = np.mean([torch.load(tmp_path / f"{rank}.pt") for rank in range(2)], 0)
+    assert len(whole) == 9
+    np.testing.assert_allclose(halves, whole, rtol=2e-3)
