@@ -9,7 +9,7 @@ variation over the rounds, and whether networks keep their order: Kendall's tau 
 
 import argparse
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from evonas.options import parse
 from evonas.space import Space
 from evonas.supernet import DenseHead, Network, macs
 
-STATISTICS: dict[str, Callable[[Sequence[float]], float]] = {
+STATISTICS: dict[str, Callable[[Any], float]] = {
     "mean": statistics.fmean,
     "median": statistics.median,
     "lower quartile": lambda times: float(np.quantile(times, 0.25)),

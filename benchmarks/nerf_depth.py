@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from common import code_hash, run_jobs, write_result
 from nerf import Training, mean_and_deviation
+from scipy.spatial import KDTree
 
-from evonas.scenes import MILLIMETRES, Scene, read_scene, seen
+from evonas.scenes import MILLIMETRES, Scene, read_ply, read_scene, seen
 
 KINDS = {"none": "nerfacto", "predicted": "depth-nerfacto", "median": "depth-nerfacto"}
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +59,13 @@ def depth_error(training: Training, scene: Scene) -> float:
         errors.append(np.abs(found / (scale * depth[::4]) - 1))
     model.train()
     return float(np.median(np.concatenate(errors)))
+
+
+def cloud_error(points: Path, scene: Scene) -> float:
+    """Median distance of the sparse points from the nearest of the cloud, over their distance from the mean camera."""
+    distance, _ = KDTree(read_ply(points / "points.ply")).query(scene.points)
+    centre = np.mean([view.pose[:, 3] for view in scene.views], 0)
+    return float(np.median(distance / np.linalg.norm(scene.points - centre, axis=1)))
 
 
 def run_one(job: str, args: argparse.Namespace) -> dict[str, float]:
@@ -108,7 +116,16 @@ def main() -> None:
         table[kind] = {name: mean_and_deviation([run[name] for run in runs]) for name in ("psnr", "depth_error")}
         table[kind]["runs"] = runs
     settings = {name: getattr(args, name) for name in ("views", "seeds", "steps", "rays")}
-    write_result(args.name, {"scene": args.scene.name, **settings, "depth": table})
+    scene = read_scene(args.scene)
+    errors = []
+    for view in scene.views:
+        depth = np.load(args.points / "depths" / f"{view.picture.stem}.npy") / MILLIMETRES
+        places, known = seen(view, scene.points, (depth.shape[0], depth.shape[1]))
+        flat = np.abs(np.median(known) / known - 1)
+        errors.append([np.median(np.abs(depth[places[:, 1], places[:, 0]] / known - 1)), np.median(flat)])
+    predicted, median = np.mean(errors, 0)
+    about = {"maps' error": predicted, "medians' error": median, "cloud's error": cloud_error(args.points, scene)}
+    write_result(args.name, {"scene": args.scene.name, **settings, **about, "depth": table})
 
 
 if __name__ == "__main__":
