@@ -173,12 +173,15 @@ def from_main(make: Callable[[], T]) -> T:
     return answer[0]
 
 
-def gather(value: Any) -> list[Any]:
-    """The values of all processes by rank; on other ranks than 0 an empty list. They are pickled: pass plain data."""
+def gather(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """The values of all processes by rank; on other ranks than 0 an empty list. They are pickled: pass plain data.
+
+    Under NCCL ``group`` is one of gloo, or the pickled bytes go through device 0 of every process.
+    """
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size() if is_main() else []
-    dist.gather_object(value, values or None)
+    dist.gather_object(value, values or None, group=group)
     return values
 
 

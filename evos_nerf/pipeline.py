@@ -20,6 +20,7 @@ from nerfstudio.utils.misc import step_check
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from evos.distributed import gather
 from evos.errors import InputError
 from evos.runs import keep_freed_memory
 from evos.runs.seeding import rng_state, set_rng_state
@@ -68,7 +69,7 @@ class EvosFeedback(MissingLpips):
         if self.sampler is not None:
             self.sampler.group = self._group
         self._residual: Tensor | None = None
-        self._gathered: list[Any] | None = None
+        self._gathered: list[Any] = []
         self._generators: dict[str, Any] | None = None
         if isinstance(loss := getattr(self.model, "rgb_loss", None), nn.Module):
             loss.register_forward_pre_hook(self._before_loss)
@@ -154,8 +155,7 @@ class EvosFeedback(MissingLpips):
         """Gather the states of all processes on rank 0; a collective that every process must call."""
         if self.sampler is not None:
             self.sampler.flush_feedback()
-        self._gathered = [None] * comms.get_world_size() if comms.is_main_process() else None
-        dist.gather_object(self._own_state(), self._gathered, group=self._group)
+        self._gathered = gather(self._own_state(), self._group)
 
     def _own_state(self) -> dict[str, Any]:
         sampler = self.sampler
