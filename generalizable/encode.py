@@ -116,6 +116,7 @@ def read_signals(
                 form, instances = codec.task.cut(path, crop=crop)
             except InputError as error:
                 print(f"skipped: {error}", file=sys.stderr)
+                progress.update(number)
                 continue
             if crop:
                 if (parts := codec.task.count_parts(form)) > 1:

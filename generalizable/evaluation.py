@@ -39,9 +39,9 @@ def measure_source(
         for instance in evaluation_batches(source, batch, world=world, limit=limit, skipped=skipped):
             instance = instance.to(codec.device)
             *others, trained = variants
-            target = codec.task.evaluation_target(instance)
-            values = codec.reconstruct(instance, trained)
-            measured = [*(codec.measure(instance, each) for each in others), codec.task.psnr(values, target)]
+            measured = [codec.measure(instance, variant) for variant in others]
+            values, target = codec.reconstruct(instance, trained), codec.task.evaluation_target(instance)
+            measured.append(codec.task.psnr(values, target))
             total += torch.stack([each.sum() for each in measured]).cpu()
             count += len(instance.signal)
             if with_ssim:

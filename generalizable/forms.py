@@ -5,6 +5,7 @@ channel. Everything follows from the ``Form``, which travels with the patterns. 
 """
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from einops import rearrange
@@ -32,8 +33,13 @@ class Form:
         return f"{self.shape[0] / self.rate:.3g} s, {self.shape[1]} channel{'s' if self.shape[1] > 1 else ''}"
 
 
-def of_patterns(entry: object) -> Form:
-    """The form that a file of patterns describes.
+def is_like(form: Form, example: Form) -> bool:
+    """Whether two forms are of the same kind of signal."""
+    return len(form.shape) == len(example.shape) and form.rate >= 0 and (form.rate > 0) == (example.rate > 0)
+
+
+def of_patterns(entry: object, example: Form) -> Form:
+    """The form that a file of patterns describes, of the same kind of signal as ``example``.
 
     Raises:
         InputError: it describes none.
@@ -41,9 +47,9 @@ def of_patterns(entry: object) -> Form:
     try:
         shape, rate, peak = (entry.get(name) for name in ("shape", "rate", "peak"))  # type: ignore[attr-defined]
         found = Form(tuple(int(side) for side in shape), int(rate), float(peak))
-        if min(found.shape, default=1) > 0 and found.rate >= 0 and found.peak > 0:
+        if min(found.shape, default=1) > 0 and 0 < found.peak < inf and is_like(found, example):
             return found
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, OverflowError):
         pass
     raise InputError("patterns", f"the form {entry}", "a file that this program wrote")
 
@@ -60,10 +66,14 @@ def reduced_shape(form: Form, size: int) -> tuple[int, int]:
 
 def corners(shape: tuple[int, int], size: int) -> list[tuple[int, int]]:
     """Upper left corners of squares of ``size`` that cover a picture whose shorter side they have."""
-    longer = max(shape)
-    count = -(-longer // size)
+    longer, count = max(shape), count_corners(shape, size)
     starts = [round(i * (longer - size) / max(1, count - 1)) for i in range(count)]
     return [(start, 0) if shape[0] == longer else (0, start) for start in starts]
+
+
+def count_corners(shape: tuple[int, int], size: int) -> int:
+    """How many ``corners`` there are."""
+    return -(-max(shape) // size)
 
 
 def join_squares(squares: Float[Tensor, "N h w C"], form: Form, size: int, scale: int) -> Float[Tensor, "H W C"]:

@@ -271,7 +271,8 @@ PARTS: dict[str, tuple[Mapping[str, Any], str, dict[str, Any]]] = {
 """Of each exchangeable part: the configs by name, the default name, and defaults of this application's own."""
 
 
-OPTION_EVAL = next(option for option in options(RunConfig) if option.name == "eval")
+SWITCH = next(option for option in options(RunConfig) if option.name == "eval")
+"""How the text of a switch is read."""
 
 
 def choose(texts: Texts) -> Mapping[str, str]:
@@ -304,11 +305,15 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         elif name not in PARTS:
             nested[name] = text
     with given.naming_files():
-        if parse_value("eval", OPTION_EVAL, given.texts.get("eval", "false")):
+        if parse_value("eval", SWITCH, given.texts.get("eval", "false")):
             return for_evaluation(given.texts)
         if (init := nested.get("train", {}).get("init", "none")).lower() != "none":
-            names = {name for name in given.texts if name.partition(".")[0] == "model"}
-            return for_fine_tuning(nested, Path(init), model_given=bool(names))
+            named = any(name.partition(".")[0] == "model" for name in given.texts)
+            own = Path(given.texts.get("out", RunConfig.out))
+            resumes = parse_value("resume", SWITCH, given.texts.get("resume", "false"))
+            # A resumption needs the run that it began with no more.
+            began = own if resumes and (own / "checkpoint.pt").exists() else Path(init)
+            return for_fine_tuning(nested, began, model_given=named)
         return from_values(nested)
 
 

@@ -156,7 +156,8 @@ def read_patterns(path: Path, codec: Codec) -> dict[str, Encoded]:
             parts, forms = read_quantised(tensors)
         else:
             parts, forms = by_signal(tensors), json.loads(metadata["forms"])
-        found = {name: Encoded(each, of_patterns(forms[name])) for name, each in parts.items()}
+        like = codec.task.instance_form
+        found = {name: Encoded(each, of_patterns(forms[name], like)) for name, each in parts.items()}
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = error.got if isinstance(error, InputError) else f"its contents: {error!r}"
         raise InputError("patterns", f"{path} ({reason})", "a file that this program wrote") from None

@@ -25,7 +25,16 @@ from evos.images import read_image, write_image
 from evos.runs import on_device
 from evos.sounds import read_header, read_stretch, write_sound
 from generalizable.base import Data, Task
-from generalizable.forms import Form, corners, join_squares, join_stretches, length_at, reduced_shape, stretches
+from generalizable.forms import (
+    Form,
+    corners,
+    count_corners,
+    join_squares,
+    join_stretches,
+    length_at,
+    reduced_shape,
+    stretches,
+)
 from generalizable.instances import (
     Instance,
     count_pieces,
@@ -319,7 +328,7 @@ class ImageTask(GridTask):
 
     def count_parts(self, form: Form) -> int:
         """The squares."""
-        return len(corners(reduced_shape(form, self.config.size), self.config.size))
+        return count_corners(reduced_shape(form, self.config.size), self.config.size)
 
     def count_cells(self, form: Form) -> int:
         """Pixels."""

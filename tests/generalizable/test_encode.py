@@ -1,6 +1,7 @@
 """Encoding: patterns in a file, decoding at any resolution, ways between two."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -215,7 +216,9 @@ def test_patterns_of_the_earlier_format_are_decoded_with_a_notice(image_run, pat
     )
 
 
-BAD_FORMS = [{}, {"00": SQUARE | {"shape": [8, 16]}}, {"00": {"shape": ["a"]}}, [], 3]
+BAD_FORMS = [{}, {"00": {"shape": ["a"]}}, [], 3]
+SHAPES = ([8, 16], [8, 8, 8], [], [0, 8], [1, 10**15], [8, math.inf], 8)
+BAD_FORMS += [{"00": SQUARE | change} for change in (*({"shape": shape} for shape in SHAPES), {"rate": 9}, {"peak": 0})]
 
 
 @pytest.mark.parametrize("forms", ["x", *map(json.dumps, BAD_FORMS)])

@@ -450,6 +450,10 @@ def test_a_run_begins_with_the_weights_of_another(tiny, pictures, tmp_path, writ
     with_file = ["--config", str(tmp_path / "tuned" / "config.yaml"), f"out={tmp_path / 'again'}"]
     main(with_file)
     assert losses(tmp_path / "again") == losses(tmp_path / "tuned")
+    (tmp_path / "first").rename(tmp_path / "gone")
+    main([*tuned, f"out={tmp_path / 'tuned'}", "--resume", "train.steps=7"])
+    assert metrics_of(tmp_path / "tuned")["steps"] == 7
+    (tmp_path / "gone").rename(tmp_path / "first")
     for word in ("model.rank=5", "model=transinr", "data.centres=corner"):
         line = refused(*tuned, word, f"out={tmp_path / 'no'}")
         assert "config.json has it, with train.init" in line
