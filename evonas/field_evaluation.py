@@ -92,7 +92,7 @@ class Worker:
 
     @classmethod
     def start(cls, setting: Measuring) -> None:
-        """Prepare, once in a process, which ends with the one that gives the work and leaves Ctrl-C to it."""
+        """Prepare, once in a process; Ctrl-C is for the one that gives the work, which this one does not outlive."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=end_with_parent, daemon=True).start()
         torch.set_num_threads(1)

@@ -13,6 +13,7 @@ from evonas.data import Data, OnDisk, data_root, kept, limited, read_colours, re
 from evonas.supernet import ClassHead, Head
 from evonas.tasks.base import MeanMeter, Meter, Task
 from evos.errors import InputError
+from evos.folders import LEFT_BY_SYSTEMS
 from evos.images import list_images
 from evos.runs.files import replace_file
 
@@ -32,10 +33,10 @@ class ClassificationTask(Task):
         parts = {"train": root / "train", "search": root / "val", "test": root / "val"}
         own = all(path.is_dir() for path in parts.values())
         folder = parts[split] if own else root
-        classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        classes = class_folders(folder)
         if len(classes) < 2:
             raise InputError("pretrain.root", str(root), "a folder of at least two classes, each a folder of pictures")
-        if own and classes != sorted(path.name for path in parts["train"].iterdir() if path.is_dir()):
+        if own and classes != class_folders(parts["train"]):
             raise InputError("pretrain.root", f"{folder} with other classes than {parts['train']}", "the same classes")
         files: list[tuple[Path, int]] = []
         for label, name in enumerate(classes):
@@ -86,3 +87,9 @@ class ClassificationTask(Task):
     def write(self, folder: Path, name: str, picture: Float[Tensor, "H W 3"], found: Int[Tensor, ""]) -> None:
         """NAME.json with the class."""
         replace_file(folder / f"{name}.json", json.dumps({"class": self.classes[int(found)]}).encode())
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Names of the subfolders, without those that are hidden or that systems leave behind."""
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(name for name in names if not name.startswith(".") and name not in LEFT_BY_SYSTEMS)

@@ -1,7 +1,7 @@
 """Several fields of equal shapes as one: their weights in one matrix, their layers one batched product.
 
-A small network spends its time in the overhead of each operation, which M of them then share. On a CPU that pays as
-long as the layers of all fit its cache. Letters: M fields, W numbers that each is made of, K points of each, D axes, C
+A small network spends its time in the overhead of each operation, which M of them then share. On a CPU that pays where
+a step has few points or narrow layers. Letters: M fields, W numbers that each is made of, K points of each, D axes, C
 channels, I inputs of a layer and O outputs.
 """
 
@@ -18,8 +18,8 @@ from evos.errors import InputError
 from evos.fields.base import Field, FieldConfig, MLPField, RealMLPField
 from evos.fields.fused import CACHED_NUMBERS, Activation
 
-STACKED_NUMBERS = 2**17
-"""Numbers of one layer, of all fields together, up to which stacking them pays on a CPU."""
+STACKED_NUMBERS = 2**20
+"""Numbers of one layer, of all fields together, up to which stacking them pays on a CPU (benchmarks/field_batch.py)."""
 
 MAY_DIFFER = {
     "siren": ("omega", "first_omega", "init_scale"),

@@ -264,6 +264,7 @@ def test_classes_are_read_from_both_layouts(tmp_path):
         for i in range(20):
             (tmp_path / "flat" / name).mkdir(parents=True, exist_ok=True)
             write_image(tmp_path / "flat" / name / f"{i}.png", torch.full((9, 9, 1), i / 20))
+    (tmp_path / "flat" / ".ipynb_checkpoints").mkdir()
     options = config(tmp_path / "flat", task="classification")
     train, test = load_split(options, "train"), load_split(options, "search")
     assert train.classes == ["cat", "dog"] and len(train.truth) == 36 and test.truth.tolist() == [0, 0, 1, 1]

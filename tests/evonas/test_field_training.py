@@ -96,13 +96,16 @@ def test_a_batch_trains_as_image_regression_does(name, optimizer, targets):
 
 @pytest.mark.parametrize("optimizer", ["adam", "schedule_free", "muon"])
 def test_what_is_kept_goes_on_as_if_the_others_had_stayed(optimizer, targets):
-    fits = [(candidate("siren", optimizer, lr), targets[0]) for lr in (1e-3, 2e-3, 3e-3)]
+    # Gradients of different sizes, so that a mean norm of another member would show.
+    scales = [(1e-3, 1.0), (2e-3, 0.3), (3e-3, 2.0)]
+    fits = [(candidate("siren", optimizer, lr, init_scale=scale), targets[0]) for lr, scale in scales]
     whole, cut = trained(fits, 12), trained(fits, 5)
     cut.psnrs()
     cut.keep([0, 2])
     for _ in range(7):
         cut.take_step()
     assert cut.psnrs() == pytest.approx([whole.psnrs()[i] for i in (0, 2)], abs=1e-3)
+    assert torch.allclose(cut.stack.weights, whole.stack.weights[[0, 2]], atol=1e-4)
     assert len(cut) == 2 and cut.step == 12
 
 
