@@ -130,7 +130,7 @@ class Encoder(nn.Module):
         """``encoder`` is evonet:PATH; raises InputError if that is none, or the task is not photos."""
         super().__init__()
         kind, _, path = encoder.partition(":")
-        if kind != "evonet" or task.kind != "image":
+        if kind != "evonet" or len(task.shape) != 2:
             raise InputError("encoder", encoder, "evonet:PATH, for photos")
         about = {"size": ""}
         try:

@@ -316,9 +316,8 @@ def test_another_kind_of_checkpoint_is_no_network(done, refused, tmp_path):
 
 
 def test_every_config_is_read_and_has_the_papers_settings():
-    configs = {
-        path.stem: parse(["run", f"--config={path}"])[1] for path in (ROOT / "configs" / "evonas").glob("*.yaml")
-    }
+    paths = [path for path in (ROOT / "configs" / "evonas").glob("*.yaml") if not path.stem.startswith("field")]
+    configs = {path.stem: parse(["run", f"--config={path}"])[1] for path in paths}
     assert set(configs) == {"nyu", "kitti", "ade20k", "coco", "camvid", "rooms", "rgbd", "demo"}
     for name in ("nyu", "kitti"):
         options = configs[name]
