@@ -1,5 +1,6 @@
 """Shared by the benchmarks: interleaved timing with warm-up, and a result file with machine, versions and command."""
 
+import argparse
 import hashlib
 import json
 import shlex
@@ -100,6 +101,21 @@ def run_jobs(jobs: Sequence[str], cache: Path, workers: int) -> dict[str, Any]:
 
     with ThreadPoolExecutor(workers) as pool:
         return dict(zip(jobs, pool.map(work, jobs), strict=True))
+
+
+def job_options(parser: argparse.ArgumentParser, name: str, cache: str) -> None:
+    """The options of a benchmark by ``run_jobs``."""
+    parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--cache", type=Path, default=Path(cache), help="folder of finished trainings")
+    parser.add_argument("--name", default=name, help="name of the result")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+
+
+def two_command_lines(parser: argparse.ArgumentParser) -> tuple[list[str], argparse.Namespace]:
+    """The words before ``--``, which are another program's, and this one's own options after it."""
+    words = sys.argv[1:]
+    split = words.index("--") if "--" in words else len(words)
+    return words[:split], parser.parse_args(words[split + 1 :])
 
 
 class Kernels(TorchDispatchMode):

@@ -13,14 +13,13 @@ and with the spatial loss alone. Weights are the paper's for depth.
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import code_hash, run_jobs, write_result
-from nas_found import ROOT, by_metric, reported
+from common import code_hash, job_options, run_jobs, two_command_lines, write_result
+from nas_found import ROOT, by_metric, reported, trained
 
 from evonas.data import SPLITS
 from evonas.distillation import Distillation, DistillConfig
@@ -29,23 +28,12 @@ from evonas.options import Options, parse
 from evonas.search import pick, read_front
 from evonas.space import Space
 from evonas.stages import load_supernet
-from evonas.supernet import Network
-from evonas.tasks import Task, build_task
-from evonas.training import Training, single_plan
+from evonas.tasks import build_task
 from evos.runs import seed_everything
 
 CPU = torch.device("cpu")
 KINDS = {"centred": {}, "highpass": {"frequency": "highpass"}, "spatial": {"frequency_weight": 0.0}}
 TEACHERS = ("max", "path", "efficientnet-lite0")
-
-
-def retrained(network: Network, task: Task, options: Options, seed: int, distillation: Distillation | None) -> Network:
-    """As the stage does it, ending with the last weights."""
-    plan = single_plan(network.space, network.genome, options.retrain.steps_over(task.size("train")))
-    training = Training(network, task, plan, options.retrain, seed=seed, device=CPU, distillation=distillation)
-    for step in range(1, plan.steps + 1):
-        training.step(step)
-    return network
 
 
 def run_one(job: str, options: Options, frames: Path | None, strong: Path) -> dict[str, dict[str, float]]:
@@ -55,7 +43,8 @@ def run_one(job: str, options: Options, frames: Path | None, strong: Path) -> di
     seed_everything(0)
     supernet = load_supernet(options, task)
     if job == "strong":
-        network = retrained(supernet.extract(space.largest), task, options, 0, None)
+        network = supernet.extract(space.largest)
+        trained(network, task, options.retrain, 0)
         strong.parent.mkdir(parents=True, exist_ok=True)
         save_network(strong, network, options.data, task.classes)
     else:
@@ -67,7 +56,7 @@ def run_one(job: str, options: Options, frames: Path | None, strong: Path) -> di
             largest = supernet.extract(space.largest) if teacher == "max" else None
             seed_everything(int(seed))
             distillation = Distillation(config, network, task, CPU, largest)
-        network = retrained(network, task, options, int(seed), distillation)
+        trained(network, task, options.retrain, int(seed), distillation)
     return reported(network, task, options, frames)
 
 
@@ -78,14 +67,9 @@ def main() -> None:
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--frames", type=Path, help="folder of RGB-D pairs of real rooms")
-    parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--cache", type=Path, default=Path("runs/bench-nas"), help="folder of finished trainings")
-    parser.add_argument("--name", default="nas_distill", help="name of the result")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    words = sys.argv[1:]
-    split = words.index("--") if "--" in words else len(words)
-    args = parser.parse_args(words[split + 1 :])
-    _, options = parse(["retrain", *words[:split]])
+    job_options(parser, "nas_distill", "runs/bench-nas")
+    words, args = two_command_lines(parser)
+    _, options = parse(["retrain", *words])
     options = replace(options, distill=DistillConfig())
     out = Path(options.run.out)
     sources = [*sorted((ROOT / "evonas").rglob("*.py")), out / "train" / "best.pt", out / "search" / "front.csv"]

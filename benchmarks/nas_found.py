@@ -12,7 +12,6 @@ training has seen; ``aligned``: each depth map scaled to the median of the truth
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import code_hash, run_jobs, write_result
+from common import code_hash, job_options, run_jobs, two_command_lines, write_result
 from torch import Tensor
 
 from evonas.data import SPLITS, InMemory
+from evonas.distillation import Distillation
 from evonas.options import Options, parse
 from evonas.search import pick, read_front
 from evonas.space import Architecture, Genome, Space, Stage, as_text
@@ -32,7 +32,7 @@ from evonas.supernet import Network, macs, parameters
 from evonas.tasks import DepthTask, Meter, Task, build_task
 from evonas.tasks.base import MeanMeter
 from evonas.tasks.depth import depth_metrics, valid_pixels
-from evonas.training import Training, single_plan
+from evonas.training import TrainConfig, Training, single_plan
 from evos.runs import seed_everything
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,16 +111,26 @@ def run_one(job: str, options: Options, frames: Path | None) -> dict[str, dict[s
     """``START SEED NAME``: one network retrained, and its metrics on the rooms and the frames."""
     torch.set_num_threads(1)
     start, seed, name = job.split(maxsplit=2)
-    space, task, device = Space(options.space), build_task(options.data, SPLITS), torch.device("cpu")
+    space, task = Space(options.space), build_task(options.data, SPLITS)
     genome = networks(options, task)[name]
     seed_everything(int(seed))
     network = Network(space, task.head, genome) if start == "scratch" else load_supernet(options, task).extract(genome)
     config = replace(options.retrain, lr=options.train.lr) if start == "scratch" else options.retrain
-    plan = single_plan(space, genome, config.steps_over(task.size("train")))
-    training = Training(network, task, plan, config, seed=int(seed), device=device)
+    trained(network, task, config, int(seed))
+    return reported(network, task, options, frames)
+
+
+def trained(
+    network: Network, task: Task, config: TrainConfig, seed: int, distillation: Distillation | None = None
+) -> None:
+    """Train one architecture to the end, without evaluations; it ends with its last weights."""
+    plan, device = (
+        single_plan(network.space, network.genome, config.steps_over(task.size("train"))),
+        torch.device("cpu"),
+    )
+    training = Training(network, task, plan, config, seed=seed, device=device, distillation=distillation)
     for step in range(1, plan.steps + 1):
         training.step(step)
-    return reported(network, task, options, frames)
 
 
 def reported(network: Network, task: Task, options: Options, frames: Path | None) -> dict[str, dict[str, float]]:
@@ -143,14 +153,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--starts", nargs="+", choices=("inherited", "scratch"), default=["inherited", "scratch"])
     parser.add_argument("--frames", type=Path, help="of networks for depth: folder of RGB-D pairs of real rooms")
-    parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--cache", type=Path, default=Path("runs/bench-nas"), help="folder of finished trainings")
-    parser.add_argument("--name", default="nas_found", help="name of the result")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    words = sys.argv[1:]
-    split = words.index("--") if "--" in words else len(words)
-    args = parser.parse_args(words[split + 1 :])
-    _, options = parse(["retrain", *words[:split]])
+    job_options(parser, "nas_found", "runs/bench-nas")
+    words, args = two_command_lines(parser)
+    _, options = parse(["retrain", *words])
     if args.one:
         return print(json.dumps(run_one(args.one, options, args.frames)))
     task, space, out = build_task(options.data, ["test"]), Space(options.space), Path(options.run.out)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import code_hash, run_jobs, write_result
+from common import code_hash, job_options, run_jobs, write_result
 from scipy.stats import kendalltau
 
 from evonas.options import Options, parse
@@ -121,10 +121,7 @@ def main() -> None:
     parser.add_argument("--subnet_steps", type=int, default=3200, help="steps of a subnet in a supernet's training")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--size", type=int, nargs=2, default=(96, 128), metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--cache", type=Path, default=Path("runs/bench-nas"), help="folder of finished trainings")
-    parser.add_argument("--name", default="nas_ranking", help="name of the result")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    job_options(parser, "nas_ranking", "runs/bench-nas")
     args = parser.parse_args()
     config = ROOT / "configs" / "evonas" / "rooms.yaml"
     size = [f"data.height={args.size[0]}", f"data.width={args.size[1]}"]

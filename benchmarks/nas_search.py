@@ -9,7 +9,6 @@ parameters; what one search has evaluated, the others need not evaluate again. A
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import write_result
+from common import two_command_lines, write_result
 
 from evonas.options import parse
 from evonas.search import Result, hypervolume, points, search, write_report
@@ -36,10 +35,8 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=12)
     parser.add_argument("--pictures", type=Path, help="folder for the fronts of the first seed")
     parser.add_argument("--name", default="nas_search", help="name of the result")
-    words = sys.argv[1:]
-    split = words.index("--") if "--" in words else len(words)
-    args = parser.parse_args(words[split + 1 :])
-    _, options = parse(["search", *words[:split]])
+    words, args = two_command_lines(parser)
+    _, options = parse(["search", *words])
     torch.set_num_threads(1)
     space, errors = Space(options.space), ErrorsOnSearch(options)()
     costs = Costs(load_supernet(options, build_task(options.data, ["search"])), options.data.height, options.data.width)

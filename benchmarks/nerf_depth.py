@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import code_hash, run_jobs, write_result
+from common import code_hash, job_options, run_jobs, write_result
 from nerf import Training, mean_and_deviation
 from scipy.spatial import KDTree
 
@@ -97,10 +97,7 @@ def main() -> None:
     parser.add_argument("--rays", type=int, default=512)
     parser.add_argument("--pixels", type=int, default=4096, help="of each held-out view")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--workers", type=int, default=2, help="trainings at a time")
-    parser.add_argument("--cache", type=Path, default=Path("runs/bench-depth"), help="folder of finished trainings")
-    parser.add_argument("--name", default="nerf_depth", help="name of the result")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    job_options(parser, "nerf_depth", "runs/bench-depth")
     args = parser.parse_args()
     args.full, args.disturb = False, "none"
     if args.one:

@@ -2,14 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from evonas.genomes import Genome, GenomeSpace
 from evos.errors import InputError
-from evos.runs.files import HEADER, replace_file
+from evos.runs.files import HEADER, append_line, replace_file, whole_lines
 
 
 class Archive:
@@ -27,17 +26,10 @@ class Archive:
         """
         self.path, self.space = Path(path), space
         self.values: dict[Genome, dict[str, float]] = {}
-        try:
-            whole, _, torn = (self.path.read_bytes() if self.path.exists() else b"").rpartition(b"\n")
-            if torn and whole:
-                os.truncate(self.path, len(whole) + 1)
-        except OSError as error:
-            raise InputError(
-                str(self.path), error.strerror or str(error), "a file that can be read and written"
-            ) from None
-        if not whole:
+        lines = whole_lines(self.path)
+        if not lines:
             replace_file(self.path, f"{json.dumps(self._header())}\n".encode())
-        for number, line in enumerate(whole.splitlines(), 1):
+        for number, line in enumerate(lines, 1):
             self._read(number, line)
 
     def _header(self) -> dict[str, Any]:
@@ -67,12 +59,6 @@ class Archive:
         for name, value in values.items():
             if not math.isfinite(value):
                 raise InputError(name, value, f"a finite number, for genome {list(genome)}")
-        line = json.dumps({"genome": list(genome), **{name: float(value) for name, value in values.items()}})
-        try:
-            with open(self.path, "ab") as file:
-                file.write(f"{line}\n".encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise InputError(str(self.path), error.strerror or str(error), "a writable file with free space") from error
+        entry = {"genome": list(genome), **{name: float(value) for name, value in values.items()}}
+        append_line(self.path, json.dumps(entry))
         self.values[genome] = dict(values)

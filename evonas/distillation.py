@@ -72,17 +72,17 @@ class DistillConfig:
 
 
 @cache
-def cosines(size: int) -> Float[Tensor, "size size"]:
+def cosines(size: int, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "size size"]:
     """The orthonormal cosine transform (DCT-II) as a matrix: rows are frequencies."""
     places = torch.arange(size, dtype=torch.float64)
     matrix = math.sqrt(2 / size) * torch.cos(math.pi / size * (places + 0.5) * places[:, None])
     matrix[0] /= math.sqrt(2)
-    return matrix.float()
+    return matrix.float().to(device, dtype)
 
 
 def transformed(x: Features) -> Features:
     """The cosine transform over height and width."""
-    rows, columns = (cosines(size).to(x) for size in x.shape[1:3])
+    rows, columns = (cosines(size, x.device, x.dtype) for size in x.shape[1:3])
     return torch.einsum("uh,bhwc,vw->buvc", rows, x, columns)
 
 

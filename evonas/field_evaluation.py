@@ -22,6 +22,7 @@ from evonas.field_training import FieldTrainConfig, StepTimes, Target, train_bra
 from evonas.genomes import Genome
 from evos.errors import InputError
 from evos.runs import Stopped, keep_freed_memory
+from evos.runs.files import append_line, whole_lines
 from evos.signals import Signal
 
 Values = dict[str, float]
@@ -132,15 +133,11 @@ class FieldEvaluator:
         self.known: dict[Genome, Values] = {}
         self.pool: ProcessPoolExecutor | None = None
         self.measure = Measurer(setting, self.poll) if workers == 1 else None
+        lines = whole_lines(self.path)
         try:
-            whole, _, torn = (self.path.read_bytes() if self.path.exists() else b"").rpartition(b"\n")
-            if torn:
-                os.truncate(self.path, len(whole) + 1 if whole else 0)
-            for line in whole.splitlines():
+            for line in lines:
                 for entry in json.loads(line):
                     self.known[setting.space.check(entry.pop("genome"))] = entry
-        except OSError as error:
-            raise InputError(str(self.path), error.strerror or str(error), "a file to read and write") from None
         except (ValueError, KeyError, AttributeError, TypeError):
             raise InputError(str(self.path), "a damaged line", "what a search of this space wrote, untouched") from None
 
@@ -169,14 +166,7 @@ class FieldEvaluator:
             size = self.setting.config.bracket
             brackets = [missing[start : start + size] for start in range(0, len(missing), size)]
             found = dict(zip(missing, [values for own in self.run(brackets) for values in own], strict=True))
-            line = json.dumps([{"genome": list(genome), **values} for genome, values in found.items()])
-            try:
-                with open(self.path, "ab") as file:
-                    file.write(f"{line}\n".encode())
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise InputError(str(self.path), error.strerror or str(error), "a file to read and write") from None
+            append_line(self.path, json.dumps([{"genome": list(genome), **values} for genome, values in found.items()]))
             self.known |= found
         for genome in genomes:
             yield genome, self.known[genome]

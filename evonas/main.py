@@ -3,9 +3,9 @@
     python evonas/main.py run --config configs/evonas/rooms.yaml data.root=DIR out=runs/rooms
     torchrun --nproc_per_node=2 evonas/main.py train --config configs/evonas/rooms.yaml data.root=DIR out=runs/rooms
 
-Stages: pretrain, train, search, retrain, evaluate, predict, export, and run: all of them but predict, going on where it
-stopped. ``--help`` lists every option. ``fields``, or ``input=FILE`` without a stage, searches for a neural field of
-your own signals: see field_search.py.
+Stages: pretrain, train, search, retrain, evaluate, predict, points, export, and run: all of them but predict and
+points, going on where it stopped. ``--help`` lists every option. ``fields``, or ``input=FILE`` without a stage,
+searches for a neural field of your own signals: see field_search.py.
 """
 
 import sys
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from evonas import field_search
-from evonas.options import parse
+from evonas.options import parse, stage_word
 from evonas.stages import STAGE_FUNCTIONS, run
 from evos.distributed import process_group, read_world, refusing_once
 from evos.errors import InputError, exit_on_input_error
@@ -53,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def wants_fields(words: Sequence[str]) -> bool:
     """Whether a command line is one of the search of fields."""
-    has_stage = bool(words) and not words[0].startswith("-") and "=" not in words[0]
-    names = {word.removeprefix("--").partition("=")[0] for word in words}
-    return words[0] == FIELDS if has_stage else "input" in names
+    stage = stage_word(words)
+    if stage is not None:
+        return stage == FIELDS
+    return "input" in {word.removeprefix("--").partition("=")[0] for word in words}
 
 
 def stoppable(

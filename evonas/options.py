@@ -136,6 +136,11 @@ PROGRAM = Program(
 )
 
 
+def stage_word(words: Sequence[str]) -> str | None:
+    """The first word, if it is neither an option nor its value."""
+    return words[0] if words and not words[0].startswith("-") and "=" not in words[0] else None
+
+
 def parse(argv: Sequence[str]) -> tuple[str, Options]:
     """The stage and the options that a command line and its config files describe.
 
@@ -143,7 +148,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Options]:
         InputError: unknown stage or option (names the nearest), value of the wrong kind or out of range.
     """
     words = ["retrain.weights=" + word.partition("=")[2] if word.startswith("from=") else word for word in argv]
-    stage = words.pop(0) if words and not words[0].startswith("-") and "=" not in words[0] else None
+    stage = stage_word(words)
+    words = words[stage is not None :]
     if stage is None and not {"-h", "--help"} & set(words):
         raise InputError("STAGE", None, f"one of {', '.join(STAGES)}, first on the command line")
     if stage is not None and stage not in STAGES:

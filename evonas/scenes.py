@@ -48,6 +48,13 @@ class View:
         places, _ = cv2.projectPoints(front, np.zeros(3), np.zeros(3), self.intrinsics, self.distortion)
         return places[:, 0], camera[:, 2]
 
+    def inside(
+        self, points: Float[np.ndarray, "P 3"], size: tuple[int, int]
+    ) -> tuple[Float[np.ndarray, "P 2"], Float[np.ndarray, "P"], Bool[np.ndarray, "P"]]:
+        """As ``project``, and which points are in front of the camera and inside its picture (height, width)."""
+        places, depth = self.project(points)
+        return places, depth, (depth > 0) & (places >= 0).all(1) & (places < (size[1], size[0])).all(1)
+
     def unproject(self, places: Float[np.ndarray, "P 2"], depth: Float[np.ndarray, "P"]) -> Float[np.ndarray, "P 3"]:
         """The points of places at depths along the camera's axis."""
         flat = cv2.undistortPoints(places[:, None].astype(np.float64), self.intrinsics, self.distortion)[:, 0]
@@ -181,8 +188,7 @@ def scale_and_shift(
 
 def seen(view: View, points: Float[np.ndarray, "P 3"], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Whole pixels (x, y) and depths of the points in front of a camera and inside its picture (height, width)."""
-    places, depth = view.project(points)
-    inside = (depth > 0) & (places >= 0).all(1) & (places < (size[1], size[0])).all(1)
+    places, depth, inside = view.inside(points, size)
     return places[inside].astype(int), depth[inside]
 
 
@@ -236,9 +242,7 @@ def agrees(
     view: View, depth: Float[np.ndarray, "H W"], points: Float[np.ndarray, "P 3"], tolerance: float
 ) -> Bool[np.ndarray, "P"]:
     """Whether a view has points where its depth map says there is something."""
-    places, own = view.project(points)
-    height, width = depth.shape
-    inside = (own > 0) & (places >= 0).all(1) & (places < (width, height)).all(1)
+    places, own, inside = view.inside(points, (depth.shape[0], depth.shape[1]))
     column, row = np.where(inside[:, None], places, 0).astype(int).T
     return inside & (np.abs(depth[row, column] / np.where(own > 0, own, 1) - 1) < tolerance)
 

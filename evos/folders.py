@@ -32,7 +32,7 @@ def _walk(folder: Path, top: Path, seen: set[Path]) -> Iterator[Path]:
         raise InputError(str(folder), (error.strerror or str(error)).lower(), "a folder that can be read") from error
     for entry in entries:
         path = folder / entry.name
-        if entry.name.startswith(".") or entry.name in LEFT_BY_SYSTEMS:
+        if is_left_out(entry.name):
             continue
         if entry.is_symlink():
             target = path.resolve()
@@ -44,6 +44,11 @@ def _walk(folder: Path, top: Path, seen: set[Path]) -> Iterator[Path]:
                 yield from _walk(path, top, seen)
         elif entry.is_file():
             yield path
+
+
+def is_left_out(name: str) -> bool:
+    """Whether a file or folder of that name is hidden, or one that systems leave behind."""
+    return name.startswith(".") or name in LEFT_BY_SYSTEMS
 
 
 def is_run(folder: Path) -> bool:

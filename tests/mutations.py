@@ -872,8 +872,8 @@ MUTATIONS = [
     Mutation(
         "points behind a camera are seen",
         "evonas/scenes.py",
-        "inside = (depth > 0) & (places >= 0).all(1) & (places < (size[1], size[0])).all(1)",
-        "inside = (places >= 0).all(1) & (places < (size[1], size[0])).all(1)",
+        "(depth > 0) & (places >= 0).all(1) & (places < (size[1], size[0])).all(1)",
+        "(places >= 0).all(1) & (places < (size[1], size[0])).all(1)",
         SCENES,
     ),
 ]

@@ -13,7 +13,7 @@ from evonas.data import Data, OnDisk, data_root, kept, limited, read_colours, re
 from evonas.supernet import ClassHead, Head
 from evonas.tasks.base import MeanMeter, Meter, Task
 from evos.errors import InputError
-from evos.folders import LEFT_BY_SYSTEMS
+from evos.folders import is_left_out
 from evos.images import list_images
 from evos.runs.files import replace_file
 
@@ -91,5 +91,4 @@ class ClassificationTask(Task):
 
 def class_folders(folder: Path) -> list[str]:
     """Names of the subfolders, without those that are hidden or that systems leave behind."""
-    names = (path.name for path in folder.iterdir() if path.is_dir())
-    return sorted(name for name in names if not name.startswith(".") and name not in LEFT_BY_SYSTEMS)
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_left_out(path.name))

@@ -6,7 +6,7 @@ beside each other in ``root``; instances_val*.json those that are reported. Crow
 
 import json
 import math
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +110,16 @@ class DetectionTask(Task):
         generator = AnchorGenerator(
             tuple(tuple(4 * stride * scale for scale in SCALES) for stride in strides), (RATIOS,) * len(levels)
         )
-        maps = [torch.zeros(1, 1, *places, device=device) for places in levels]
-        return generator(ImageList(torch.zeros(1, 3, *size, device=device), [size]), maps)[0]
+        nothing = torch.zeros(1, 1, 1, 1, device=device)  # the generator asks for shapes alone
+        maps = [nothing.expand(1, 1, *places) for places in levels]
+        return generator(ImageList(nothing.expand(1, 1, *size), [size]), maps)[0]
 
-    @property
+    @cached_property
     def detector(self) -> RetinaNet:
         """Matching, losses and coding of boxes; its own weights are not used."""
-        if not hasattr(self, "_detector"):
-            backbone = nn.Identity()
-            backbone.out_channels = 1  # type: ignore[assignment]
-            self._detector = RetinaNet(backbone, len(self.classes), head=RetinaNetHead(1, 1, 1))
-        return self._detector
+        backbone = nn.Identity()
+        backbone.out_channels = 1  # type: ignore[assignment]
+        return RetinaNet(backbone, len(self.classes), head=RetinaNetHead(1, 1, 1))
 
     def loss(self, output: Float[Tensor, "B A K4"], truth: Float[Tensor, "B M 6"]) -> Float[Tensor, ""]:
         """Focal loss of the classes plus L1 of the boxes, as torchvision computes them."""

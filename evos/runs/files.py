@@ -48,6 +48,39 @@ def replace_file(path: str | Path, content: bytes | memoryview) -> None:
             temporary.unlink()
 
 
+def whole_lines(path: str | Path) -> list[bytes]:
+    """The lines of a file that `append_line` writes; a last one that a kill cut off is dropped from it.
+
+    None where the file is missing.
+
+    Raises:
+        InputError: the file can't be read or written.
+    """
+    path = Path(path)
+    try:
+        whole, _, torn = (path.read_bytes() if path.exists() else b"").rpartition(b"\n")
+        if torn:
+            os.truncate(path, len(whole) + 1 if whole else 0)
+    except OSError as error:
+        raise InputError(str(path), error.strerror or str(error), "a file that can be read and written") from None
+    return whole.splitlines()
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Add a line to a file; it is on disk before this returns.
+
+    Raises:
+        InputError: the file can't be written, or the disk is full.
+    """
+    try:
+        with open(path, "ab") as file:
+            file.write(f"{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(str(path), error.strerror or str(error), "a writable file with free space") from error
+
+
 def save_figure(figure: Any, path: str | Path) -> None:
     """Write a matplotlib figure as PNG, atomically; raises InputError as `replace_file`."""
     buffer = io.BytesIO()
