@@ -663,8 +663,8 @@ MUTATIONS = [
     Mutation(
         "hidden folders are walked",
         "evos/folders.py",
-        'if entry.name.startswith(".") or entry.name in LEFT_BY_SYSTEMS:',
-        "if entry.name in LEFT_BY_SYSTEMS:",
+        'return name.startswith(".") or name in LEFT_BY_SYSTEMS',
+        "return name in LEFT_BY_SYSTEMS",
         "tests/evos/test_folders.py",
     ),
     Mutation(
