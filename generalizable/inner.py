@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from generalizable.base import Data, Decoder, Model, Patterns
+from generalizable.quantised import rounded
 from generalizable.rendering import render
 
 
@@ -89,6 +90,7 @@ def outer_loss(
     coords: Float[Tensor, "_ K D"],
     target: Float[Tensor, "B K C"],
     weight: Float[Tensor, "B K"] | None = None,
+    bits: int | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "B K C"]]:
     """The outer step's loss, differentiable through the inner one, and the signed residual (prediction - target).
 
@@ -97,7 +99,11 @@ def outer_loss(
         coords: the points that the patterns are judged at; one row of them serves all instances.
         target: the signal there, in its own units.
         weight: of each point; the loss is the mean of weight × squared error.
+        bits: of each number of the patterns, as if they came from a file of so many; None: as they are.
     """
-    residual = predict(model, model.encode(data), coords) - target
+    patterns = model.encode(data)
+    if bits is not None:
+        patterns = {name: rounded(pattern, bits) for name, pattern in patterns.items()}
+    residual = predict(model, patterns, coords) - target
     error = residual.square().mean(-1)
     return (error if weight is None else error * weight).mean(), residual.detach()

@@ -20,6 +20,7 @@ from evos.runs import read_json
 from evos.selection import SELECTORS, SelectorConfig
 from evos.training_options import OptimizerOptions, RunOptions
 from generalizable.models import MODELS, ModelConfig
+from generalizable.quantised import MOST_BITS
 
 Layout = Literal["auto", "folder", "celeba", "ffhq", "imagenette", "librispeech", "learnit", "blender", "shards"]
 PAPER_LR = 1e-4
@@ -192,6 +193,10 @@ class TrainConfig(OptimizerOptions):
     """Width of the uniform noise on training coordinates in cells, at least 0 (images and sounds); the paper's is 1 on
     ImageNette, 0 elsewhere."""
 
+    bits: int | None = None
+    """Bits of each number of the patterns, 1 to 8: they are rounded in training as by ``bits`` of evos encode; none:
+    they are trained as 32-bit floats."""
+
     inner_points: Literal["all", "selected"] = "all"
     """Support points of the inner loop in training: all, or selected (those that the selector chose for the loss; not
     for views, whose support and target are different pixels)."""
@@ -219,6 +224,7 @@ class TrainConfig(OptimizerOptions):
         if self.optimizer not in ("adam", "muon"):
             raise InputError("optimizer", self.optimizer, "adam or muon")
         check_range("coord_noise", self.coord_noise, 0)
+        check_range("bits", self.bits, 1, MOST_BITS)
 
     def lr_at(self, step: int) -> float:
         """The learning rate of a step, counted from 1."""

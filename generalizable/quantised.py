@@ -50,10 +50,29 @@ def fit_steps(values: Float[Tensor, "*S"], bits: int) -> Steps:
     """
     if not values.isfinite().all():
         raise InputError("bits", "patterns that are not finite", "finite ones")
-    mean, deviation = values.double().mean(), values.double().std(correction=0)
-    low = max(float(values.min()), float(mean - SPREAD * deviation))
-    high = min(float(values.max()), float(mean + SPREAD * deviation))
-    return Steps(bits, low, max(low, high))
+    low, high = ends(values.double())
+    return Steps(bits, float(low), float(high))
+
+
+def ends(values: Float[Tensor, "*S"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """The first and the last level of ``fit_steps``."""
+    mean, deviation = values.mean(), values.std(correction=0)
+    low = values.min().maximum(mean - SPREAD * deviation)
+    high = values.max().minimum(mean + SPREAD * deviation)
+    return low, low.maximum(high)
+
+
+def rounded(values: Float[Tensor, "*S"], bits: int) -> Float[Tensor, "*S"]:
+    """The values that decoding finds in a file of so many bits, for training: the gradient passes unchanged.
+
+    The straight-through estimator of Bengio et al. (arXiv 1308.3432). Static shapes; nothing waits for the host.
+    """
+    with torch.no_grad():
+        low, high = ends(values.float())
+        width = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
+        level = ((values - low) / width).round().clamp(0, 2**bits - 1)
+        change = low + width * level - values
+    return values + change.to(values.dtype)
 
 
 def entropy_code(data: bytes) -> bytes:

@@ -39,13 +39,13 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 class OuterStep(nn.Module):
     """The outer loss as a forward pass, which is what DistributedDataParallel averages gradients of."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, bits: int | None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.bits = model, bits
 
     def forward(self, *args: Any) -> tuple[Tensor, Tensor]:
         """See ``inner.outer_loss``."""
-        return outer_loss(self.model, *args)
+        return outer_loss(self.model, *args, bits=self.bits)
 
 
 class Trainer:
@@ -58,7 +58,7 @@ class Trainer:
         seed_everything(options.run.seed)  # the same weights everywhere
         task = build_task(options.data)
         self.model = build_model(options.model, task.model_task).to(device)
-        step = OuterStep(self.model)
+        step = OuterStep(self.model, train.bits)
         self.network = step if world.size == 1 else DistributedDataParallel(step)
         decay = train.ema
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay > 0 else None

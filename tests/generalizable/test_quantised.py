@@ -9,11 +9,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from evos.errors import InputError
+from generalizable.base import Task
 from generalizable.codec import Codec
 from generalizable.encode import encode, main
+from generalizable.inner import outer_loss
 from generalizable.main import main as train
+from generalizable.models import build_model
+from generalizable.models.pattern_composer import PatternComposerConfig
 from generalizable.patterns import read_patterns
-from generalizable.quantised import SPREAD, entropy_code, entropy_decode, fit_steps
+from generalizable.quantised import SPREAD, entropy_code, entropy_decode, fit_steps, rounded
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
@@ -33,6 +37,30 @@ def test_a_few_far_values_do_not_make_the_steps_coarse():
     assert flat.values(flat.quantise(torch.full((7,), 2.5))).tolist() == [2.5] * 7
     with pytest.raises(InputError, match="not finite"):
         fit_steps(torch.tensor([math.inf, 1.0]), 5)
+
+
+@pytest.mark.parametrize("bits", [1, 5])
+def test_training_rounds_as_a_file_does_and_passes_the_gradient(bits):
+    values = torch.cat([torch.randn(2000), torch.tensor([50.0])]).requires_grad_()
+    found = rounded(values, bits)
+    steps = fit_steps(values.detach(), bits)
+    torch.testing.assert_close(found, steps.values(steps.quantise(values.detach())), atol=1e-5, rtol=1e-5)
+    (gradient,) = torch.autograd.grad((3 * found).sum(), values)
+    assert gradient.unique().tolist() == [3.0]
+    assert rounded(torch.full((4,), 2.5), bits).tolist() == [2.5] * 4
+
+
+def test_the_outer_loss_sees_the_rounded_patterns():
+    model = build_model(
+        PatternComposerConfig(hidden_features=8, features=4, rank=2, width=8, heads=2, blocks=1, patch=4),
+        Task("image", (8, 8)),
+    )
+    data, coords, target = torch.rand(2, 3, 8, 8), torch.rand(1, 5, 2), torch.rand(2, 5, 3)
+    patterns = {name: rounded(pattern, 2) for name, pattern in model.encode(data).items()}
+    expected = (model.decode(patterns, coords) - target).square().mean()
+    found, _ = outer_loss(model, data, coords, target, bits=2)
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, outer_loss(model, data, coords, target)[0], rtol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [3, 6])
