@@ -3,8 +3,9 @@
     make demo-meta
 
 The photos are cut from pictures that ship with scikit-image: those to train on from their left two thirds, those to
-test on from the rest. Ends with runs/demo-meta/report.png, whose rows are: truth, reconstruction, the same decoded at
-three times the resolution, and the way from the first photo to the last.
+test on from the rest. The photos to test on are encoded to a file of 6-bit patterns and decoded from it. Ends with
+runs/demo-meta/report.png, whose rows are: truth, reconstruction, the same from the file, at three times the resolution,
+and the way from the first photo to the last.
 """
 
 import shutil
@@ -29,11 +30,11 @@ from evos.runs.outputs import check_folder
 from generalizable.codec import Codec
 from generalizable.encode import decode, encode
 from generalizable.instances import picture
-from generalizable.patterns import interpolate
+from generalizable.patterns import Encoded, interpolate, read_patterns, write_patterns
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "ihc", "motorcycle_left", "retina", "rocket")
-BATCH, SHOWN = 16, 8
+BATCH, SHOWN, BITS = 16, 8, 6
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,33 @@ def train(config: DemoConfig, photos: Path, run: Path) -> None:
         raise SystemExit(done.returncode)
 
 
-def report(run: Path, photos: Path) -> Float[Tensor, "H W 3"]:
-    """The picture."""
-    codec = Codec.load(run, "cpu")
-    patterns = encode(codec, str(photos / "test"))
+def described(codec: Codec, patterns: dict[str, Encoded], coded: dict[str, Encoded], file: Path, photos: Path) -> str:
+    """What the file of patterns takes, and how near to the ``photos`` it is."""
+    truth = torch.stack([picture(photos / f"{name}.png", codec.options.data.size) for name in coded])
+    pixels = rearrange(truth, "b c h w -> b (h w) c")
+    exact, rounded = (
+        codec.task.psnr(torch.stack([decode(codec, each[name], 1) for name in coded]).flatten(1, 2), pixels).mean()
+        for each in (patterns, coded)
+    )
+    return (
+        f"{len(coded)} of them in {file}: {8 * file.stat().st_size / pixels[..., 0].numel():.2f} bits a pixel, "
+        f"{rounded:.2f} dB; from 32-bit patterns {exact:.2f} dB"
+    )
+
+
+def report(
+    codec: Codec, patterns: dict[str, Encoded], coded: dict[str, Encoded], photos: Path
+) -> Float[Tensor, "H W 3"]:
+    """The picture; ``coded``: the patterns as they come from their file."""
     names = list(patterns)[:SHOWN]
     first, last = patterns[names[0]], patterns[names[-1]]
-    truth = [picture(photos / "test" / f"{name}.png", codec.options.data.size) for name in names]
-    same, fine = ([decode(codec, patterns[name], scale) for name in names] for scale in (1, 3))
+    truth = [picture(photos / f"{name}.png", codec.options.data.size) for name in names]
+    same, from_file = ([decode(codec, each[name], 1) for name in names] for each in (patterns, coded))
+    fine = [decode(codec, patterns[name], 3) for name in names]
     way = [decode(codec, interpolate(first, last, i / (len(names) - 1)), 3) for i in range(len(names))]
-    small = torch.stack([rearrange(torch.stack(truth), "b c h w -> b h w c"), torch.stack(same)])
+    small = torch.stack(
+        [rearrange(torch.stack(truth), "b c h w -> b h w c"), torch.stack(same), torch.stack(from_file)]
+    )
     large = torch.stack([torch.stack(fine), torch.stack(way)])
     rows = torch.cat([repeat(small, "r b h w c -> r b (h 3) (w 3) c"), large])
     return rearrange(rows, "r b h w c -> (r h) (b w) c")
@@ -131,14 +149,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     shutil.rmtree(photos, ignore_errors=True)  # an earlier demonstration may have had more of them
     write_photos(photos, config.photos)
     train(config, photos, run)
-    write_image(out / "report.png", report(run, photos))
+    codec = Codec.load(run, "cpu")
+    patterns = encode(codec, str(photos / "test"))
+    file = out / "patterns.safetensors"
+    write_patterns(file, patterns, codec, BITS)
+    coded = read_patterns(file, codec)
+    write_image(out / "report.png", report(codec, patterns, coded, photos / "test"))
     metrics = read_json(run / "metrics.json")
     first = metrics["curve"][0]
     print(
         f"unseen photos: {first['psnr']:.2f} dB after {first['step']} steps, {metrics['psnr']:.2f} dB after "
         f"{metrics['steps']}; {metrics['train_seconds']:.0f} s of training in {config.processes} processes"
     )
-    print(f"truth, reconstruction, the same at 3x, and the way from the first to the last: {out / 'report.png'}")
+    print(described(codec, patterns, coded, file, photos / "test"))
+    print(f"truth, reconstruction, from the file, at 3x, and the way from the first to the last: {out / 'report.png'}")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,8 @@ def test_the_demonstration_runs_under_torchrun(tmp_path, monkeypatch, capfd):
     pytest.importorskip("skimage.data")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     main([f"out={tmp_path}", "photos=16", "steps=2"])
-    assert "unseen photos:" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "unseen photos:" in printed and "patterns.safetensors: " in printed and "bits a pixel" in printed
+    assert (tmp_path / "patterns.safetensors").stat().st_size < 8 * 128 * 64  # 8 patterns in less than a byte a number
     assert len(list_images(tmp_path / "photos" / "train")) == 16
-    assert read_image(tmp_path / "report.png").pixels.shape == (4 * 96, 8 * 96, 3)
+    assert read_image(tmp_path / "report.png").pixels.shape == (5 * 96, 8 * 96, 3)

@@ -1,0 +1,150 @@
+"""Bits per pixel against PSNR: quantised patterns of pictures that a model never saw, beside JPEG and WebP.
+
+    python generalizable/main.py --config configs/generalizable/tiny_images.yaml data.root=DIR data.size=64 ... out=RUN
+    python generalizable/main.py train.init=RUN train.bits=4 ... out=TUNED
+    python benchmarks/rate_distortion.py RUN TUNED [--bits 2 3 4 5 6 8] [--name NAME]
+
+The pictures are the test part of the runs' own data, at the runs' size. Bits of patterns are those of the whole file,
+names and metadata included, shared by all pictures; the network, which the reader has, is not counted, as with all
+learned codecs. Of JPEG both the whole file counts and what follows its headers and tables, which two programs could
+agree upon as they agree upon the network. PSNR is the mean over pictures, of 8-bit values.
+"""
+
+import argparse
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from common import write_result
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from evos.distributed import World
+from evos.errors import InputError
+from generalizable.codec import Codec
+from generalizable.data import find_sources
+from generalizable.instances import stack
+from generalizable.patterns import Encoded, read_patterns, write_patterns
+
+QUALITIES = (1, 3, 5, 8, 12, 18, 25, 35, 50, 70, 90)
+RATES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
+"""Bits per pixel at which the curves are read."""
+
+Point = dict[str, float]
+"""bits of a pixel, psnr."""
+
+
+def psnr(found: Float[Tensor, "N H W C"], truth: Float[Tensor, "N H W C"]) -> float:
+    """Mean over pictures in dB, of values rounded to 8 bits."""
+    rounded = (255 * found.clamp(0, 1)).round() / 255
+    return float(-10 * (rounded - truth).square().flatten(1).mean(1).clamp(min=1e-10).log10().mean())
+
+
+def of_patterns(codec: Codec, signals: dict[str, Encoded], truth: Tensor, bits: int) -> Point:
+    """Patterns written to a file of so many bits a number and read again."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "patterns.safetensors")
+        write_patterns(path, signals, codec, bits)
+        size, read = path.stat().st_size, read_patterns(path, codec)
+    parts = {part: torch.cat([each.parts[part] for each in read.values()]) for part in next(iter(read.values())).parts}
+    pieces, count = [], codec.options.train.batch
+    with codec.evaluating():
+        for start in range(0, len(truth), count):
+            some = {part: pattern[start : start + count] for part, pattern in parts.items()}
+            pieces.append(codec.decode(some))
+    values = torch.cat(pieces).unflatten(1, truth.shape[1:3])
+    return {"bits": 8 * size / truth[..., 0].numel(), "psnr": psnr(values, truth)}
+
+
+def of_files(truth: Tensor, kind: str, quality: int, counted: Callable[[bytes], int] = len) -> Point:
+    """Each picture as a JPEG or WebP file."""
+    sizes, read = [], []
+    for picture in (255 * truth).round().byte().numpy():
+        file = io.BytesIO()
+        options: dict[str, Any] = {"optimize": True} if kind == "JPEG" else {"method": 6}
+        PIL.Image.fromarray(picture).save(file, kind, quality=quality, **options)
+        sizes.append(counted(file.getvalue()))
+        read.append(np.asarray(PIL.Image.open(file).convert("RGB"), dtype=np.float32) / 255)
+    return {"bits": 8 * sum(sizes) / truth[..., 0].numel(), "psnr": psnr(torch.as_tensor(np.stack(read)), truth)}
+
+
+def after_headers(data: bytes) -> int:
+    """Bytes of a JPEG file's entropy-coded scans: what follows the header of the first one."""
+    start = data.index(b"\xff\xda")
+    return len(data) - start - 2 - int.from_bytes(data[start + 2 : start + 4], "big")
+
+
+def read_at(curve: Sequence[Point], bits: float) -> float | None:
+    """PSNR of a curve at a rate, between its points in the logarithm of the rate; None outside."""
+    best: dict[float, float] = {}
+    for point in sorted(curve, key=lambda each: each["bits"]):
+        if not best or point["psnr"] > max(best.values()):  # what costs more and gives less is no choice
+            best[point["bits"]] = point["psnr"]
+    if not best or not min(best) <= bits <= max(best):
+        return None
+    return float(np.interp(np.log(bits), np.log(list(best)), list(best.values())))
+
+
+def test_pictures(codec: Codec, most: int) -> tuple[dict[str, Encoded], Float[Tensor, "N H W 3"]]:
+    """Patterns by number, and the 8-bit pictures that they are made of, from the test part of a run's data."""
+    options = codec.options
+    sources = find_sources(options.sources, options.data, seed=options.run.seed, world=World(), train=False)
+    source = next(iter(sources.test.values()))
+    instances = [source.get(i) for i in range(min(most, len(source)))]
+    signals: dict[str, Encoded] = {}
+    with codec.evaluating():
+        for start in range(0, len(instances), options.train.batch):
+            patterns = codec.encode(stack(instances[start : start + options.train.batch]))
+            for i in range(len(next(iter(patterns.values())))):
+                parts = {part: pattern[i : i + 1].float().cpu() for part, pattern in patterns.items()}
+                signals[str(start + i)] = Encoded(parts, codec.task.instance_form)
+    truth = rearrange(stack(instances).signal.float(), "n c h w -> n h w c")
+    return signals, (255 * truth).round() / 255
+
+
+def main() -> None:
+    """The program."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs on pictures of one size")
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 5, 6, 8], help="of each number of a pattern")
+    parser.add_argument("--most", type=int, default=1000, help="pictures")
+    parser.add_argument("--name", default="rate_distortion", help="of the result")
+    args = parser.parse_args()
+    curves: dict[str, list[Point]] = {}
+    numbers, truth = {}, torch.zeros(0)
+    for run in args.runs:
+        codec = Codec.load(str(run), "cpu")
+        signals, pictures = test_pictures(codec, args.most)
+        if len(truth) and not torch.equal(truth, pictures):
+            raise InputError("runs", f"{run}, of other test pictures", "runs on the same data of one size")
+        truth, numbers[run.name] = pictures, next(iter(signals.values())).numbers
+        curves[run.name] = [of_patterns(codec, signals, truth, bits) for bits in args.bits]
+        print(run.name, [(round(point["bits"], 3), round(point["psnr"], 2)) for point in curves[run.name]], flush=True)
+    curves["JPEG"] = [of_files(truth, "JPEG", quality) for quality in QUALITIES]
+    curves["JPEG without headers"] = [of_files(truth, "JPEG", quality, after_headers) for quality in QUALITIES]
+    curves["WebP"] = [of_files(truth, "WEBP", quality) for quality in (0, *QUALITIES)]
+    table = {name: {str(rate): read_at(curve, rate) for rate in RATES} for name, curve in curves.items()}
+    flat = truth.mean((1, 2), keepdim=True).expand_as(truth)
+    write_result(
+        args.name,
+        {
+            "pictures": len(truth),
+            "size": list(truth.shape[1:3]),
+            "numbers": numbers,
+            "bits": args.bits,
+            "curves": curves,
+            "psnr_at": table,
+            "lowest_bits": {name: min(point["bits"] for point in curve) for name, curve in curves.items()},
+            "one_colour_psnr": psnr(flat, truth),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
