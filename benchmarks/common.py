@@ -47,6 +47,12 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": middle, "q1": low, "q3": high, "n": len(values)}
 
 
+def mean_and_deviation(values: list[float]) -> dict[str, float]:
+    """Mean, standard deviation and count."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.mean(values), 4), "std": round(deviation, 4), "n": len(values)}
+
+
 def ratio(times: Mapping[str, list[float]], side: str, against: str) -> dict[str, float]:
     """Median and quartiles of the ratio of two sides, round by round."""
     return spread([a / b for a, b in zip(times[side], times[against], strict=True)])

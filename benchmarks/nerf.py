@@ -33,7 +33,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from common import Kernels, alternate, ratio, spread, synchronized_clock, write_result
+from common import Kernels, alternate, mean_and_deviation, ratio, spread, synchronized_clock, write_result
 from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from scipy.spatial.transform import Rotation
 from two_trees import compare, serve
@@ -288,12 +288,6 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             "unreached": found["fractions"].count(None),
         }
     return table
-
-
-def mean_and_deviation(values: list[float]) -> dict[str, float]:
-    """Mean, standard deviation and count."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": round(statistics.mean(values), 4), "std": round(deviation, 4), "n": len(values)}
 
 
 def contents(*paths: Path) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import code_hash, job_options, run_jobs, write_result
-from nerf import Training, mean_and_deviation
+from common import code_hash, job_options, mean_and_deviation, run_jobs, write_result
+from nerf import Training
 from scipy.spatial import KDTree
 
 from evonas.scenes import MILLIMETRES, Scene, read_ply, read_scene, seen

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from evos.distributed import World, from_main, gather, reduce_mean, reduce_sum
 from evos.errors import InputError
@@ -20,7 +21,8 @@ from generalizable.pictures import show_source
 def measure_source(
     codec: Codec, source: Source | Shards, world: World, limit: int | None, skipped: list[str]
 ) -> dict[str, Any]:
-    """Metrics of one test part: each instance counts once, whichever process has it. SSIM of pictures without a limit.
+    """Metrics of one test part: each instance counts once, whichever process has it. Without a limit, those of how
+    alike instances look or sound besides.
 
     Args:
         codec: the model.
@@ -34,7 +36,7 @@ def measure_source(
     """
     variants, batch = codec.variants, max(1, codec.options.train.batch // world.size)
     total, count = torch.zeros(len(variants), dtype=torch.float64), torch.zeros(1)
-    similarities, with_ssim = torch.zeros(1, dtype=torch.float64), limit is None and codec.task.has_pictures
+    similarities: dict[str, Tensor] = {}
     with codec.evaluating():
         for instance in evaluation_batches(source, batch, world=world, limit=limit, skipped=skipped):
             instance = instance.to(codec.device)
@@ -44,14 +46,16 @@ def measure_source(
             measured.append(codec.task.psnr(values, target))
             total += torch.stack([each.sum() for each in measured]).cpu()
             count += len(instance.signal)
-            if with_ssim:
-                similarities += codec.task.ssim(values, target).double().sum().cpu()
+            if limit is None:
+                for title, each in codec.task.similarity(values, target, codec.options.run.lpips).items():
+                    similarities[title] = similarities.get(title, 0) + each.double().sum().cpu()
     if not reduce_sum(count).item():
         raise unreadable(source.name, "test", skipped)
     mean = reduce_mean(total, count.expand(len(variants))).tolist()
     metrics: dict[str, Any] = {"psnr": mean[-1], "instances": int(reduce_sum(count))}
-    if with_ssim:
-        metrics["ssim"] = reduce_mean(similarities, count).item()
+    named = gather(list(similarities))  # a process without an instance has none
+    for title in from_main(lambda: sorted({title for titles in named for title in titles})):
+        metrics[title] = reduce_mean(similarities.get(title, torch.zeros(())).reshape(1), count).item()
     if codec.adapts_in_inner_loop:
         metrics["psnr_by_inner_step"] = {
             str(v.inner_steps): value

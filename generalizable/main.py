@@ -78,7 +78,8 @@ def report_sources(sources: Mapping[str, dict]) -> None:
             if key_of in entry
         ]
         held_out = " (held out)" if entry["held_out"] else ""
-        extras = [f"SSIM {entry['ssim']:.3f}", *extras] if "ssim" in entry else extras
+        shown = {"ssim": "SSIM", "lpips": "LPIPS", "stft_distance": "STFT distance"}
+        extras = [*(f"{title} {entry[key]:.3f}" for key, title in shown.items() if key in entry), *extras]
         print(
             "; ".join([f"{name}{held_out}: {entry['psnr']:.2f} dB over {entry['instances']} unseen instances", *extras])
         )

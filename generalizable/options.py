@@ -27,12 +27,12 @@ PAPER_LR = 1e-4
 """Adam's learning rate in the papers of all models."""
 USABLE = ("full", "uniform", "error")
 """Selectors that need neither the whole data set at once nor gradients of coordinates."""
-FREE = ("out", "resume", "overwrite", "quiet", "device", "eval", "workers", "in_memory", "save_every")
+FREE = ("out", "resume", "overwrite", "quiet", "device", "eval", "lpips", "workers", "in_memory", "save_every")
 """Options that may differ between a run and its resumption."""
 GROWING = ("train.steps",)
 """Options that may be larger on resumption."""
 OF_EVALUATION = (
-    *("out", "resume", "eval", "quiet", "device", "train.chunk", "train.batch", "train.pictures"),
+    *("out", "resume", "eval", "lpips", "quiet", "device", "train.chunk", "train.batch", "train.pictures"),
     *(f"data.{name}" for name in ("root", "layout", "sources", "test_ratio", "pieces", "eval_support_views")),
     *("data.workers", "data.in_memory"),
 )
@@ -48,6 +48,10 @@ class RunConfig(RunOptions):
 
     eval: bool = False
     """Only evaluate the run in ``out``, by its own options, into ``out``/eval; data, device and chunk may be given."""
+
+    lpips: bool = False
+    """Measure LPIPS of pictures in the last evaluation (AlexNet's weights are downloaded once); where they can't be
+    loaded, one warning says so."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -70,8 +70,6 @@ class SignalTask(ABC):
     """Of the files that decoded signals are written to."""
     cell_name: ClassVar[str] = "pixels"
     """What its cells are."""
-    has_pictures: ClassVar[bool] = True
-    """Whether instances are compared as pictures, too."""
     sample_rate: int | None = None
     """Samples a second of what can be listened to."""
     support_view_counts: tuple[int | None, ...] = (None,)
@@ -221,12 +219,19 @@ class SignalTask(ABC):
         error = (prediction.clamp(self.lowest, 1.0) - target).double().square().mean((1, 2))
         return -10 * torch.log10(error.clamp(min=1e-12))
 
-    def ssim(self, prediction: Float[Tensor, "B P C"], target: Float[Tensor, "B P C"]) -> Float[Tensor, " B"]:
-        """Structural similarity of each instance that has pictures: the mean over them, one after another."""
+    def similarity(
+        self, prediction: Float[Tensor, "B P C"], target: Float[Tensor, "B P C"], with_lpips: bool = False
+    ) -> dict[str, Float[Tensor, " B"]]:
+        """How alike each instance is to look at: ``ssim``, and ``lpips`` where asked for and to be had, the means over
+        its pictures."""
         size = self.config.size
         a, b = (rearrange(values, "b (v h w) c -> b v h w c", h=size, w=size) for values in (prediction, target))
-        means = [sum(map(metrics.ssim, *pair)) / len(pair[0]) for pair in zip(a, b, strict=True)]
-        return torch.tensor(means, device=prediction.device)
+        found = {"ssim": [[metrics.ssim(*pair) for pair in zip(x, y, strict=True)] for x, y in zip(a, b, strict=True)]}
+        if with_lpips:
+            distances = [[metrics.lpips(*pair) for pair in zip(x, y, strict=True)] for x, y in zip(a, b, strict=True)]
+            if distances[0][0] is not None:
+                found["lpips"] = distances
+        return {name: torch.tensor(values, device=prediction.device).mean(1) for name, values in found.items()}
 
     # ---- results ---------------------------------------------------------------------------------------------
 
@@ -347,7 +352,6 @@ class SoundTask(GridTask):
     lowest: ClassVar[float] = -1.0
     extension: ClassVar[str] = "wav"
     cell_name: ClassVar[str] = "samples"
-    has_pictures: ClassVar[bool] = False
 
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
@@ -360,6 +364,13 @@ class SoundTask(GridTask):
     def count_instances(self, path: Path) -> int:
         """The whole stretches of a recording, with ``data.pieces=all``."""
         return count_pieces(path, self.config.samples, self.config.rate) if self.config.pieces == "all" else 1
+
+    def similarity(
+        self, prediction: Float[Tensor, "B P C"], target: Float[Tensor, "B P C"], with_lpips: bool = False
+    ) -> dict[str, Float[Tensor, " B"]]:
+        """How alike each instance sounds: ``stft_distance``."""
+        pairs = zip(prediction.clamp(self.lowest, 1.0), target, strict=True)
+        return {"stft_distance": torch.tensor([metrics.stft_distance(*pair) for pair in pairs])}
 
     def cells(self, signal: Float[Tensor, "B C T"]) -> Float[Tensor, "B T C"]:
         """Samples in time."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.images import write_image
-from evos.metrics import snr
+from evos.metrics import snr, stft_distance
 from evos.runs import EventLog, Run
 from evos.runs.files import save_figure
 from evos.signals import Signal
@@ -28,12 +28,13 @@ FLOOR = -80.0
 
 
 def measure(fit: Fit, values: Float[Tensor, "T C"], with_lpips: bool) -> dict[str, float | None]:
-    """PSNR and SNR of all samples; where not all are trained on, those of the others besides.
+    """PSNR, SNR and distance of spectra of all samples; where not all are trained on, PSNR and SNR of the others.
 
     The PSNR takes twice the sound's peak for its range: 6.02 dB above one that takes the peak itself, as Sobolev
     training's does. Nothing is clamped. A silent sound has no SNR (None).
     """
     quality = sound_quality(fit.signal, values, fit.values, "")
+    quality["stft_distance"] = stft_distance(fit.signal.samples(values), fit.signal.samples(fit.values))
     factor = fit.options.run.factor
     if factor == 1:
         return quality

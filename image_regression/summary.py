@@ -11,11 +11,11 @@ from evos.errors import InputError
 from evos.runs.files import replace_file
 
 COLUMNS = (
-    *("name", "psnr", "ssim", "lpips", "snr", "held_out_psnr", "held_out_ssim", "held_out_snr"),
+    *("name", "psnr", "ssim", "lpips", "snr", "stft_distance", "held_out_psnr", "held_out_ssim", "held_out_snr"),
     *("train_seconds", "points_evaluated"),
 )
 
-OPTIONAL_COLUMNS = ("snr", "held_out_psnr", "held_out_ssim", "held_out_snr")
+OPTIONAL_COLUMNS = ("snr", "stft_distance", "held_out_psnr", "held_out_ssim", "held_out_snr")
 """Columns of sounds, and of runs not trained on everything: left out where no run has them."""
 
 FORMS = {
@@ -23,6 +23,7 @@ FORMS = {
     "ssim": "{:.4f}",
     "lpips": "{:.4f}",
     "snr": "{:.2f}",
+    "stft_distance": "{:.3f}",
     "seconds": "{:.1f}",
     "train_seconds": "{:.1f}",
     "points": "{:,}",
@@ -39,6 +40,7 @@ def sentence(result: dict[str, Any], out: Path) -> str:
         "psnr": "{:.2f} dB",
         "ssim": "SSIM {:.4f}",
         "snr": "SNR {:.2f} dB",
+        "stft_distance": "STFT distance {:.3f}",
         "held_out_psnr": "not trained on: {:.2f} dB",
         "held_out_ssim": "SSIM {:.4f}",
         "held_out_snr": "SNR {:.2f} dB",

@@ -13,7 +13,7 @@ from skimage.metrics import structural_similarity
 
 from evos import metrics
 from evos.errors import InputError
-from evos.metrics import held_out_metrics, image_metrics, lpips, luma, psnr, snr, ssim
+from evos.metrics import held_out_metrics, image_metrics, lpips, luma, psnr, snr, ssim, stft_distance
 
 
 def pair(height: int, width: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -222,3 +222,26 @@ def test_snr_is_the_energy_of_the_sound_over_that_of_the_error(decibels: float) 
 def test_snr_of_silence_is_undefined_and_that_of_equals_infinite() -> None:
     assert snr(torch.ones(5, 1), torch.zeros(5, 1)) is None
     assert snr(torch.ones(5, 1), torch.ones(5, 1)) == math.inf
+
+
+def test_the_distance_of_spectra_is_that_of_numpys_spectra() -> None:
+    rng = np.random.default_rng(0)
+    target, pred = (0.3 * rng.standard_normal(600).astype(np.float32) for _ in range(2))
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(512) / 512)
+
+    def magnitudes(wave: np.ndarray) -> np.ndarray:
+        padded = np.pad(wave, 256)
+        frames = [padded[at : at + 512] * window for at in range(0, len(padded) - 511, 128)]
+        return np.maximum(np.abs(np.fft.rfft(frames)), 1e-5)
+
+    a, b = magnitudes(pred), magnitudes(target)
+    expected = np.linalg.norm(b - a) / np.linalg.norm(b) + np.abs(np.log(a) - np.log(b)).mean()
+    found = stft_distance(*(torch.from_numpy(wave)[:, None] for wave in (pred, target)))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_distance_of_spectra_is_zero_for_equal_sounds_and_hears_no_sign() -> None:
+    sound = torch.randn(3000, 2)
+    assert stft_distance(sound, sound) == 0
+    assert stft_distance(-sound, sound) == pytest.approx(0, abs=1e-6)  # a phase that no one hears
+    assert stft_distance(torch.zeros(40, 1), torch.zeros(40, 1)) == 0

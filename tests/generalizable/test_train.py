@@ -466,21 +466,31 @@ def test_a_run_begins_with_the_weights_of_another(tiny, pictures, tmp_path, writ
 
 def test_the_ssim_of_pictures_and_views_is_that_of_each_picture():
     truth, noise = torch.rand(2, 3 * 144, 3), 0.1 * torch.randn(2, 3 * 144, 3)
-    found = ViewTask(DataConfig(task="views", size=12)).ssim(truth + noise, truth)
+    found = ViewTask(DataConfig(task="views", size=12)).similarity(truth + noise, truth)["ssim"]
     for i in range(2):
         a, b = (values[i].reshape(3, 12, 12, 3) for values in (truth + noise, truth))
         assert float(found[i]) == pytest.approx(sum(ssim(a[v], b[v]) for v in range(3)) / 3, abs=1e-6)
-    same = ImageTask(DataConfig(size=12)).ssim(truth[:, :144], truth[:, :144])
-    assert same.tolist() == pytest.approx([1, 1], abs=1e-6)
+    same = ImageTask(DataConfig(size=12)).similarity(truth[:, :144], truth[:, :144])
+    assert same["ssim"].tolist() == pytest.approx([1, 1], abs=1e-6)
 
 
-def test_the_last_evaluation_has_ssim(tiny, pictures, sounds, tmp_path, capsys):
+def test_lpips_is_measured_where_it_is_asked_for_and_to_be_had(monkeypatch):
+    task, truth = ImageTask(DataConfig(size=12)), torch.rand(2, 144, 3)
+    assert "lpips" not in task.similarity(truth, truth, with_lpips=True)  # pictures too small for it
+    monkeypatch.setattr("evos.metrics.lpips", lambda a, b: float((a - b).abs().mean()))
+    assert task.similarity(truth, truth + 0.25, with_lpips=True)["lpips"].tolist() == pytest.approx([0.25] * 2)
+    assert "lpips" not in task.similarity(truth, truth)
+
+
+def test_the_last_evaluation_has_ssim_or_the_distance_of_spectra(tiny, pictures, sounds, tmp_path, capsys):
     main([*tiny, f"data.root={pictures}", f"out={tmp_path / 'run'}"])
     entry = metrics_of(tmp_path / "run")["sources"][pictures.name]
     assert -1 <= entry["ssim"] <= 1 and f"SSIM {entry['ssim']:.3f}" in capsys.readouterr().out
     words = [*tiny, "data.task=sound", "data.seconds=0.1", "data.rate=4000", f"data.root={sounds}"]
     main([*words, f"out={tmp_path / 'sound'}"])
-    assert "ssim" not in metrics_of(tmp_path / "sound")["sources"][sounds.name]
+    entry = metrics_of(tmp_path / "sound")["sources"][sounds.name]
+    assert "ssim" not in entry and entry["stft_distance"] > 0
+    assert f"STFT distance {entry['stft_distance']:.3f}" in capsys.readouterr().out
 
 
 # ---- several processes
