@@ -46,8 +46,8 @@ def measure(run: Path, scale: int, most: int) -> dict[str, float]:
             same = rearrange(codec.decode(patterns), "b (h w) c -> b c h w", h=options.data.size).clamp(0, 1)
             found = {
                 "same_size": (same, small.signal),
-                "decoded": (rearrange(codec.decode(patterns, scale=scale), "b (h w) c -> b c h w", h=len(fine[0, 0])), fine),
-                    rearrange(codec.decode(patterns, scale=scale), "b (h w) c -> b c h w", h=fine.shape[-2]),
+                "decoded": (
+                    rearrange(codec.decode(patterns, scale=scale), "b (h w) c -> b c h w", w=fine.shape[3]),
                     fine,
                 ),
                 "own_picture_enlarged": (enlarged(same, scale), fine),
@@ -62,9 +62,7 @@ def measure(run: Path, scale: int, most: int) -> dict[str, float]:
 def main() -> None:
     """The program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "runs", nargs="+", type=Path, help="folders of runs, NAME-SEED each")
-    )
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, NAME-SEED each")
     parser.add_argument("--scale", type=int, default=3)
     parser.add_argument("--most", type=int, default=1000, help="pictures")
     parser.add_argument("--name", default="meta_scale", help="of the result")
