@@ -1,5 +1,6 @@
 """What the tasks' data have in common: options, and pictures kept in memory as bytes or read in every batch."""
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -62,6 +63,10 @@ class DataConfig:
 
     crop: Literal["none", "eigen", "garg"] = "none"
     """Part of the picture that is evaluated: eigen (NYU v2), garg (KITTI) or all of it."""
+
+    kb_crop: bool = False
+    """Cut depth and its picture to KITTI's benchmark size first: the lowest 352 rows and the middle 1216 columns. The
+    crop garg then stays where it is in the whole picture."""
 
     search_ratio: float = 0.1
     """Fraction of the training scenes held out for choosing, where the layout has no search split; in (0, 0.5]."""
@@ -156,6 +161,27 @@ def augmented(
     gains = 0.9 + 0.2 * draws[:, 1:]
     pictures = pictures ** gains[:, None, None, :1] * gains[:, None, None, 1:2] * gains[:, None, None, 2:]
     return pictures.clamp(0, 1), mirrored
+
+
+def random_crops(pictures: Float[Tensor, "B H W 3"], generator: torch.Generator) -> Float[Tensor, "B H W 3"]:
+    """A part of each picture, anywhere in it and enlarged to its size, by draws from a generator on the CPU.
+
+    The part has 8 to 100 % of the area, and 3/4 to 4/3 of the picture's aspect: Inception's, as ImageNet is trained on.
+    """
+    area, aspect, x, y = torch.rand(len(pictures), 4, generator=generator).to(pictures.device).unbind(1)
+    area = 0.08 + 0.92 * area
+    stretch = torch.exp((2 * aspect - 1) * math.log(4 / 3) / 2)
+    width, height = ((area.sqrt() * factor).clamp(max=1) for factor in (stretch, 1 / stretch))
+    zero = torch.zeros_like(width)
+    # Coordinates of grid_sample: -1 to 1 over the picture.
+    rows = [
+        torch.stack((width, zero, (2 * x - 1) * (1 - width)), 1),
+        torch.stack((zero, height, (2 * y - 1) * (1 - height)), 1),
+    ]
+    planes = pictures.permute(0, 3, 1, 2)
+    grid = F.affine_grid(torch.stack(rows, 1), list(planes.shape), align_corners=False)
+    found = F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
+    return found.permute(0, 2, 3, 1)
 
 
 def data_root(config: DataConfig, option: str = "data.root") -> Path:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from evonas.data import Data, OnDisk, data_root, kept, limited, read_colours, resized
+from evonas.data import Data, OnDisk, data_root, kept, limited, random_crops, read_colours, resized
 from evonas.supernet import ClassHead, Head
 from evonas.tasks.base import MeanMeter, Meter, Task
 from evos.errors import InputError
@@ -50,6 +50,15 @@ class ClassificationTask(Task):
         labels = torch.tensor([label for _, label in files])
         read = lambda i: (resized(read_colours(files[i][0]), self.config), labels[i])  # noqa: E731
         return kept(OnDisk(read, [path.stem for path, _ in files], classes), self.config)
+
+    def batch(
+        self, split: str, index: Int[Tensor, "B"], device: torch.device, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "B H W 3"], Tensor]:
+        """As of all tasks; augmented pictures are a part of theirs."""
+        pictures, truth = super().batch(split, index, device, generator)
+        if generator is None or not self.config.augment:
+            return pictures, truth
+        return random_crops(pictures, generator), truth
 
     @property
     def head(self) -> Head:

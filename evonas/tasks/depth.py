@@ -133,15 +133,29 @@ CROPS = {
     "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
 }
 """Evaluated part of a picture (top, bottom, left, right as fractions): Eigen's of NYU v2, Garg's of KITTI."""
+KB_SIZE = (352, 1216)
+"""Height and width that KITTI's depth benchmark cuts pictures to."""
+KITTI_SIZE = (375, 1242)
+"""Height and width of most of KITTI's pictures; the others differ by up to 6 rows and 18 columns."""
 
 
 def valid_pixels(truth: Float[Tensor, "B H W"], config: DataConfig) -> Bool[Tensor, "B H W"]:
     """Where depth was measured, within the data's range and crop."""
-    height, width = truth.shape[1:]
-    top, bottom, left, right = CROPS[config.crop]
-    inside = torch.zeros(height, width, dtype=torch.bool, device=truth.device)
-    inside[int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = True
+    inside = torch.zeros(truth.shape[1:], dtype=torch.bool, device=truth.device)
+    inside[evaluated_part(config, *truth.shape[1:])] = True
     return (truth > config.min_depth) & (truth < config.max_depth) & inside
+
+
+def evaluated_part(config: DataConfig, height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of pictures of that size that are evaluated."""
+    top, bottom, left, right = CROPS[config.crop]
+    if not config.kb_crop or config.crop == "none":
+        return slice(int(top * height), int(bottom * height)), slice(int(left * width), int(right * width))
+    # Of the whole picture, in the picture cut to the benchmark's size, which may have been resized since.
+    (tall, wide), (low, middle) = KITTI_SIZE, KB_SIZE
+    rows = [(int(edge * tall) - (tall - low)) * height / low for edge in (top, bottom)]
+    columns = [(int(edge * wide) - (wide - middle) // 2) * width / middle for edge in (left, right)]
+    return slice(*(max(0, round(edge)) for edge in rows)), slice(*(max(0, round(edge)) for edge in columns))
 
 
 def depth_metrics(
@@ -304,9 +318,20 @@ def read_pair(
         raise InputError("depth", shapes, "the picture's aspect")
     if not (values > 0).any():
         raise InputError("depth", f"{depth}, which is 0 everywhere", "depth somewhere")
+    if config.kb_crop:
+        pixels, values = (cut_to_benchmark(each, colour) for each in (pixels, values))
     largest = 1 if metres.bits == 32 else 2**metres.bits - 1
     found = F.interpolate(values[None, None, :, :, 0], (config.height, config.width), mode="nearest-exact")[0, 0]
     return resized(pixels, config), (found * largest / scale).nan_to_num(0, 0, 0)
+
+
+def cut_to_benchmark(pixels: Float[Tensor, "h w c"], path: Path) -> Float[Tensor, "H W c"]:
+    """The lowest rows and the middle columns, as many as KITTI's benchmark has."""
+    height, width = pixels.shape[:2]
+    if height < KB_SIZE[0] or width < KB_SIZE[1]:
+        raise InputError("data.kb_crop", f"{path} of {width}×{height}", f"at least {KB_SIZE[1]}×{KB_SIZE[0]}")
+    left = (width - KB_SIZE[1]) // 2
+    return pixels[height - KB_SIZE[0] :, left : left + KB_SIZE[1]]
 
 
 def check_unit(depths: Float[Tensor, "N H W"], config: DataConfig, scale: float) -> None:

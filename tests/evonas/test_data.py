@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from evonas.data import DataConfig, InMemory, OnDisk
+from evonas.data import DataConfig, InMemory, OnDisk, random_crops
 from evonas.tasks import build_task
-from evonas.tasks.depth import colourised, scene_of, write_depth
+from evonas.tasks.depth import colourised, read_pair, scene_of, write_depth
 from evos.errors import InputError
 from evos.images import read_image, write_image
 
@@ -53,6 +53,37 @@ def test_a_flat_folder_is_split_into_runs_of_neighbours(sibling):
     assert numbers(found["search"]) == [24, 25] and numbers(found["test"]) == [26, 27, 28, 29]
     assert found["train"].pictures[3, 4, 4].tolist() == [round(255 * 0.13)] * 3
     assert found["train"].truth[3, 0, 0] == 0
+
+
+def test_the_benchmarks_crop_keeps_the_lowest_rows_and_the_middle_columns(tmp_path):
+    colour, depth = tmp_path / "rgb" / "0.png", tmp_path / "depth" / "0.png"
+    place = torch.stack(torch.meshgrid(torch.arange(370) / 370, torch.arange(1224) / 1224, indexing="ij"), -1)
+    for path in (colour, depth):
+        path.parent.mkdir()
+    write_image(colour, torch.cat([place, torch.zeros(370, 1224, 1)], -1))
+    write_depth(depth, 1 + 10 * place[..., 0], 1000)
+    options = DataConfig(root=str(tmp_path), height=352, width=1216, max_depth=20, kb_crop=True)
+    pixels, metres = read_pair(colour, depth, options, 1000)
+    assert pixels[0, 0, :2].tolist() == [round(255 * 18 / 370), round(255 * 4 / 1224)]
+    torch.testing.assert_close(metres[:, 7], 1 + 10 * place[18:, 0, 0], atol=1e-3, rtol=0)
+    write_image(colour, torch.zeros(300, 1224, 3))
+    write_depth(depth, torch.ones(300, 1224), 1000)
+    with pytest.raises(InputError, match=r"kb_crop: got .*1224×300; allowed: at least 1216×352"):
+        read_pair(colour, depth, options, 1000)
+
+
+def test_random_crops_are_parts_of_their_pictures():
+    place = torch.stack(torch.meshgrid(torch.arange(40.0), torch.arange(60.0), indexing="ij"), -1)
+    pictures = torch.cat([place, torch.ones(40, 60, 1)], -1).expand(64, -1, -1, -1)
+    found = random_crops(pictures, torch.Generator().manual_seed(0))
+    assert torch.equal(found, random_crops(pictures, torch.Generator().manual_seed(0)))
+    assert found.shape == pictures.shape and bool((found[..., 2] - 1).abs().max() < 1e-5)
+    spans = found[:, -1, -1, :2] - found[:, 0, 0, :2]
+    area = (spans[:, 0] + 1) * (spans[:, 1] + 1) / (40 * 60)
+    assert 0.05 < float(area.min()) < 0.2 and 0.8 < float(area.max()) <= 1.001
+    assert found[..., 0].min() >= 0 and found[..., 0].max() <= 39 and found[..., 1].max() <= 59
+    stretch = (spans[:, 1] + 1) / 60 / ((spans[:, 0] + 1) / 40)
+    assert float(stretch.min()) > 0.7 and float(stretch.max()) < 1.4 and float(stretch.std()) > 0.05
 
 
 def test_folders_of_splits_are_taken_as_they_are(sibling, tmp_path):

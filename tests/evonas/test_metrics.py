@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evonas.data import DataConfig
-from evonas.tasks.depth import CROPS, depth_metrics, valid_pixels
+from evonas.tasks.depth import CROPS, depth_metrics, evaluated_part, valid_pixels
 
 
 def slow(prediction, truth, low, high):
@@ -68,6 +68,16 @@ def test_crops_are_the_fields(crop, size, rows, columns):
     expected[rows[0] : rows[1], columns[0] : columns[1]] = True
     assert torch.equal(inside, expected)
     assert set(CROPS) == {"none", "eigen", "garg"}
+
+
+def test_kittis_crops_stay_where_they_are_in_the_whole_picture():
+    whole = evaluated_part(DataConfig(crop="garg"), 375, 1242)
+    rows, columns = evaluated_part(DataConfig(crop="garg", kb_crop=True), 352, 1216)
+    assert (rows.start + 23, rows.stop + 23) == (whole[0].start, whole[0].stop)
+    assert (columns.start + 13, columns.stop + 13) == (whole[1].start, whole[1].stop)
+    rows, columns = evaluated_part(DataConfig(crop="garg", kb_crop=True), 176, 608)  # trained at half the size
+    assert (rows.start, rows.stop, columns.start, columns.stop) == (65, 174, 16, 592)
+    assert evaluated_part(DataConfig(kb_crop=True), 352, 1216) == (slice(0, 352), slice(0, 1216))
 
 
 def test_errors_outside_of_the_crop_do_not_count():
