@@ -10,8 +10,9 @@ DIR is a Blender, nerfstudio or LLFF scene. Every run is a process of its own wi
 optimizer. ``--other`` measures another version of this project, in the folder DIR, beside this one (two_trees.py). Test
 PSNR is the mean over the held-out views of PSNR over the same random pixels of each.
 A variant is ``tiles:keep_ratio=0.5:tile_side=10``: options of the strategy or of the pixel sampler.
-``foreground`` is nerfstudio's sampler with 90 % of the rays on pixels that are not white, which explains part of any
-gain on objects before a white background. ``--disturb`` changes 15 % of the training views, as real captures have them:
+``foreground``, ``hsm`` and ``mcblock`` are peers inside the host's data manager (nerf_peers.py); the first is
+nerfstudio's sampler with 90 % of the rays on pixels that are not white, which explains part of any gain on objects
+before a white background. ``--disturb`` changes 15 % of the training views, as real captures have them:
 blocks (of one colour, 0.35 of the shorter side wide), poses (turned by 1 degree) or exposure (half or one and a half
 times as bright). Steps to the baseline are read from smoothed curves. Finished runs are kept in ``--cache`` by the
 contents of the code and of the scene.
@@ -31,9 +32,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import nerf_peers
 import numpy as np
 import torch
 from common import Kernels, alternate, mean_and_deviation, ratio, spread, synchronized_clock, write_result
+from nerf_peers import PEERS, attach
 from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from scipy.spatial.transform import Rotation
 from two_trees import compare, serve
@@ -105,23 +108,7 @@ def disturbed(dataset: Any, kind: str) -> Any:
     return dataset
 
 
-class ForegroundSampler(PixelSampler):
-    """nerfstudio's sampler, but 90 % of the pixels are drawn from those that are not white in any channel."""
-
-    def collate_image_dataset_batch(self, batch: Any, num_rays_per_batch: int, keep_full_image: bool = False) -> Any:
-        """As the host's, of a batch whose images have one size."""
-        if not hasattr(self, "foreground"):
-            self.foreground = (batch["image"] < 1).any(-1).nonzero()
-        return super().collate_image_dataset_batch(batch, num_rays_per_batch, keep_full_image)
-
-    def sample_method(self, batch_size: int, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Pixels (image, y, x)."""
-        count = round(0.9 * batch_size)
-        drawn = self.foreground[torch.randint(len(self.foreground), (count,))]
-        return torch.cat([drawn, super().sample_method(batch_size - count, *args, **kwargs)])
-
-
-HOST_SAMPLERS = {BASELINE: PixelSampler, "foreground": ForegroundSampler}
+HOST_SAMPLERS = {BASELINE: PixelSampler, **PEERS}
 """Samplers in nerfstudio's own data manager."""
 
 
@@ -198,6 +185,8 @@ class Training:
             own = {name: getattr(args, name) for name in ("host_name", "planes") if hasattr(args, name)}
             self.pipeline = build_pipeline(scene, sampler, args.rays, seed, args.device, args.full, args.disturb, **own)
             self._same_start(seed)
+        if sampler in PEERS:
+            attach(self.pipeline.datamanager.train_pixel_sampler, self.pipeline)
         attributes = TrainingCallbackAttributes(None, None, self.pipeline, None)  # type: ignore
         self.callbacks = self.pipeline.get_training_callbacks(attributes)
         if sampler not in HOST_SAMPLERS:
@@ -422,7 +411,7 @@ def main() -> None:
         return
 
     root = Path(__file__).parents[1]
-    code = contents(root / "evos", root / "evos_nerf", Path(__file__))
+    code = contents(root / "evos", root / "evos_nerf", Path(__file__), Path(nerf_peers.__file__))
     cache = args.cache / f"{name}-{contents(Path(folder))}-{code}"
 
     def work(job: tuple[str, int]) -> dict[str, Any]:

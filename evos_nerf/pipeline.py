@@ -120,7 +120,7 @@ class EvosFeedback(MissingLpips):
             sampler.observe(selection, residual)
             metrics |= sampler.metrics()
         if self.sobolev is not None:
-            losses = self.sobolev.add_to(losses, outputs, self._model, sampler)
+            losses = self.sobolev.add_to(losses, outputs, self._model, sampler, selection)
         return outputs, losses, metrics
 
     # ---- evaluation --------------------------------------------------------------------------------------------

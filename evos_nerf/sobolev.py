@@ -24,8 +24,9 @@ from evos.derivatives import SMOOTHING, spatial_gradient
 from evos.errors import InputError
 from evos.losses import derivative_loss
 from evos.runs.seeding import rng_state, set_rng_state
+from evos.selection import Selection
 from evos_nerf.datamanager import EvosDataManager
-from evos_nerf.pixel_sampler import SELECTION, EvosPixelSampler
+from evos_nerf.pixel_sampler import EvosPixelSampler
 from evos_nerf.rays import RayPool
 from evos_nerf.rendering import pinhole_tangents
 from evos_nerf.tiles import TileGrid
@@ -89,14 +90,20 @@ class DerivativeTerm:
             self._jitter = rng_state()
 
     def add_to(
-        self, losses: dict[str, Tensor], outputs: dict[str, Any], model: nn.Module, sampler: EvosPixelSampler | None
+        self,
+        losses: dict[str, Tensor],
+        outputs: dict[str, Any],
+        model: nn.Module,
+        sampler: EvosPixelSampler | None,
+        selection: Selection | None,
     ) -> dict[str, Tensor]:
         """Add the derivative loss of the rays last drawn; with supervision ``der`` it replaces the colour loss.
+
+        ``selection``: what they were drawn from, with their loss weights.
 
         Raises:
             InputError: equirectangular cameras, whose rays nerfstudio's own sampler draws.
         """
-        selection = getattr(self.datamanager, "last_batch", {}).get(SELECTION)
         if sampler is None or sampler.grid is None or sampler.rays is None or selection is None:
             raise InputError("sobolev.lambda_der", self.config.lambda_der, "0 with equirectangular cameras")
         points, pixels = self.datamanager.last_batch["indices"], sampler.rays

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "benchmarks"))  # as its scripts have it
@@ -19,9 +20,51 @@ SCRIPTS = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_benchmark_finds_what_it_imports(name):
-    if name in {"ray_derivatives", "nerf", "nerf_masks", "meta_views", "sobolev_fern"}:
+    if name in {"ray_derivatives", "nerf", "nerf_peers", "nerf_depth", "nerf_masks", "meta_views", "sobolev_fern"}:
         pytest.importorskip("nerfstudio")
     assert importlib.import_module(name).__doc__
+
+
+# ---- peers
+
+
+def test_the_blocks_of_the_peer_tile_every_image_however_they_are_divided():
+    pytest.importorskip("nerfstudio")
+    from nerf_peers import BlockSampler
+    from nerfstudio.data.pixel_samplers import PixelSamplerConfig
+
+    torch.manual_seed(0)
+    images = torch.rand(3, 50, 70, 3)
+    images[0] = 0.5  # nothing to see: large blocks
+    sampler = PixelSamplerConfig(_target=BlockSampler, num_rays_per_batch=64).setup()
+    batch = {"image": images, "image_idx": torch.arange(3)}
+    for step in range(200):
+        drawn = sampler.sample(batch)["indices"]
+        sampler.observe(torch.where(drawn[:, :1] == 1, 0.5, 0.01).expand(-1, 3))
+        if step in (0, 199):
+            count = torch.zeros(3, 50, 70)
+            for image, top, left, height, width in sampler.blocks.tolist():
+                count[image, top : top + height, left : left + width] += 1
+            assert bool((count == 1).all())
+        if step == 0:
+            sizes = [int((sampler.blocks[:, 0] == image).sum()) for image in range(3)]
+            assert sizes[0] == 6 < sizes[1]
+    share = (torch.cat([sampler.sample(batch)["indices"][:, 0] for _ in range(5)]) == 1).float().mean()
+    assert share > 0.6
+
+
+def test_hard_rays_are_the_wrong_ones():
+    pytest.importorskip("nerfstudio")
+    from nerf_peers import HardSampler
+    from nerfstudio.data.pixel_samplers import PixelSamplerConfig
+
+    torch.manual_seed(0)
+    sampler = PixelSamplerConfig(_target=HardSampler, num_rays_per_batch=8).setup()
+    batch = {"image": torch.rand(2, 9, 9, 3), "image_idx": torch.arange(2)}
+    assert len(sampler.sample(batch)["indices"]) == 32
+    residual = torch.full((32, 3), 1e-4)
+    residual[::4] = -1.0
+    assert set(range(0, 32, 4)) - set(sampler.choose(residual).tolist()) == set()
 
 
 # ---- two trees

@@ -9,8 +9,9 @@ pytest.importorskip("nerfstudio")
 
 from evos.derivatives import SMOOTHING, spatial_gradient
 from evos.errors import InputError
+from evos.selection import Selection
 from evos_nerf.datamanager import EvosDataManager, EvosDataManagerConfig
-from evos_nerf.pixel_sampler import SELECTION, EvosPixelSampler, EvosPixelSamplerConfig
+from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig
 from evos_nerf.rays import RayPool, drawn_pixels
 from evos_nerf.sobolev import DerivativeTerm, SobolevConfig, picture_derivative
 from evos_nerf.tiles import build_grid
@@ -56,12 +57,12 @@ def test_differences_are_those_of_the_picture_whatever_the_jitter(pictures):
     points = torch.tensor([[0, 2, 3], [0, 4, 6], [1, 5, 0], [1, 0, 3]])
     model, grid = Painter(pictures).train(), build_grid(SIZES, 2, "cpu")
     weight = torch.tensor([[1.0, 2.0, 0.5, 0.5]])
-    batch = {"indices": points, SELECTION: Mock(weight=weight)}
-    data = Mock(EvosDataManager, train_ray_generator=lambda points: points, last_batch=batch)
+    drawn = Mock(Selection, weight=weight)
+    data = Mock(EvosDataManager, train_ray_generator=lambda points: points, last_batch={"indices": points})
     term = DerivativeTerm(SobolevConfig(lambda_der=0.5), model, data)
     sampler = Mock(EvosPixelSampler, grid=grid, rays=pool(pictures))
     outputs, after = model(points), torch.get_rng_state()
-    losses = term.add_to({"rgb_loss": torch.ones(())}, outputs, model, sampler)
+    losses = term.add_to({"rgb_loss": torch.ones(())}, outputs, model, sampler, drawn)
     assert torch.equal(torch.get_rng_state(), after)
     expected = 0.0
     for (i, y, x), factor in zip(points.tolist(), weight[0].tolist(), strict=True):
@@ -72,7 +73,7 @@ def test_differences_are_those_of_the_picture_whatever_the_jitter(pictures):
         expected += factor * 4 * float((p[a + 1, x] - p[a, x]).square().sum() + (p[y, b + 1] - p[y, b]).square().sum())
     assert losses["derivative_loss"].item() == pytest.approx(0.5 * expected / 4, rel=1e-5)
     assert losses["rgb_loss"] == 1
-    only = DerivativeTerm(SobolevConfig("der", 0.5), model, data).add_to(losses, model(points), model, sampler)
+    only = DerivativeTerm(SobolevConfig("der", 0.5), model, data).add_to(losses, model(points), model, sampler, drawn)
     assert set(only) == {"derivative_loss"}
 
 
@@ -115,7 +116,7 @@ def test_nerfacto_learns_derivatives_too(method):
 def test_cameras_whose_rays_are_not_ours_are_refused(pictures):
     term = DerivativeTerm(SobolevConfig(lambda_der=1.0), Painter(pictures), Mock(EvosDataManager))
     with pytest.raises(InputError, match="equirectangular"):
-        term.add_to({}, {}, Painter(pictures), None)
+        term.add_to({}, {}, Painter(pictures), None, None)
 
 
 @pytest.mark.parametrize(
