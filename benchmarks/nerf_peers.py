@@ -53,7 +53,7 @@ class BlockSampler(PixelSampler):
     """Rectangles of pixels, chosen by an upper confidence bound of their error and divided where it is large."""
 
     TEXTURE, LARGEST, SMALLEST = 0.05, 32, 2
-    """Standard deviation of colours above which blocks are divided at the start, and their largest and smallest sides."""
+    """Standard deviation of colours above which blocks are divided at the start; their largest and smallest sides."""
 
     EXPLORATION = 0.1
     """Weight of the confidence bound beside root mean squared errors, in [0, 1] units."""
