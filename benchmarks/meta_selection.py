@@ -40,7 +40,7 @@ def words(args: argparse.Namespace, variant: str, seed: int) -> list[str]:
     given = [o if "." in key or key == "model" else f"selector.{o}" for key, o in zip(keys, options, strict=True)]
     out = Path(args.out, f"{variant.replace(':', '-').replace('=', '_')}-{seed}")
     base = ["--config", args.config, f"data.root={args.data}", f"out={out}", f"seed={seed}", "device=cpu"]
-    return [*base, "train.eval_instances=null", *args.set, *selector, *given, "--resume", "--quiet"]
+    return [*base, "train.eval_instances=none", *args.set, *selector, *given, "--resume", "--quiet"]
 
 
 def run(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
