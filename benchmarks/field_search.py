@@ -118,6 +118,11 @@ def tpe(space: FieldSpace, config: FieldSearchConfig, evaluate: Callable) -> dic
         seed=config.seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=config.population
     )
     study = optuna.create_study(direction="minimize", sampler=sampler)
+    for genome in space.start:
+        genes = dict(zip(space.names, genome, strict=True))
+        family = space.choices["family"][genes["family"]]
+        own = {f"{family}_{name}": genes[name] for name in [*space.used(family), "optimizer", "lr"]}
+        study.enqueue_trial({"family": family} | own)
     evaluated: dict[Genome, dict] = {}
     for _ in range(config.generations):
         asked: dict[Genome, Any] = {}

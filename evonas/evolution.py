@@ -107,7 +107,13 @@ def fresh(space: GenomeSpace, count: int, generator: np.random.Generator, seen: 
     return found
 
 
-class RandomGenomes(Sampling):
+def first_generation(space: GenomeSpace, count: int, generator: np.random.Generator) -> list[Genome]:
+    """What the space begins with, and random genomes."""
+    begun = space.start[:count]
+    return begun + (fresh(space, count - len(begun), generator, begun) if count > len(begun) else [])
+
+
+class FirstGenomes(Sampling):
     """The first generation."""
 
     def __init__(self, space: GenomeSpace) -> None:
@@ -115,7 +121,7 @@ class RandomGenomes(Sampling):
         self.space = space
 
     def _do(self, problem, n_samples, *args, random_state: Any = None, **kwargs):
-        return np.array(fresh(self.space, n_samples, random_state))
+        return np.array(first_generation(self.space, n_samples, random_state))
 
 
 Fill = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -216,7 +222,7 @@ class Evolution:
         self.problem, self.new = Problem(n_var=len(space), n_obj=len(config.names), xl=low, xu=high), OnlyNew()
         own: dict[str, Any] = {
             "pop_size": config.population,
-            "sampling": RandomGenomes(space),
+            "sampling": FirstGenomes(space),
             "crossover": GeneCrossover(space.option_genes, config.crossover, space.fill),
             "mutation": GeneMutation(space.option_genes, config.mutation, config.eta, space.fill),
             "repair": SpaceRepair(space),
@@ -268,7 +274,11 @@ class RandomSearch:
 
     def ask(self) -> list[Genome]:
         """As Evolution's."""
-        self.asked = fresh(self.space, self.count, self.generator, self.seen)
+        self.asked = (
+            fresh(self.space, self.count, self.generator, self.seen)
+            if self.seen
+            else first_generation(self.space, self.count, self.generator)
+        )
         self.seen += self.asked
         return self.asked
 

@@ -6,7 +6,7 @@ so that no field has two.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from typing import Any, cast
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 
 from evonas.genomes import Genes, Genome, GenomeSpace
 from evonas.space import read_names, read_numbers
+from evos.command_line import read_list
 from evos.config import check_range
 from evos.errors import InputError
 from evos.fields import FIELDS, FieldConfig, build_field
@@ -88,6 +89,13 @@ class FieldSpaceConfig:
     lr: str = "[0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05]"
     """Learning rates, on Adam's scale."""
 
+    start: str = (
+        "[{family: siren, hidden_features: 256, init_scale: 1.5, optimizer: schedule_free, lr: 0.001},"
+        " {family: hashgrid, lr: 0.01}, {family: hashgrid, table_log2: 12, lr: 0.01}]"
+    )
+    """Fields that the first generation holds, each as near as the lists above come to it, with its family's defaults
+    for what is not said; []: it is all random. By default those that ship."""
+
     max_parameters: int | None = None
     """Most numbers that a field may be made of, at least 1; larger ones are made smaller; none: no limit."""
 
@@ -106,7 +114,7 @@ def read_choices(config: FieldSpaceConfig) -> dict[str, list[Any]]:
             found[name] = read_names(name, text, known[name])
             if not found[name]:
                 raise InputError(name, text, f"a list of {', '.join(known[name])}")
-        elif name != "max_parameters":
+        elif name not in ("start", "max_parameters"):
             found[name] = read_numbers(name, text, int if name in WHOLE else float)
             if sorted(set(found[name])) != found[name]:
                 raise InputError(name, text, "ascending numbers, each once")
@@ -152,6 +160,47 @@ class FieldSpace(GenomeSpace):
         self.names = list(self.choices)
         for family in self.choices["family"]:
             self.check_family(family)
+        _ = self.start  # bad ones are refused now
+
+    @cached_property
+    def start(self) -> list[Genome]:
+        """The config's fields, each once, without those of families that this space leaves out.
+
+        Raises:
+            InputError: it is no list of fields.
+        """
+        found = []
+        for values in read_list("start", self.config.start):
+            family = str(values.get("family")) if isinstance(values, dict) else ""
+            if family not in FIELDS or not values.keys() <= {"family", "optimizer", "lr"} | options_of(family):
+                raise InputError(
+                    "start", values, f"a mapping of family ({', '.join(FIELDS)}), its options, optimizer, lr"
+                )
+            if family in self.choices["family"]:
+                found.append(self.nearest(values))
+        return list(dict.fromkeys(found))
+
+    def nearest(self, values: Mapping[str, Any]) -> Genome:
+        """The genome whose choices are the nearest to a field's options, numbers by their ratio.
+
+        ``values``: options by name, texts or numbers; raises InputError for one that should be a number and is none.
+        """
+        family = FIELDS[values["family"]]
+        defaults = {entry.name: getattr(family(), entry.name) for entry in fields(family)}
+        wanted = {"optimizer": "adam", "lr": family.default_lr} | defaults | dict(values)
+        genes = []
+        for name, choices in self.choices.items():
+            if name not in wanted:
+                genes.append(0)
+            elif isinstance(choices[0], str):
+                genes.append(choices.index(wanted[name]) if wanted[name] in choices else 0)
+            else:
+                try:
+                    goal = math.log(float(wanted[name]))
+                except ValueError:
+                    raise InputError(f"start {name}", wanted[name], "a number above 0") from None
+                genes.append(min(range(len(choices)), key=lambda i: abs(math.log(choices[i]) - goal)))
+        return self.repair(genes)
 
     def check_family(self, family: str) -> None:
         """Raise InputError where its options are out of range, or none of its fields is small enough."""

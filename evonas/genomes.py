@@ -31,6 +31,11 @@ class GenomeSpace(ABC):
         """How many genes choose an option."""
 
     @property
+    def start(self) -> list[Genome]:
+        """Genomes that the first generation holds, each once; the others are random."""
+        return []
+
+    @property
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What a genome's meaning depends on, for the header of an archive."""

@@ -8,6 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evonas.evolution import Evolution, RandomSearch, first_generation
+from evonas.field_search import FieldSearchConfig
 from evonas.field_space import FieldSpace, FieldSpaceConfig, field_parameters
 from evos.errors import InputError
 from evos.fields import FIELDS, build_field
@@ -147,3 +149,47 @@ def test_a_field_of_another_space_is_refused():
     small = FieldSpace(replace(SMALL, family="[siren]", max_parameters=300))
     with pytest.raises(InputError, match="300 parameters"):
         small.encode(replace(found, field=replace(found.field, hidden_features=16)))
+
+
+def test_the_first_generation_holds_the_fields_that_ship_and_random_ones():
+    space = FieldSpace(FieldSpaceConfig())
+    siren, grid, small = (space.decode(genome) for genome in space.start)
+    assert (siren.field.name, siren.field.hidden_layers, siren.field.hidden_features) == ("siren", 3, 256)
+    assert (siren.field.init_scale, siren.optimizer, siren.lr) == (1.5, "schedule_free", 1e-3)
+    assert grid.field == FIELDS["hashgrid"]() and small.field == FIELDS["hashgrid"](table_log2=12)
+    assert (grid.optimizer, grid.lr) == ("adam", 1e-2)
+    first = first_generation(space, 8, np.random.default_rng(0))
+    assert first[:3] == space.start and len(set(first)) == 8
+    assert first_generation(space, 2, np.random.default_rng(0)) == space.start[:2]
+    for algorithm in ("nsga2", "random"):
+        config = FieldSearchConfig(algorithm=algorithm, population=6, generations=2)
+        method = RandomSearch(space, config) if algorithm == "random" else Evolution(space, config)
+        assert set(space.start) <= set(method.ask())
+
+
+def test_what_a_search_begins_with_is_fitted_to_the_space():
+    space = FieldSpace(FieldSpaceConfig(hidden_features="[8, 100, 300]", lr="[0.001, 0.004]", max_parameters=30000))
+    assert all(space.parameters(genome) <= 30000 for genome in space.start)
+    own = space.decode(space.nearest({"family": "siren", "hidden_features": "170", "lr": 0.0021}))
+    assert own.field.hidden_features == 100 and own.lr == 0.004 and own.optimizer == "adam"
+    assert FieldSpace(FieldSpaceConfig(family="[relu]")).start == [] == FieldSpace(FieldSpaceConfig(start="[]")).start
+    twice = "[{family: siren, first_omega: 29}, {family: siren, first_omega: 31}]"
+    assert len(FieldSpace(FieldSpaceConfig(start=twice)).start) == 1
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "siren",
+        "[siren]",
+        "[{family: mlp}]",
+        "[{hidden_layers: 2}]",
+        "[{family: siren, sigma: 2}]",
+        "[{family: [siren]}]",
+        "[{family: siren, lr: fast}]",
+        "[{family: siren, lr: -1}]",
+    ],
+)
+def test_what_no_field_is_cannot_begin_a_search(start):
+    with pytest.raises(InputError, match="start"):
+        FieldSpace(FieldSpaceConfig(start=start))
