@@ -30,6 +30,8 @@ class LocalityAwareConfig(HypernetworkConfig):
 
     latents: int = 256
     """R, the tokens that an instance becomes; at least 1."""
+    code: int | None = None
+    """Numbers of each latent, at least 1: fewer make small patterns; none: as many as hidden_features."""
     bands: int = 2
     """Bands of Fourier features, each up to a quarter of the next one's highest frequency; at least 1."""
     query_frequency: float | None = None
@@ -40,6 +42,7 @@ class LocalityAwareConfig(HypernetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("latents", self.latents, 1)
+        check_range("code", self.code, 1)
         check_range("bands", self.bands, 1)
         check_range("query_frequency", self.query_frequency, 1)
         check_range("decoder_heads", self.decoder_heads, 1)
@@ -133,13 +136,14 @@ class LocalityAware(Model):
             kind.output_bias,
         )
         self.hypernetwork = Hypernetwork(config, task, config.latents)
-        self.head = head(config.width, config.hidden_features)
+        self.head = head(config.width, config.code or config.hidden_features)
+        self.expand = nn.Identity() if config.code is None else nn.Linear(config.code, config.hidden_features)
 
     def encode(self, data: Data, inner_steps: int | None = None) -> Patterns:
-        """The latents from one pass through the transformer: {"latents": "B R H"}."""
+        """The latents from one pass through the transformer: {"latents": "B R H"}, or as many numbers as ``code``."""
         return {"latents": self.head(self.hypernetwork(data))}
 
     def decoder(self, coords: Float[Tensor, "_ K D"]) -> Decoder:
         """The field, its coordinates lifted once."""
         query, features = self.field.lift(coords)
-        return lambda patterns: self.field(query, features, patterns["latents"])
+        return lambda patterns: self.field(query, features, self.expand(patterns["latents"]))

@@ -176,6 +176,16 @@ def test_the_defaults_are_the_papers_for_the_kind_of_signal(kind, shape, widths,
     assert float(field.encoding.frequencies[-1]) == pytest.approx(highest)
 
 
+def test_short_codes_make_the_locality_aware_patterns_small():
+    model = small_model("locality_aware", code=3)
+    patterns = model.encode(torch.rand(2, 3, 8, 8))
+    assert patterns["latents"].shape == (2, 6, 3)
+    coords = torch.rand(1, 5, 2)
+    query, features = model.field.lift(coords)
+    expected = model.field(query, features, model.expand(patterns["latents"]))
+    assert torch.equal(model.decode(patterns, coords), expected)
+
+
 def test_the_locality_aware_bands_are_the_papers_on_images():
     field = small_model("locality_aware", features=None, bands=2).field
     encodings = [field.query_encoding, *field.band_encodings]
