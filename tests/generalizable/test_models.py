@@ -119,7 +119,7 @@ def test_biases_left_out_of_the_inner_loop_are_shared():
     ],
 )
 def test_first_weights_are_as_long_as_asked_for(initial, most, deviation):
-    weight = small_model("learned_init", "image", features=24, initial=initial).field.layers[0].weight
+    weight = small_model("learned_init", "image", features=24, initial=initial).field.layers[0].weight.detach()
     assert weight.shape == (16, 48) and float(weight.abs().max()) <= most * (1 + 1e-6)
     assert float(weight.std()) == pytest.approx(deviation, rel=0.1)
 
