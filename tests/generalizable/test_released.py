@@ -62,6 +62,8 @@ def released(name):
     state = {"hyponet.ff_linear": torch.exp(torch.linspace(0, top, 12 // axes))}
     for index, (fan_in, fan_out) in enumerate(layers):
         state[f"hyponet.params_dict.linear_wb{index}"] = torch.randn(fan_in + 1, fan_out)
+    if "view" in name:
+        state["hyponet.params_dict.linear_wb5"][-1, 3] = 4.0  # a density: where all is empty, nothing has a gradient
     if name.startswith(("meta", "learned")):
         for index, (fan_in, fan_out) in enumerate(layers):
             if name.startswith("learned"):
@@ -259,6 +261,7 @@ def test_twenty_steps_have_the_losses_of_the_released_formulas(name, monkeypatch
     rays = ["model.samples=4", "selector.keep_ratio=0.1"] if "view" in name else []
     options = parse([*words(name), *dropout, *rays, "train.batch=3", "train.warmup=0"])
     trainer = Trainer(options, World(), torch.device("cpu"), 3)
+    torch.manual_seed(0)
     state = released(name)
     trainer.model.load_state_dict(import_weights(trainer.model, state))
     parameters = {key: weight.requires_grad_() for key, weight in state.items() if key != "hyponet.ff_linear"}
@@ -289,7 +292,8 @@ def test_twenty_steps_have_the_losses_of_the_released_formulas(name, monkeypatch
         adam.step()
         losses.append(loss.item())
         expected.append(error.item())
-    assert losses == pytest.approx(expected, rel=1e-4) and len(set(losses)) == 20
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert max(float(weight.grad.abs().max()) for weight in parameters.values() if weight.grad is not None) > 1e-3
 
 
 def test_a_run_of_a_checkpoint_is_evaluated_encoded_rendered_and_trained_on(checkpoint, tmp_path, pictures, capsys):
