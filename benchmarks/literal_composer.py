@@ -65,8 +65,12 @@ def attention(x: Tensor, block: Any) -> Tensor:
 def transformer(model: Any, patches: Tensor) -> Tensor:
     """The learned tokens after all blocks, from patches "B N F"."""
     hyper = model.hypernetwork
-    views = patches.shape[1] // len(hyper.places)
-    x = linear(patches, hyper.embed) + hyper.places.repeat(views, 1)[None]
+    places = (
+        hyper.places
+        if len(hyper.places) > patches.shape[1]
+        else hyper.places.repeat(patches.shape[1] // len(hyper.places), 1)
+    )
+    x = linear(patches, hyper.embed) + places[None, : patches.shape[1]]
     x = torch.cat([x, hyper.queries[None].repeat(len(x), 1, 1)], dim=1)
     for block in hyper.blocks:
         x = x + attention(layer_norm(x, block.norms[0]), block)
@@ -143,13 +147,16 @@ def learned_init(model: Any, inner: tuple[Tensor, Tensor], coords: Tensor) -> Te
     weights = [model.field.layers[i].weight.T[None].repeat(len(points), 1, 1) for i in layers]
     biases = [model.field.layers[i].bias[None].repeat(len(points), 1) for i in layers]
     rate = model.config.inner_lr
+    adapted = weights + biases if model.config.adapt_biases else weights
     for _ in range(model.inner_steps):
         error = field(model, points, dict(enumerate(weights)), dict(enumerate(biases))) - target
         loss = error.square().flatten(1).mean(1).sum()
-        gradients = torch.autograd.grad(loss, weights + biases, create_graph=not model.config.first_order)
+        gradients = torch.autograd.grad(loss, adapted, create_graph=not model.config.first_order)
         weights = [
             w - rate * w.square().sum((1, 2), keepdim=True) * s
             for w, s in zip(weights, gradients[: len(weights)], strict=True)
         ]
-        biases = [b - rate * s for b, s in zip(biases, gradients[len(weights) :], strict=True)]
+        if model.config.adapt_biases:
+            biases = [b - rate * s for b, s in zip(biases, gradients[len(weights) :], strict=True)]
+        adapted = weights + biases if model.config.adapt_biases else weights
     return field(model, coords, dict(enumerate(weights)), dict(enumerate(biases)))

@@ -12,8 +12,8 @@ from evos.errors import InputError, unknown_name
 from evos.fields import FIELDS
 from evos.signals import Signal, astronaut, from_pixels, from_sound, load
 from evos.sounds import is_sound, read_sound
-from image_regression.jobs import SCHEDULES, STRATEGIES
-from image_regression.options import PARTS, Options, RegressionConfig, from_values, given_values, recipe_values
+from image_regression.jobs import SCHEDULES, STRATEGIES, own_or_of_selector
+from image_regression.options import PARTS, Options, from_values, given_values, recipe_values
 
 ROOT = Path(__file__).parents[1]
 
@@ -171,10 +171,7 @@ def strategy_options(text: str) -> dict[str, Any]:
     name, _, more = text.partition(":")
     if name not in strategies():
         raise unknown_name("--strategies", name, strategies())
-    pairs = (pair.partition("=") for pair in more.split(",") if pair)
-    given = {key: value if equals else "true" for key, equals, value in pairs}
-    own = RegressionConfig.__dataclass_fields__
-    return strategies()[name] | {key if key in own else f"selector.{key}": value for key, value in given.items()}
+    return strategies()[name] | own_or_of_selector(pair for pair in more.split(",") if pair)
 
 
 def keep_options(text: str) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, TypeAlias
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from evos.config import check_choice, check_range
+from evos.config import check_choice, check_choices, check_range
 from evos.errors import InputError
-from evos.fields.instance_mlp import InstanceMLP, LogFourierFeatures
+from evos.fields.instance_mlp import InitialWeights, InstanceMLP, LogFourierFeatures
 
 Patterns: TypeAlias = dict[str, Tensor]
 """What an instance is represented by, each tensor "B ..."."""
@@ -104,6 +104,10 @@ class Task:
         return self.shape[-KINDS[self.kind].grid_axes :]
 
 
+NAMES_OF_SETTINGS = ("layers", "features", "lowest", "frequency", "patch")
+"""Settings of a kind of signal that a model's option of the same name replaces."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Options of the field; none stands for the paper's setting, which depends on the kind of signal."""
@@ -119,6 +123,8 @@ class ModelConfig:
     frequency: float | None = None
     """Highest Fourier frequency over the lowest (half a period per coordinate unit; for views 1 radian), at least 1;
     none: 128, for sounds 1024, for views 256."""
+    lowest: float | None = None
+    """Lowest Fourier frequency in radians per coordinate unit, above 0; none: π, for views 1."""
     samples: int = 128
     """Points along a ray (views only); at least 1."""
 
@@ -126,11 +132,12 @@ class ModelConfig:
         check_range("hidden_features", self.hidden_features, 1)
         check_range("features", self.features, 1)
         check_range("frequency", self.frequency, 1)
+        check_range("lowest", self.lowest, 0, open_low=True)
         check_range("samples", self.samples, 1)
 
     def settings(self, task: Task) -> Kind:
         """The task's kind, with the options that are given in place of the paper's settings."""
-        given = {name: getattr(self, name, None) for name in ("layers", "features", "frequency", "patch")}
+        given = {name: getattr(self, name, None) for name in NAMES_OF_SETTINGS}
         return replace(KINDS[task.kind], **{name: value for name, value in given.items() if value is not None})
 
 
@@ -140,10 +147,15 @@ class MLPConfig(ModelConfig):
 
     layers: int | None = None
     """Layers of the field, the last one included, at least 2; none: 5, for views 6."""
+    initial: InitialWeights = "inputs"
+    """How long the field's weights are at first: inputs (uniform in ±1 / √inputs of a layer, as PyTorch's), outputs (±1
+    / √outputs: the released code of instance pattern composers) or normal (N(0, 1 / inputs): that of its Learned Init).
+    Lengths don't change the values, but how far a step of the optimizer turns the weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("layers", self.layers, 2)
+        check_choices(self)
 
 
 def build_field(config: MLPConfig, task: Task, ranks: Mapping[int, int] | None = None) -> InstanceMLP:
@@ -153,7 +165,13 @@ def build_field(config: MLPConfig, task: Task, ranks: Mapping[int, int] | None =
         check_range("modulated", index, 0, kind.layers - 1)
     encoding = LogFourierFeatures(kind.axes, kind.features, kind.lowest, kind.lowest * kind.frequency)
     return InstanceMLP(
-        encoding, config.hidden_features, kind.layers, kind.out_features, ranks=ranks, output_bias=kind.output_bias
+        encoding,
+        config.hidden_features,
+        kind.layers,
+        kind.out_features,
+        ranks=ranks,
+        initial=config.initial,
+        output_bias=kind.output_bias,
     )
 
 
@@ -173,7 +191,7 @@ class Model(nn.Module, ABC):
 
         Args:
             data: of a hypernetwork: images "B 3 H W" in [0, 1], sounds "B 1 T" in [-1, 1], or views as a mapping of
-                images "B V 3 H W", origins and (unit) directions of their rays, both "B V 3 H W". Of an
+                images "B V 3 H W", origins and directions of their rays, both "B V 3 H W". Of an
                 optimisation-based model: a mapping of coords "B N D" (views: rays, as for ``predict``) and target
                 "B N C", and if wanted the points' weight "B N" and a factor on each instance's rate "B".
             inner_steps: instead of the config's; hypernetworks take none.

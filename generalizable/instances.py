@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from math import gcd, inf, nan, tan
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from evos.errors import InputError
 from evos.folders import read_list
 from evos.images import read_image
 from evos.sounds import read_header, read_stretch
+
+Resize = Literal["bicubic", "bilinear"]
+"""How pictures are resized."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,9 @@ def stack(instances: list[Instance]) -> Instance:
     return Instance(**{name: torch.stack([getattr(instance, name) for instance in instances]) for name in names})
 
 
-def picture(path: Path, size: int, generator: np.random.Generator | None = None) -> Float[Tensor, "3 H W"]:
+def picture(
+    path: Path, size: int, generator: np.random.Generator | None = None, resize: Resize = "bicubic"
+) -> Float[Tensor, "3 H W"]:
     """The middle square of a picture at size², antialiased; grey becomes colour, transparency white.
 
     With a ``generator`` a window of size² anywhere in the picture (of its shorter side where that is smaller),
@@ -55,7 +60,7 @@ def picture(path: Path, size: int, generator: np.random.Generator | None = None)
         top, left = (int(generator.integers(length - side + 1)) for length in pixels.shape[:2])
         pixels = pixels[top : top + side, left : left + side]
         pixels = pixels.flip(1) if generator.random() < 0.5 else pixels
-    return square(pixels, size)
+    return square(pixels, size, resize)
 
 
 def on_white(pixels: Float[Tensor, "H W C"]) -> Float[Tensor, "H W 3"]:
@@ -65,19 +70,21 @@ def on_white(pixels: Float[Tensor, "H W C"]) -> Float[Tensor, "H W 3"]:
     return pixels if pixels.shape[-1] == 3 else repeat(pixels, "h w 1 -> h w c", c=3)
 
 
-def square(pixels: Float[Tensor, "H W C"], size: int) -> Float[Tensor, "C size size"]:
-    """The middle square, resized (bicubic, antialiased, clamped to [0, 1])."""
+def square(pixels: Float[Tensor, "H W C"], size: int, resize: Resize = "bicubic") -> Float[Tensor, "C size size"]:
+    """The middle square, ``resized``."""
     height, width = pixels.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return resized(pixels[top : top + side, left : left + side], (size, size))
+    return resized(pixels[top : top + side, left : left + side], (size, size), resize)
 
 
-def resized(pixels: Float[Tensor, "H W C"], shape: tuple[int, int]) -> Float[Tensor, "C h w"]:
-    """A picture at another size (bicubic, antialiased, clamped to [0, 1])."""
+def resized(
+    pixels: Float[Tensor, "H W C"], shape: tuple[int, int], resize: Resize = "bicubic"
+) -> Float[Tensor, "C h w"]:
+    """A picture at another size (antialiased, clamped to [0, 1])."""
     image = rearrange(pixels, "h w c -> 1 c h w")
     if image.shape[2:] != shape:
-        image = F.interpolate(image, shape, mode="bicubic", align_corners=False, antialias=True)
+        image = F.interpolate(image, shape, mode=resize, align_corners=False, antialias=True)
     return image[0].clamp(0, 1).contiguous()
 
 
@@ -117,7 +124,7 @@ def count_pieces(path: Path, samples: int, rate: int) -> int:
     return max(1, header.frames * rate // (header.rate * samples))
 
 
-def scene(path: Path, views: int, size: int) -> Instance:
+def scene(path: Path, views: int, size: int, resize: Resize = "bicubic") -> Instance:
     """The first ``views`` views of a scene folder: transforms.json, or transforms_train, _val and _test one by one."""
     single = path / "transforms.json"
     names = ("train", "val", "test")
@@ -130,7 +137,7 @@ def scene(path: Path, views: int, size: int) -> Instance:
         for frame in content["frames"][: views - len(images)]:
             pixels = read_image(frame_file(path, frame["file_path"])).pixels
             focal = focal or focal_length(listed, content, pixels.shape[1]) * size / min(pixels.shape[:2])
-            images.append(square(on_white(pixels), size))
+            images.append(square(on_white(pixels), size, resize))
             poses.append(camera_matrix(frame["transform_matrix"]))
     if len(images) < views:
         raise InputError(str(path), f"{len(images)} views", f"at least {views} (data.views)")
@@ -184,13 +191,22 @@ def focal_length(path: Path, content: dict[str, Any], width: int) -> float:
 
 
 def pixel_rays(
-    poses: Float[Tensor, "B V 3 4"], focal: Float[Tensor, " B"], size: int, index: Int[Tensor, "B K"]
+    poses: Float[Tensor, "B V 3 4"],
+    focal: Float[Tensor, " B"],
+    size: int,
+    index: Int[Tensor, "B K"],
+    *,
+    normalized: bool = True,
 ) -> Float[Tensor, "B K 6"]:
-    """Rays (origin, unit direction) through the centres of some pixels, numbered in C order over (V, size, size)."""
+    """Rays (origin, direction) through the centres of some pixels, numbered in C order over (V, size, size).
+
+    Directions have length 1, or, without ``normalized``, depth 1 along the camera's axis.
+    """
     view, y, x = index // size**2, index // size % size, index % size
     half = size / 2
     flat = torch.stack([x + 0.5 - half, half - y - 0.5], dim=-1) / focal[:, None, None]
-    directions = F.normalize(F.pad(flat, (0, 1), value=-1.0), dim=-1)
+    directions = F.pad(flat, (0, 1), value=-1.0)
+    directions = F.normalize(directions, dim=-1) if normalized else directions
     camera = poses[torch.arange(len(poses), device=poses.device)[:, None], view]
     turned = torch.einsum("b k i j, b k j -> b k i", camera[..., :3], directions)
     return torch.cat([camera[..., 3], turned], dim=-1)

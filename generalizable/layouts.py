@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -155,10 +156,10 @@ def ffhq(root: Path, kind: str) -> Split:
     return Split([p for p in found if int(p.stem) < 60000], [p for p in found if int(p.stem) >= 60000])
 
 
-def librispeech(root: Path, kind: str) -> Split:
-    """LibriSpeech: folders train-*, and test-clean or whichever test-* or dev-* is there."""
+def librispeech(root: Path, kind: str, part: str = "train-*") -> Split:
+    """LibriSpeech: folders train-* (or ``part``), and test-clean or whichever test-* or dev-* is there."""
     tests = [*sorted(root.glob("test-*")), *sorted(root.glob("dev-*"))]
-    return Split(files(sorted(root.glob("train-*")), kind), files(tests[:1], kind))
+    return Split(files(sorted(root.glob(part)), kind), files(tests[:1], kind))
 
 
 def splits_file(root: Path) -> Path | None:
@@ -238,6 +239,7 @@ LAYOUTS: dict[str, Callable[[Path, str], Split]] = {
     "ffhq": ffhq,
     "imagenette": folder,
     "librispeech": librispeech,
+    "librispeech100": partial(librispeech, part="train-clean-100"),
     "learnit": learnit,
     "blender": blender,
     "shards": folder,  # see find

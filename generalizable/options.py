@@ -19,10 +19,22 @@ from evos.renamed_options import unknown_option
 from evos.runs import read_json
 from evos.selection import SELECTORS, SelectorConfig
 from evos.training_options import OptimizerOptions, RunOptions
+from generalizable.instances import Resize
 from generalizable.models import MODELS, ModelConfig
 from generalizable.quantised import MOST_BITS
 
-Layout = Literal["auto", "folder", "celeba", "ffhq", "imagenette", "librispeech", "learnit", "blender", "shards"]
+Layout = Literal[
+    "auto",
+    "folder",
+    "celeba",
+    "ffhq",
+    "imagenette",
+    "librispeech",
+    "librispeech100",
+    "learnit",
+    "blender",
+    "shards",
+]
 PAPER_LR = 1e-4
 """Adam's learning rate in the papers of all models."""
 USABLE = ("full", "uniform", "error")
@@ -70,7 +82,8 @@ class SourceConfig:
     """What metrics call it; none: the folder's name."""
 
     layout: Layout = "auto"
-    """auto (by what the folder holds), folder, celeba, ffhq, imagenette, librispeech, learnit, blender or shards."""
+    """auto (by what the folder holds), folder, celeba, ffhq, imagenette, librispeech, librispeech100 (of it
+    train-clean-100 and test-clean alone), learnit, blender or shards."""
 
     weight: float = 1.0
     """Its share of the training draws relative to the other sources', at least 0; 0: only evaluated (held out)."""
@@ -98,7 +111,8 @@ class DataConfig:
     """Folder of the one data set; for several there is data.sources."""
 
     layout: Layout = "auto"
-    """Layout of ``root``: auto, folder, celeba, ffhq, imagenette, librispeech, learnit, blender or shards."""
+    """Layout of ``root``; the same as a source's: auto, folder, celeba, ffhq, imagenette, librispeech, librispeech100,
+    learnit, blender or shards."""
 
     size: int = 178
     """Side of a picture or view in pixels: the middle square is cut out and resized, antialiased; at least 8."""
@@ -126,10 +140,17 @@ class DataConfig:
     """Evaluation takes 1, 2, ... up to this number of support views, below ``views``; the others are held out."""
 
     near: float = 2.0
-    """Distance from the camera where a scene begins, in its own units, at least 0."""
+    """Where a scene begins: distance from the camera (or depth, with rays=depth), in its own units, at least 0."""
 
     far: float = 6.0
-    """Distance from the camera where a scene ends, above ``near``."""
+    """Where a scene ends, above ``near``."""
+
+    rays: Literal["distance", "depth"] = "distance"
+    """What rays are measured in: distance (directions of length 1), or depth along the camera's axis (directions as
+    long as a unit of depth is along the ray: the code of instance pattern composers)."""
+
+    resize: Resize = "bicubic"
+    """How pictures and views are resized, antialiased: bicubic or bilinear (the code of instance pattern composers)."""
 
     centres: Literal["cell", "corner"] = "cell"
     """Where coordinates of images and sounds lie: cell (the middle of each cell: the same place at any resolution), or
@@ -258,6 +279,8 @@ class Options:
             raise InputError("data.augment", True, "false with the error selector, which remembers errors by place")
         if self.data.augment and self.data.task == "views":
             raise InputError("data.augment", True, "false, for views")
+        if getattr(self.model, "view_places", False):
+            check_range("data.eval_support_views", self.data.eval_support_views, 1, self.data.support_views)
         if self.train.inner_points == "selected" and self.data.task == "views":
             raise InputError("train.inner_points", "selected", "all, for views")
 

@@ -1,6 +1,7 @@
 """Volume rendering of a field along rays (Mildenhall et al., "NeRF", ECCV 2020, equation 3); pure functions.
 
-Letters: B instances, R rays, S samples of a ray. A ray is its origin and its unit direction, 6 numbers.
+Letters: B instances, R rays, S samples of a ray. A ray is its origin and its direction, 6 numbers; depths along it are
+in lengths of the direction.
 """
 
 from collections.abc import Callable

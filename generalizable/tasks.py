@@ -300,7 +300,7 @@ class ImageTask(GridTask):
 
     def load(self, path: Path, piece: int = 0, generator: np.random.Generator | None = None) -> Instance:
         """The middle square of a picture, or an augmented window of it."""
-        return Instance(picture(path, self.config.size, generator))
+        return Instance(picture(path, self.config.size, generator, self.config.resize))
 
     def cells(self, signal: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P C"]:
         """Pixels, row by row."""
@@ -316,12 +316,12 @@ class ImageTask(GridTask):
 
     def cut(self, path: Path, *, crop: bool = False) -> tuple[Form, list[Instance]]:
         """Squares that cover the picture, its shorter side reduced to theirs."""
-        pixels, size = on_white(read_image(path).pixels), self.config.size
+        pixels, size, resize = on_white(read_image(path).pixels), self.config.size, self.config.resize
         form = Form(tuple(pixels.shape[:2]))
         if crop:
-            return form, [Instance(square(pixels, size))]
+            return form, [Instance(square(pixels, size, resize))]
         shape = reduced_shape(form, size)
-        whole = resized(pixels, shape)
+        whole = resized(pixels, shape, resize)
         return form, [
             Instance(whole[:, top : top + size, left : left + size].contiguous()) for top, left in corners(shape, size)
         ]
@@ -430,7 +430,7 @@ class ViewTask(SignalTask):
 
     def load(self, path: Path, piece: int = 0, generator: np.random.Generator | None = None) -> Instance:
         """The first views of a scene folder."""
-        return scene(path, self.config.views, self.config.size)
+        return scene(path, self.config.views, self.config.size, self.config.resize)
 
     def prepare(self, device: torch.device) -> None:
         """Nothing: rays depend on the instance."""
@@ -448,7 +448,7 @@ class ViewTask(SignalTask):
     def points(
         self, instance: Instance, index: Int[Tensor, "B K"] | None = None, noise: float = 0.0
     ) -> Float[Tensor, "B K 6"]:
-        """Rays (origin, unit direction) through the centres of the chosen pixels."""
+        """Rays (origin, direction) through the centres of the chosen pixels."""
         if index is None:
             index = self.pixels(self.all_views, len(instance.signal), 1, instance.signal.device)
         return self.rays(instance, index, 1)
@@ -456,7 +456,8 @@ class ViewTask(SignalTask):
     def rays(self, instance: Instance, index: Int[Tensor, "B K"], scale: int) -> Float[Tensor, "B K 6"]:
         """Rays through pixels of views ``scale`` times as fine."""
         assert instance.poses is not None and instance.focal is not None
-        return pixel_rays(instance.poses, instance.focal * scale, self.config.size * scale, index)
+        size, normalized = self.config.size * scale, self.config.rays == "distance"
+        return pixel_rays(instance.poses, instance.focal * scale, size, index, normalized=normalized)
 
     def pixels(self, views: Sequence[int], batch: int, scale: int, device: torch.device) -> Int[Tensor, "B K"]:
         """The numbers of all pixels of some views, the same for each instance of a batch."""
@@ -515,7 +516,7 @@ class ViewTask(SignalTask):
 
     def cut(self, path: Path, *, crop: bool = False) -> tuple[Form, list[Instance]]:
         """The support views."""
-        return self.instance_form, [scene(path, self.config.support_views, self.config.size)]
+        return self.instance_form, [scene(path, self.config.support_views, self.config.size, self.config.resize)]
 
     @property
     def instance_form(self) -> Form:

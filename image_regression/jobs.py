@@ -2,7 +2,7 @@
 
 import multiprocessing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +26,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "egra": {"selector": "egra"},
     "expansive": {"selector": "expansive"},
     "soft": {"selector": "soft"},
+    "soft_raw": {"selector": "soft", "selector.pixel_gradient": True},
+    "nint": {"selector": "nint"},
     "int": {"selector": "int"},
     "int_reverse": {"selector": "int", "selector.variant": "reverse-incremental"},
     "int_dense": {"selector": "int", "selector.variant": "dense"},
@@ -59,7 +61,8 @@ class CompareConfig(RegressionConfig):
     """Config files to compare, separated by commas, in place of strategies and schedules."""
 
     strategies: str = "full,uniform,evos_no_cfs,evos"
-    """Strategies to compare, separated by commas (see STRATEGIES in image_regression/jobs.py)."""
+    """Strategies to compare, separated by commas (see STRATEGIES in image_regression/jobs.py); evos:crossover=add is
+    one with another option of its selector or the run, and more may follow, each after a colon."""
 
     schedules: str = "constant"
     """Keep-ratio schedules, separated by commas: constant (0.5) and step (0.2 to 0.92)."""
@@ -78,7 +81,7 @@ class CompareConfig(RegressionConfig):
         if self.input is not None and self.inputs is not None:
             raise InputError("inputs", self.inputs, "either --input or --inputs")
         for name in words(self.strategies):
-            check_choice("strategies", name, STRATEGIES)
+            strategy_options(name)
         for name in words(self.schedules):
             check_choice("schedules", name, SCHEDULES)
         numbers("seeds", self.seeds)
@@ -101,6 +104,26 @@ class Job:
 def words(text: str) -> list[str]:
     """The parts of a list separated by commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def strategy_options(text: str) -> dict[str, Any]:
+    """The options of ``NAME`` or ``NAME:OPTION=VALUE:...``.
+
+    Raises:
+        InputError: unknown strategy.
+    """
+    name, *more = text.split(":")
+    check_choice("strategies", name, STRATEGIES)
+    return STRATEGIES[name] | own_or_of_selector(more)
+
+
+def own_or_of_selector(pairs: Iterable[str]) -> dict[str, str]:
+    """Options from ``OPTION=VALUE`` (``OPTION`` alone is a switch); what is none of the run's is its selector's."""
+    own, found = RegressionConfig.__dataclass_fields__, {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        found[key if key in own or "." in key else f"selector.{key}"] = value if equals else "true"
+    return found
 
 
 def numbers(name: str, text: str) -> list[int]:
@@ -130,10 +153,12 @@ def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
     jobs = []
     for seed, (column, path) in product(numbers("seeds", config.seeds), all_inputs(config).items()):
         for schedule, strategy in product(words(config.schedules), words(config.strategies)):
-            if schedule != "constant" and strategy in CONSTANT_ONLY:
+            if schedule != "constant" and strategy.partition(":")[0] in CONSTANT_ONLY:
                 continue
-            values = shared | SCHEDULES[schedule] | STRATEGIES[strategy]
-            names = {"selector": values["selector"], "field": config.field, "transform": config.transform}
+            values = shared | SCHEDULES[schedule] | strategy_options(strategy)
+            names = {part: values[part] for part in PARTS}
+            if names["field"] != config.field:
+                values = {name: value for name, value in values.items() if not name.startswith("field.")}
             jobs.append(make_job(config, strategy, schedule, seed, column, path, values, names))
     if not jobs:
         names = f"{config.strategies} with {config.schedules}, seeds {config.seeds}"

@@ -11,7 +11,7 @@ rank, C channels.
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from evos.config import check_range
 from evos.errors import InputError
+
+InitialWeights = Literal["inputs", "outputs", "normal"]
+"""See ``InstanceMLP``."""
 
 
 class LogFourierFeatures(nn.Module):
@@ -102,10 +105,12 @@ class InstanceMLP(nn.Module):
         layers: their number, the last, linear one included; at least 2.
         out_features: C.
         ranks: layers whose weights are V U, and the rank of each; such a layer holds U.
+        initial: of the layers' first weights: inputs (uniform in ±1 / √I, as PyTorch's), outputs (±1 / √O) or normal
+            (N(0, 1 / I)).
         normalize: scale the weights into each unit to length 1.
         output_bias: constant added to the values, what they start at: 0.5 for images.
 
-    Weights start as PyTorch's, biases at 0, factors U as N(0, 1 / (I R)), so that W has variance 1 / I if V has 1.
+    Biases start at 0, factors U as N(0, 1 / (I R)), so that W has variance 1 / I if V has 1.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class InstanceMLP(nn.Module):
         out_features: int,
         *,
         ranks: Mapping[int, int] | None = None,
+        initial: InitialWeights = "inputs",
         normalize: bool = True,
         output_bias: float = 0.0,
     ) -> None:
@@ -132,6 +138,10 @@ class InstanceMLP(nn.Module):
             nn.init.zeros_(layer.bias)
             if index in self.ranks:
                 nn.init.normal_(layer.weight, std=(inputs * self.ranks[index]) ** -0.5)
+            elif initial == "outputs":
+                nn.init.uniform_(layer.weight, -(outputs**-0.5), outputs**-0.5)
+            elif initial == "normal":
+                nn.init.normal_(layer.weight, std=inputs**-0.5)
             self.layers.append(layer)
 
     def layer(self, index: int) -> nn.Linear:

@@ -47,6 +47,10 @@ class SoftConfig(SelectorConfig):
     restart_ratio: float = 0.1
     """Fraction of the points, those of least error, restarted at the target's edges in every step, in [0, 1]."""
 
+    pixel_gradient: bool = False
+    """Walk along the gradient per cell in place of that per unit of a coordinate in [-1, 1], as the "raw" form in the
+    code of EVOS does: steps are shorter by half the number of cells along an axis."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("alpha", self.alpha, 0, 1)
@@ -186,6 +190,8 @@ class SoftSelector(CachingSelector[SoftConfig]):
             # The loss is the mean of weight · (2 residual)²: dividing leaves ∇ log error / K, as in the released code.
             weight = 1.0 if selection.weight is None else selection.weight
             log_error_grad = len(selection.rows) / 4 * grad / (weight * error + 2.5e-13)[..., None]
+        if self.config.pixel_gradient:
+            log_error_grad = 2 * log_error_grad / self.sizes
         self.log_error_grad[selection.rows] = log_error_grad.float()
         self.error[selection.rows] = error
         self.observed[selection.rows] = True

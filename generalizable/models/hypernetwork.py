@@ -42,6 +42,9 @@ class HypernetworkConfig(ModelConfig):
     encoder: str | None = None
     """evonet:PATH, an encoder.pt2 that evonas/main.py export wrote: its features are the tokens of photos, and it
     trains with the model; none: patches. With it ``patch`` has no meaning."""
+    view_places: bool = False
+    """Support views have place embeddings of their own, as in the released code, and data.support_views of them (or
+    fewer) can come; else all views share theirs, their rays tell them apart, and any number can come."""
     dropout: float = 0.0
     """Share of the blocks' outputs that is dropped in training, in [0, 1]; the released code has 0.1."""
 
@@ -160,8 +163,7 @@ class Encoder(nn.Module):
 class Hypernetwork(nn.Module):
     """A transformer over the data's tokens and ``count`` learned ones, of which the latter come back.
 
-    Place embeddings are those of a patch within its view, the same for every view, where the released code has one set
-    for each: rays tell views apart, and any number of support views can come.
+    Place embeddings are those of a patch within its view, or (``view_places``) within the first, second, ... view.
     """
 
     def __init__(self, config: HypernetworkConfig, task: Task, count: int) -> None:
@@ -170,6 +172,7 @@ class Hypernetwork(nn.Module):
         self.side, self.gain = kind.patch, config.gain
         self.encoder = None if config.encoder is None else Encoder(config.encoder, task)
         places = prod(-(-size // self.side) for size in task.grid)
+        places *= prod(task.shape[: -len(task.grid)]) if config.view_places else 1
         features = kind.channels * self.side**kind.grid_axes
         if self.encoder is not None:
             places, features = self.encoder.places, self.encoder.features
@@ -181,7 +184,9 @@ class Hypernetwork(nn.Module):
     def forward(self, data: Data) -> Float[Tensor, "B count E"]:
         """The learned tokens as they come out."""
         found = tokens(data, self.side) if self.encoder is None else self.encoder(data)
-        embedded = rearrange(self.embed(self.gain * found) + self.places, "b v n e -> b (v n) e")
+        embedded = rearrange(self.embed(self.gain * found), "b v n e -> b (v n) e")
+        count = embedded.shape[1]
+        embedded = embedded + self.places.repeat(-(-count // len(self.places)), 1)[:count]
         learned = repeat(self.queries, "t e -> b t e", b=len(embedded))
         x = torch.cat([embedded, learned], dim=1)
         for block in self.blocks[:-1]:

@@ -19,12 +19,15 @@ class LearnedInitConfig(InnerConfig):
 
     name: ClassVar[str] = "learned_init"
 
+    adapt_biases: bool = True
+    """Biases take the inner steps, too, as in Tancik et al.; the code of the composer paper leaves them out."""
+
 
 class LearnedInit(MLPModel):
     """All weights and biases of the field start from learned values and take gradient steps.
 
-    Weights are normalised and the steps scaled as for the composer, so that the two compare; the composer paper's code
-    leaves the biases out of the inner loop, Tancik et al. do not.
+    Weights are normalised and the steps scaled as for the composer, so that the two compare. Without ``adapt_biases``
+    all instances share the biases.
     """
 
     def __init__(self, config: LearnedInitConfig, task: Task) -> None:
@@ -32,17 +35,21 @@ class LearnedInit(MLPModel):
         self.inner_steps = config.inner_steps
 
     def encode(self, data: Mapping[str, Tensor], inner_steps: int | None = None) -> Patterns:
-        """The weights after the inner loop: {"layer0.weight": "B I O", "layer0.bias": "B O", ...}."""
+        """What the inner loop adapts, after it: {"layer0.weight": "B I O", "layer0.bias": "B O", ...}."""
         initial, count = {}, len(data["target"])
         for index in range(len(self.field.layers)):
             layer = self.field.layer(index)
             initial[f"layer{index}.weight"] = repeat(layer.weight, "o i -> b i o", b=count)
-            initial[f"layer{index}.bias"] = repeat(layer.bias, "o -> b o", b=count)
+            if self.config.adapt_biases:
+                initial[f"layer{index}.bias"] = repeat(layer.bias, "o -> b o", b=count)
         return inner_loop(self, initial, data, inner_steps)
 
     def decoder(self, coords: Float[Tensor, "_ K D"]) -> Decoder:
-        """The field with the instance's own weights and biases."""
+        """The field with what is the instance's own."""
         x, layers = self.field.lift(coords, 0), range(len(self.field.layers))
-        return lambda patterns: self.field(
-            x, {i: patterns[f"layer{i}.weight"] for i in layers}, {i: patterns[f"layer{i}.bias"] for i in layers}
-        )
+
+        def decode(patterns: Patterns) -> Float[Tensor, "B K C"]:
+            biases = {i: patterns[f"layer{i}.bias"] for i in layers} if self.config.adapt_biases else None
+            return self.field(x, {i: patterns[f"layer{i}.weight"] for i in layers}, biases)
+
+        return decode

@@ -79,6 +79,14 @@ def test_librispeech_has_train_and_test_folders(tmp_path):
     assert (names(split.train), names(split.test)) == (["a"], ["b"])
 
 
+def test_librispeech100_is_its_clean_hundred_hours_alone(tmp_path):
+    for name in ("train-clean-100/1/2/a.flac", "train-other-500/7/8/d.flac", "test-clean/3/4/b.flac"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        soundfile.write(tmp_path / name, np.zeros(100), 16000)
+    every, clean = (find(str(tmp_path), layout, "sound", 0.1) for layout in ("librispeech", "librispeech100"))
+    assert (names(every.train), names(clean.train), names(clean.test)) == (["a", "d"], ["a"], ["b"])
+
+
 def test_learnit_lists_its_scenes_beside_the_folder(tmp_path, write_scene):
     for name in "abc":
         write_scene(tmp_path / "cars" / name, (1, 2, 3))
@@ -279,6 +287,24 @@ def test_rays_go_through_the_pixels_they_are_of(tmp_path, pose):
         assert float(ray[3:].norm()) == pytest.approx(1, abs=1e-6) and z < 0
         assert float(size / 2 + focal * x / -z) == pytest.approx(column + 0.5, abs=1e-4)
         assert float(size / 2 - focal * y / -z) == pytest.approx(row + 0.5, abs=1e-4)
+
+
+def test_rays_measured_in_depth_go_the_same_way_a_unit_of_depth_at_a_time(pose):
+    poses, index = torch.tensor([[pose(0.3), pose(2.0)]])[..., :3, :], torch.arange(128)[None]
+    unit, depth = (pixel_rays(poses, torch.tensor([9.0]), 8, index, normalized=flag)[0] for flag in (True, False))
+    assert torch.equal(unit[:, :3], depth[:, :3])
+    assert torch.allclose(torch.nn.functional.normalize(depth[:, 3:], dim=-1), unit[:, 3:], atol=1e-6)
+    for ray, i in zip(depth, index[0].tolist(), strict=True):
+        assert float((poses[0, i // 64, :, :3].T @ ray[3:])[2]) == pytest.approx(-1, abs=1e-6)
+
+
+def test_bilinear_resizing_is_pillows(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+    expected = np.asarray(PIL.Image.fromarray(pixels).resize((23, 23), PIL.Image.Resampling.BILINEAR))
+    found = picture(tmp_path / "a.png", 23, resize="bilinear").permute(1, 2, 0).numpy() * 255
+    assert np.abs(found - expected).max() < 1.6  # Pillow rounds to whole numbers in between
+    assert np.abs(picture(tmp_path / "a.png", 23).permute(1, 2, 0).numpy() * 255 - expected).max() > 5
 
 
 # ---- the order of draws

@@ -84,6 +84,46 @@ def test_values_loss_and_gradients_are_those_of_the_formulas(name, kind, rows):
         torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4, msg=parameter)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "options"),
+    [
+        ("learned_init", "image", {"adapt_biases": False}),
+        ("pattern_composer", "views", {"view_places": True}),
+        ("transinr", "sound", {"lowest": 3 * math.pi}),
+    ],
+)
+def test_options_of_the_released_code_are_those_of_the_formulas(name, kind, options):
+    model = small_model(name, kind, **options)
+    coords = 2 * torch.rand(3, 31, model.task.in_features) - 1
+    values, losses, gradients = both_sides(model, coords, torch.rand(3, 31, model.task.out_features))
+    torch.testing.assert_close(*values, atol=1e-5, rtol=0)
+    torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-5)
+    for parameter, (found, expected) in gradients.items():
+        torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-4, msg=parameter)
+    if kind == "sound":
+        assert float(model.field.encoding.frequencies[0]) == pytest.approx(3 * math.pi)
+
+
+def test_biases_left_out_of_the_inner_loop_are_shared():
+    model = small_model("learned_init", adapt_biases=False)
+    data = {"coords": torch.rand(3, 9, 2), "target": torch.rand(3, 9, 3)}
+    assert list(model.encode(data)) == [f"layer{i}.weight" for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("initial", "most", "deviation"),
+    [
+        ("inputs", 48**-0.5, (3 * 48) ** -0.5),
+        ("outputs", 16**-0.5, (3 * 16) ** -0.5),
+        ("normal", 1.0, 48**-0.5),
+    ],
+)
+def test_first_weights_are_as_long_as_asked_for(initial, most, deviation):
+    weight = small_model("learned_init", "image", features=24, initial=initial).field.layers[0].weight.detach()
+    assert weight.shape == (16, 48) and float(weight.abs().max()) <= most * (1 + 1e-6)
+    assert float(weight.std()) == pytest.approx(deviation, rel=0.1)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_rank_below_the_break_even_gives_the_same_values(name):
     options = {"rank": 2, "modulated": 2} if "composer" in name else {}
@@ -130,6 +170,17 @@ def test_any_number_of_support_views_can_come():
     shuffled = model.encode({name: part[:, [2, 0, 1]] for name, part in data.items()})["pattern"]
     assert three.shape == one.shape and not torch.allclose(three, one, atol=1e-3)
     torch.testing.assert_close(three, shuffled, atol=1e-5, rtol=1e-4)  # rays, not places, tell views apart
+
+
+def test_views_with_places_of_their_own_are_told_apart_by_their_order():
+    model = small_model("pattern_composer", "views", view_places=True).eval()
+    data = support(model.task)
+    swapped = {name: part[:, [1, 0]] for name, part in data.items()}
+    assert len(model.hypernetwork.places) == 2 * 4
+    assert not torch.allclose(model.encode(data)["pattern"], model.encode(swapped)["pattern"], atol=1e-3)
+    one = {name: part[:, :1] for name, part in data.items()}
+    expected = literal_composer.transformer(model, literal_patches(model, one))
+    torch.testing.assert_close(model.hypernetwork(one), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_plain_attention_in_bf16_is_the_fused_one():

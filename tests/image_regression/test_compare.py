@@ -20,6 +20,8 @@ from image_regression.jobs import CompareConfig, listed_steps, make_jobs
 from image_regression.options import parse
 from image_regression.tables import reach_full, seconds_to
 
+ROOT = Path(__file__).resolve().parents[2]
+
 STEPS = ["--steps", "12", "--at_steps", "4,8,100"]
 
 
@@ -144,6 +146,33 @@ def test_jobs_have_the_options_of_their_strategy_and_schedule():
     assert (step.keep_ratio, step.keep_schedule) == (0.2, "step")
     assert all((made.lr, made.run.field, made.field.hidden_features) == (0.5, "finer", 8) for made in jobs.values())
     assert jobs["soft", "constant", 4].run.seed == 4
+
+
+def test_a_strategy_takes_other_options_of_its_own_after_colons():
+    rows = "evos:crossover=add:mutation_ratio=0.2:cfs_ratio=1,full:field=finer,evos:field.omega=10,soft_raw,nint"
+    options = parse(["--strategies", rows, "--field.hidden_features", "8"], CompareConfig)
+    assert isinstance(options.run, CompareConfig)
+    jobs = {job.strategy: job.options for job in make_jobs(options.run, options)}
+    evos = jobs["evos:crossover=add:mutation_ratio=0.2:cfs_ratio=1"]
+    assert (evos.selector.crossover, evos.selector.mutation_ratio, evos.run.cfs_ratio) == ("add", 0.2, 1)
+    assert (evos.selector.keep_ratio, evos.field.hidden_features) == (0.5, 8)
+    # Options of a field are not another one's.
+    finer = jobs["full:field=finer"]
+    assert (finer.run.field, finer.field.hidden_features, finer.lr) == ("finer", 256, 5e-4)
+    assert jobs["evos:field.omega=10"].field.omega == 10
+    assert jobs["soft_raw"].selector.pixel_gradient and jobs["nint"].selector.name == "nint"
+
+
+def test_the_ablations_of_evos_are_one_command():
+    options = parse(["--config", str(ROOT / "configs" / "image_regression" / "evos_ablation.txt")], CompareConfig)
+    assert isinstance(options.run, CompareConfig)
+    jobs = {job.strategy: job.options for job in make_jobs(options.run, options)}
+    evos = jobs["evos"].resolved()
+    kinds = ("selector.crossover", "selector.mutation_ratio", "selector.mutation_schedule", "selector.key_interval")
+    for kind in (*kinds, "cfs_weight", "cfs_ratio", "field"):
+        others = {options.resolved()[kind] for name, options in jobs.items() if name.startswith("evos")}
+        assert len(others - {evos[kind]}) >= 1, kind
+    assert {"full", "uniform", "nint", "soft", "soft_raw"} < set(jobs)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,8 @@ def test_a_device_that_is_not_there_is_said_once_for_a_folder_of_pictures(tmp_pa
     ("argv", "parts"),
     [
         (["--strategies", "full,evoss"], ["--strategies", "did you mean evos?"]),
+        (["--strategies", "evos:crossover=ad"], ["--selector.crossover", "got ad;", "did you mean add?"]),
+        (["--strategies", "evos:mutations=0"], ["--selector.mutations"]),
         (["--schedules", "stepp"], ["--schedules", "did you mean step?"]),
         (["--seeds", "0,x"], ["--seeds", "0,x", "whole numbers"]),
         (["--strategies", "full,soft", "--schedules", "step"], ["--strategies", "at least one run"]),

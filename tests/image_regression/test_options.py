@@ -19,7 +19,7 @@ from image_regression.options import PARTS, RECIPES, RegressionConfig, as_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "image_regression"
 FILES = sorted([*CONFIGS.glob("*.txt"), *CONFIGS.with_name("audio_regression").glob("*.txt")])
-COMPARISONS = ("table1", "sobolev_set5")
+COMPARISONS = ("table1", "evos_ablation", "sobolev_set5")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -108,6 +108,18 @@ def test_the_slope_with_gradients_is_that_of_the_log_error_over_k(train):
     assert torch.allclose(selector.log_error_grad, expected / selector.count, atol=1e-6)
 
 
+def test_in_its_raw_form_the_slope_is_that_per_cell():
+    pool, target = Pool(1, (6, 10)), noise(1, 60, 1)
+    slopes = []
+    for raw in (False, True):
+        config = SoftConfig(keep_ratio=0.5, pixel_gradient=raw)
+        selector = build_selector(config, pool, total_steps=9, device="cpu", target=target)
+        selection = selector.select(1)
+        selector.observe(selection, Feedback(noise(1, 30, 1, seed=1), coord_grad=noise(1, 30, 2, seed=2)))
+        slopes.append(selector.log_error_grad)
+    torch.testing.assert_close(slopes[1], slopes[0] * torch.tensor([2 / 6, 2 / 10]))
+
+
 def test_a_step_moves_the_points_along_the_slope(train):
     options = {**STILL, "step_size": 2.0}
     selector = train(SoftConfig(**options), Pool(1, (SIDE, SIDE))).selector
