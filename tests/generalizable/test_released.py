@@ -268,7 +268,7 @@ def test_twenty_steps_have_the_losses_of_the_released_formulas(name, monkeypatch
     adam = torch.optim.Adam(parameters.values(), lr=options.train.lr or 1e-4)
     seen, losses, expected = [], [], []
 
-    def recorded(model, data, coords, target, weight):
+    def recorded(model, data, coords, target, weight, bits=None):
         torch.manual_seed(len(losses))  # of the jitter along rays
         seen.append((data, coords, target))
         return outer_loss(model, data, coords, target, weight)
