@@ -226,7 +226,9 @@ class SignalTask(ABC):
         its pictures."""
         size = self.config.size
         a, b = (rearrange(values, "b (v h w) c -> b v h w c", h=size, w=size) for values in (prediction, target))
-        found = {"ssim": [[metrics.ssim(*pair) for pair in zip(x, y, strict=True)] for x, y in zip(a, b, strict=True)]}
+        found: dict[str, list] = {
+            "ssim": [[metrics.ssim(*pair) for pair in zip(x, y, strict=True)] for x, y in zip(a, b, strict=True)]
+        }
         if with_lpips:
             distances = [[metrics.lpips(*pair) for pair in zip(x, y, strict=True)] for x, y in zip(a, b, strict=True)]
             if distances[0][0] is not None:
