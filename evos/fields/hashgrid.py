@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from importlib import import_module
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, ClassVar
 
 import torch
@@ -79,6 +79,13 @@ class HashGridConfig(FieldConfig):
     def table_sizes(self, in_features: int) -> list[int]:
         """Rows that each level would have in the table if none were hashed: its vertices, rounded up to eights."""
         return [math.ceil((math.ceil(n) + 1) ** in_features / 8) * 8 for n in self.cells]
+
+    def parameters(self, in_features: int, out_features: int) -> int:
+        """How many numbers the tables and the network have, without building them."""
+        rows = sum(min(size, 2**self.table_log2) for size in self.table_sizes(in_features))
+        width = self.hidden_features
+        widths = [self.levels * self.level_features, *[width] * (self.hidden_layers + 1), out_features]
+        return rows * self.level_features + sum((a + 1) * b for a, b in pairwise(widths))
 
     def build(self, in_features: int, out_features: int) -> Field:
         """A hash grid and its network, with fresh weights."""
