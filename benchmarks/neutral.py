@@ -123,7 +123,7 @@ def run_job(job: Job, out: Path, device: torch.device, also: tuple[int, ...], ma
         warm_up(device)
         curve = train(signal, job.options, device, at)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"options": job.options.resolved(), "curve": curve, "machine": machine})
+        write_json(file, {"options": sized.resolved(), "curve": curve, "machine": machine})
     made = read_json(file)
     commit = f"{made['machine']['commit']}{' and changes' if made['machine']['dirty'] else ''}"
     return Run(job.contender, job.input, job.seed, job.options.lr, job.options.cfs_weight > 0, made["curve"], commit)

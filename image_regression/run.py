@@ -100,7 +100,7 @@ def choice(fit: Fit) -> str:
     hashed = max(grid.table_sizes(len(fit.signal.shape))) > 2**grid.table_log2
     sizes = f"{grid.levels} levels of {grid.level_features} features, {grid.finest_resolution} vertices at the finest"
     tables = f"tables of 2^{grid.table_log2} rows" if hashed else "no hashing"
-    ratio = getattr(fit.options.selector, "keep_ratio", 1.0)
+    ratio = 1.0 if run.selector == "full" else fit.options.selector.keep_ratio
     return (
         f"{fit.signal.name}: recipe {run.recipe}: {run.field} of {sizes}, {tables}, "
         f"{count_parameters(fit.field.parameters()):,} parameters; {run.optimizer} {fit.options.lr:g}; "

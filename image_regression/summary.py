@@ -18,8 +18,11 @@ COLUMNS = (
 WHOLE = ("points_evaluated", "parameters", "bytes")
 """Columns of whole numbers, whose mean is rounded."""
 
-OPTIONAL_COLUMNS = ("snr", "held_out_psnr", "held_out_ssim", "held_out_snr")
-"""Columns of sounds, and of runs not trained on everything: left out where no run has them."""
+OPTIONAL_COLUMNS = (
+    *("snr", "held_out_psnr", "held_out_ssim", "held_out_snr"),
+    *("parameters", "bytes", "bits_per_value"),
+)
+"""Columns of sounds, of runs not trained on everything, and of runs of this version: left out where no run has them."""
 
 FORMS = {
     "psnr": "{:.2f}",
