@@ -40,7 +40,7 @@ from neutral_suites import (
 
 from evos.errors import InputError, exit_on_input_error
 from evos.fields import FIELDS
-from evos.runs import Clock, environment, read_json, resolve_device, seed_everything, write_json
+from evos.runs import Clock, count_parameters, environment, read_json, resolve_device, seed_everything, write_json
 from evos.runs.files import replace_file
 from evos.runs.loop import all_finite
 from evos.signals import Signal, astronaut
@@ -115,14 +115,15 @@ def run_job(job: Job, out: Path, device: torch.device, also: tuple[int, ...], ma
     signal = signal_of(job.input, job.contender.size)
     at = evaluation_steps(job.options.run.steps, also)
     place = [machine[key] for key in ("processor", "device", "threads", "workers")]
-    content = f"{as_config_file(job.options)}\n{place}\n{at}\n{signal.shape}\n"
+    sized = job.options.sized_to(signal.shape, signal.values.shape[-1])
+    content = f"{as_config_file(sized)}\n{place}\n{at}\n{signal.shape}\n"
     key = hashlib.sha256(content.encode() + signal.values.numpy().tobytes()).hexdigest()[:20]
     file = out / f"{signal.name}-{job.contender.size}" / f"{job.options.run.selector}-{key}.json"
     if not file.exists():
         warm_up(device)
         curve = train(signal, job.options, device, at)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"options": job.options.resolved(), "curve": curve, "machine": machine})
+        write_json(file, {"options": sized.resolved(), "curve": curve, "machine": machine})
     made = read_json(file)
     commit = f"{made['machine']['commit']}{' and changes' if made['machine']['dirty'] else ''}"
     return Run(job.contender, job.input, job.seed, job.options.lr, job.options.cfs_weight > 0, made["curve"], commit)
@@ -187,6 +188,12 @@ def search(contenders: list[Contender], args: argparse.Namespace, suite: Suite) 
     return found
 
 
+def parameters_of(contender: Contender, args: argparse.Namespace, suite: Suite) -> int:
+    """How many numbers a contender's field has on the first input."""
+    signal = signal_of(args.inputs[0], contender.size)
+    return count_parameters(Fit(signal, options_of(contender, suite, 1e-4, 0), args.device).field.parameters())
+
+
 def jobs_of(lrs: Mapping[Contender, float], args: argparse.Namespace, suite: Suite) -> list[Job]:
     """Every run: seeds vary slowest, contenders fastest, so that a noisy machine disturbs all of them alike."""
     return [
@@ -202,7 +209,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--suite", choices=SUITES, default="small")
     parser.add_argument("--strategies", nargs="+", help="NAME or NAME:option=value,...; none: all selectors")
     parser.add_argument("--recipes", nargs="+", help=f"of {', '.join(RECIPES)}, fast, or config files")
-    parser.add_argument("--fields", "--field", nargs="+", default=["siren"], choices=FIELDS)
+    parser.add_argument("--fields", "--field", nargs="+", choices=FIELDS)
     parser.add_argument("--sizes", nargs="+", type=int, help="longer sides in pixels, or samples of a sound")
     parser.add_argument("--ratios", nargs="+", help="fractions of the points kept, or step: 0.2 growing to 0.92")
     parser.add_argument("--steps", nargs="+", type=int, help="lengths of a run; each has its own schedule and search")
@@ -227,7 +234,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--name", help="of the result; none: neutral_SUITE")
     args = parser.parse_args(argv)
     suite = SUITES[args.suite]
-    for name in ("recipes", "sizes", "ratios", "steps", "at_steps", "targets"):
+    for name in ("recipes", "fields", "sizes", "ratios", "steps", "at_steps", "targets"):
         setattr(args, name, list(getattr(suite, name)) if getattr(args, name) is None else getattr(args, name))
     args.inputs = find(suite.inputs, args.data, args.inputs)
     args.search_inputs = find(suite.search, args.data, args.search_inputs) if args.lr_start > 0 else []
@@ -256,7 +263,14 @@ def main(argv: list[str] | None = None) -> None:
     protocol = {name: value for name, value in vars(args).items() if name != "out"}
     commits = sorted({run.commit for run in runs})
     tried = {str(each): {its.lr(e): its.psnrs[e] for e in sorted(its.psnrs)} for each, its in searches.items()}
-    numbers = {"protocol": protocol, "commits_of_runs": commits, "contests": found, "searches": tried}
+    sizes = {str(each): parameters_of(each, args, suite) for each in searches}
+    numbers = {
+        "protocol": protocol,
+        "parameters": sizes,
+        "commits_of_runs": commits,
+        "contests": found,
+        "searches": tried,
+    }
     write_result(args.name, numbers)
     print(text)
 

@@ -13,7 +13,15 @@ from evos.fields import FIELDS
 from evos.signals import Signal, astronaut, from_pixels, from_sound, load
 from evos.sounds import is_sound, read_sound
 from image_regression.jobs import SCHEDULES, STRATEGIES, own_or_of_selector
-from image_regression.options import PARTS, Options, from_values, given_values, recipe_values
+from image_regression.options import (
+    PARTS,
+    Options,
+    RegressionConfig,
+    from_values,
+    given_values,
+    open_options,
+    recipe_values,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,12 +49,15 @@ class Recipe:
     """How a field is trained, whatever chooses the points: options of image_regression by name.
 
     ``lr``: the middle of the learning-rate search by field, else the rate of the field's paper; ``searched``: whether
-    there is a search.
+    there is a search; ``sizes``: the recipe of image_regression that sizes the field, within a budget of
+    ``parameters``.
     """
 
     values: Mapping[str, Any]
     lr: Mapping[str, float] = field(default_factory=dict)
     searched: bool = True
+    sizes: str = "none"
+    parameters: int | None = None
 
 
 RECIPES = {
@@ -82,12 +93,23 @@ class Suite:
     at_steps: tuple[int, ...] = ()
     targets: tuple[float, ...] = (25, 30, 35, 40, 45)
     values: Mapping[str, Any] = field(default_factory=dict)
+    fields: tuple[str, ...] = ("siren",)
 
 
 SUITES = {
     "small": Suite("astronaut glyphs", "clouds other_glyphs", (64,), (25, 50, 100)),
     "photos": Suite("div2k/test_data/*.png", "div2k/train_data/*.png", (128,), (100, 200, 400)),
     "text": Suite("text/test_data/*.png", "text/train_data/*.png", (128,), (100, 200, 400)),
+    "fields": Suite(
+        "div2k/test_data/*.png",
+        "div2k/train_data/*.png",
+        (256,),
+        (500,),
+        ("fast", "compact"),
+        ("recipe",),
+        targets=(30, 35, 40, 45),
+        fields=("siren", "hashgrid"),
+    ),
     # Two photos and two pages of text.
     "pictures": Suite("*/test_data/0[01].png", "*/train_data/00.png", (96,), (100, 200, 400)),
     "sound": Suite(
@@ -175,12 +197,12 @@ def strategy_options(text: str) -> dict[str, Any]:
 
 
 def keep_options(text: str) -> dict[str, Any]:
-    """Options of a fraction of points to keep, or of a schedule of it by name (``step``: 0.2 to 0.92)."""
-    return SCHEDULES.get(text, {"selector.keep_ratio": text})
+    """Options of a fraction of points to keep, of a schedule of it (``step``: 0.2 to 0.92), or the ``recipe``'s own."""
+    return {} if text == "recipe" else SCHEDULES.get(text, {"selector.keep_ratio": text})
 
 
-def recipe_of(name: str) -> tuple[Recipe, dict[str, str]]:
-    """A recipe, and its target transform by part: one of the table, or a config file (``fast`` is fast.txt).
+def recipe_of(name: str, field: str | None = None) -> tuple[Recipe, dict[str, str]]:
+    """A recipe for a field, and its target transform by part: one of the table, or a config file (``fast``: fast.txt).
 
     What a file says of its input, its length and its selection is left out: that is what the benchmark varies.
     """
@@ -190,25 +212,42 @@ def recipe_of(name: str) -> tuple[Recipe, dict[str, str]]:
     if path is None:
         raise unknown_name("--recipes", name, [*RECIPES, "a config file"])
     given, names = given_values(["--config", str(path)])
-    given = recipe_values(given.get("recipe", "none"), names) | given
-    varied = ("recipe", "input", "out", "longer_side", "steps", "seed", "device", "selector", "field", "lr")
+    sizes, budget = given.get("recipe", "none"), given.get("parameters")
+    names |= {} if field is None else {"field": field}
+    given = recipe_values(sizes, names) | given
+    varied = (
+        "recipe",
+        "parameters",
+        "input",
+        "out",
+        "longer_side",
+        "steps",
+        "seed",
+        "device",
+        "selector",
+        "field",
+        "lr",
+    )
     varied += ("cfs_weight", "cfs_ratio")
     values = {key: value for key, value in given.items() if key not in varied and not key.startswith("selector.")}
     lr = {names["field"]: float(given["lr"])} if "lr" in given else {}
-    return Recipe(values, lr), {"transform": names["transform"]}
+    return Recipe(values, lr, True, sizes, int(budget) if budget else None), {"transform": names["transform"]}
 
 
 def first_lr(contender: Contender) -> float:
     """The learning rate that the factors of a contender's search multiply; without a search the one it has."""
-    return recipe_of(contender.recipe)[0].lr.get(contender.field, FIELDS[contender.field].default_lr)
+    return recipe_of(contender.recipe, contender.field)[0].lr.get(contender.field, FIELDS[contender.field].default_lr)
 
 
 def options_of(contender: Contender, suite: Suite, lr: float, seed: int) -> Options:
     """The options of one run; raises InputError for those that do not go together."""
-    recipe, names = recipe_of(contender.recipe)
+    recipe, names = recipe_of(contender.recipe, contender.field)
     strategy = strategy_options(contender.strategy)
     selector = strategy["selector"]
     values = {key: value for key, value in suite.values.items() if contender.field == "siren"}
     values |= {} if selector == "full" else keep_options(contender.keep)
     values |= {**recipe.values, **strategy, "field": contender.field, "steps": contender.steps, "lr": lr, "seed": seed}
-    return from_values(values, {"transform": "min_max", **names, "selector": selector, "field": contender.field})
+    names = {"transform": "min_max", **names, "selector": selector, "field": contender.field}
+    sized = open_options(recipe.sizes, names, values)
+    sized += ("selector.keep_ratio",) if sized and contender.keep == "recipe" and selector != "full" else ()
+    return from_values(values, names).sized_by(recipe.sizes, recipe.parameters, sized)

@@ -15,7 +15,7 @@ from pathlib import Path
 from evonas.evolution import SearchConfig
 from evonas.field_evaluation import FieldEvaluator, Measuring
 from evonas.field_space import FieldSpace, FieldSpaceConfig
-from evonas.field_training import FieldTrainConfig
+from evonas.field_training import RECIPE, FieldTrainConfig
 from evonas.genomes import Genome
 from evonas.search import PICKS, Result, pick, search, write_report
 from evos.command_line import Program, read_command_line, read_list, write_config
@@ -142,6 +142,7 @@ def as_config_file(space: FieldSpace, genome: Genome, values: dict[str, float], 
         **({"input": run.input} if alone else {}),
         **({} if run.longer_side is None else {"longer_side": run.longer_side}),
         **space.decode(genome).values(),
+        "selector.keep_ratio": RECIPE["selector.keep_ratio"],  # which the recipe would suit to a grid
         "steps": int(values["steps"]),
         **({"seed": run.seed} if run.seed else {}),
     }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from evos.derivatives import value_and_jacobian
     from evos.errors import InputError
     from evos.fields import FIELDS, Field, FieldConfig, build_field, field_config
+    from evos.fitted import FittedField, load
     from evos.losses import cross_frequency_loss, derivative_loss, value_loss
     from evos.selection import (
         SELECTORS,
@@ -41,6 +42,7 @@ PUBLIC_MODULES = (
     "errors",
     "fields",
     "fitness",
+    "fitted",
     "images",
     "losses",
     "metrics",
@@ -60,6 +62,7 @@ __all__ = [
     "Feedback",
     "Field",
     "FieldConfig",
+    "FittedField",
     "InputError",
     "Pool",
     "Selection",
@@ -73,11 +76,12 @@ __all__ = [
     "derivative_loss",
     "field_config",
     "grid",
+    "load",
     "value_and_jacobian",
     "value_loss",
 ]
 
-_HOMES = ("selection", "fields", "coords", "losses", "derivatives", "errors")
+_HOMES = ("selection", "fields", "coords", "losses", "derivatives", "errors", "fitted")
 
 
 def __getattr__(name: str) -> Any:

@@ -149,7 +149,7 @@ def parse_value(argument: str, option: Option, text: Any) -> Any:
         raise InputError(argument, text, "true or false")
     if option.kind in (int, float):
         try:
-            value = option.kind(text)
+            value = option.kind(expanded(text) if option.kind is int else text)
             if option.kind is int and abs(value) > LARGEST:
                 raise InputError(argument, text, f"a whole number from -{LARGEST} to {LARGEST}")
             # int(2.7) is 2, and float(True) is 1.
@@ -162,6 +162,14 @@ def parse_value(argument: str, option: Option, text: Any) -> Any:
         allowed = "a whole number" if option.kind is int else "a number"
         raise InputError(argument, text, allowed + (" or none" if option.optional else ""))
     return option.kind(text)
+
+
+def expanded(text: Any) -> Any:
+    """A whole number's text with its unit written out: 200k is 200000, 2M is 2000000; anything else as it is."""
+    zeros = {"k": "000", "M": "000000"}
+    if isinstance(text, str) and text[:-1].isdecimal() and text[-1] in zeros:
+        return text[:-1] + zeros[text[-1]]
+    return text
 
 
 def build_config(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:

@@ -15,7 +15,7 @@ PROGRAMS = {
     "meta": ("generalizable.main", "meta", "learn to represent whole data sets"),
     "encode": ("generalizable.encode", "meta", "turn signals into patterns with a trained model"),
     "search": ("evonas.main", "nas", "evolve networks for dense prediction, or find a field of your own signals"),
-    "render": ("generalizable.encode", "meta", "decode patterns into signals: encode with patterns=FILE"),
+    "render": ("generalizable.encode", "meta", "write a fit at any size, or decode patterns=FILE into signals"),
 }
 """Module, extra and summary of each program by name."""
 
@@ -41,12 +41,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if name not in PROGRAMS:
         raise unknown_name("program", name, PROGRAMS)
     module, extra, _ = PROGRAMS[name]
+    given = {word.removeprefix("--").split("=")[0] for word in rest}
+    if name == "render" and not given & {"patterns", "help", "-h"}:
+        module, extra = "image_regression.render", "regress"
     try:
         program = import_module(module)
     except ModuleNotFoundError as error:
         allowed = f'pip install -c constraints.txt -e ".[{extra}]"'
         raise InputError(f"evos {name}", f"no module {error.name}", allowed) from None
-    given = {word.removeprefix("--").split("=")[0] for word in rest}
-    if name == "render" and not given & {"patterns", "help", "-h"}:
-        raise InputError("patterns", None, "patterns=FILE to decode")
+    if name == "render" and not rest:
+        raise InputError("patterns", None, "patterns=FILE to decode, or RUN of evos fit")
     program.main(rest)

@@ -1,19 +1,90 @@
-"""How a field is trained, as sets of defaults by name: what image_regression offers and what evonas searches under."""
+"""How a field is trained, as sets of defaults by name: what image_regression offers and what evonas searches under.
 
+``fast`` and ``compact`` train a hash grid whose sizes follow from the signal's (``sized_options``): the rule was fitted
+to measurements on other inputs than those reported in docs/results.md. Given another field by name they are the best
+way measured for coordinate networks.
+"""
+
+import math
+from bisect import bisect_right
+from dataclasses import asdict
 from typing import Any
+
+from evos.errors import InputError
+from evos.fields.hashgrid import HashGridConfig
+
+DRAWN = {"selector": "error", "selector.keep_ratio": 0.1, "cfs_weight": 0.0, "clip_ratio": 1.05}
+GRID = {**DRAWN, "field": "hashgrid", "optimizer": "adam", "lr": 1e-2}
+NETWORK = {**DRAWN, "field": "siren", "field.init_scale": 1.5, "optimizer": "schedule_free", "lr": 1e-3}
 
 RECIPES: dict[str, dict[str, Any]] = {
     "none": {},
     "paper": {"selector": "full", "lr": 1e-4},
-    "fast": {
-        "selector": "error",
-        "selector.keep_ratio": 0.1,
-        "cfs_weight": 0.0,
-        "field": "siren",
-        "field.init_scale": 1.5,
-        "optimizer": "schedule_free",
-        "lr": 1e-3,
-        "clip_ratio": 1.05,
-    },
+    "fast": GRID,
+    "compact": GRID,
 }
 """Sets of defaults by name; options of a part (``field.init_scale``) apply only with the part that the recipe names."""
+
+POINTS_PER_SIDE = 16
+"""Points of a step over the square root of the signal's points: a sixteenth of 256²."""
+MOST_POINTS = 0.25
+"""Largest fraction of a small signal's points in a step."""
+OVERSAMPLING = 1.6
+"""Vertices of the finest level over points, along the longest axis."""
+LARGEST_TABLE_LOG2 = 20
+"""Levels of more than 2^20 vertices are hashed: at 512² none is."""
+BUDGET = 200_000
+"""Parameters of ``compact`` where none are given: a SIREN of 3×256 has 198,915."""
+
+
+def recipe_options(recipe: str, field: str | None = None) -> dict[str, Any]:
+    """The defaults of a recipe in RECIPES, for the field that it names (None) or for another one."""
+    found = RECIPES[recipe]
+    return NETWORK if found is GRID and field not in (None, "hashgrid") else found
+
+
+def sized_options(recipe: str, shape: tuple[int, ...], channels: int, parameters: int | None = None) -> dict[str, Any]:
+    """What a recipe makes of a signal's shape: the sizes of the grid, and the fraction of points in a step.
+
+    Six levels of two features, each about twice as fine as the one before, and one hidden layer. With ``fast`` the
+    finest has 1.6 times as many vertices along an axis as the longest one has points, with ``compact`` at most so many,
+    and as many as the budget allows.
+
+    Args:
+        recipe: fast or compact.
+        shape: of the signal's grid, one to seven axes.
+        channels: C.
+        parameters: the budget of ``compact``, at least 1; None: 200,000.
+
+    Raises:
+        InputError: no grid is so small.
+    """
+    axes, points = len(shape), math.prod(shape)
+    finest = min(max(round(OVERSAMPLING * max(shape)), 16), 2**20)
+    if recipe == "compact":
+        budget = parameters or BUDGET
+        resolutions = range(16, finest + 1)
+        # The largest within the budget: their parameters grow with the resolution.
+        fitting = bisect_right(resolutions, budget, key=lambda size: grid(size, axes).parameters(axes, channels))
+        if fitting == 0:
+            least = grid(16, axes).parameters(axes, channels)
+            raise InputError("--parameters", budget, f"at least {least} for {axes} axes and {channels} channels")
+        finest = resolutions[fitting - 1]
+    keep = min(MOST_POINTS, POINTS_PER_SIDE / math.sqrt(points))
+    sizes = {f"field.{name}": value for name, value in asdict(grid(finest, axes)).items()}
+    return sizes | {"selector.keep_ratio": round(keep, 6)}
+
+
+def grid(finest: int, axes: int) -> HashGridConfig:
+    """The recipes' grid of so many vertices along each axis at its finest level, at least 16."""
+    base = max(16, finest // 32)
+    needed = math.ceil(math.log2(finest**axes + 8))  # a level is stored in whole eights
+    return HashGridConfig(
+        hidden_features=64,
+        hidden_layers=0,
+        levels=6,
+        level_features=2,
+        base_resolution=base,
+        finest_resolution=finest,
+        table_log2=min(needed, LARGEST_TABLE_LOG2),
+    )

@@ -3,7 +3,7 @@
     python examples/plain_loop.py
 
 Prints the PSNR over all pixels, also for a uniform tenth. With plain Adam, as here, drawing by error does not pay: it
-does with clipped gradients and a better optimizer, the recipe ``fast`` of image_regression/main.py.
+does with clipped gradients and a better optimizer, ``--recipe fast --field siren`` of image_regression/main.py.
 """
 
 import argparse

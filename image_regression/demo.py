@@ -1,4 +1,4 @@
-"""The first thing to run: one photo, the full batch against EVOS and the fast recipe, one size of network, one seed.
+"""The first thing to run: one photo, a SIREN on the full batch and by EVOS against the recipe fast, one seed.
 
     make demo
 

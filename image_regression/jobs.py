@@ -150,6 +150,8 @@ def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
         for part in ("field", "transform")
         for name, value in asdict(getattr(options, part)).items()
     }
+    # What the recipe takes from the signal's shape; the fraction of points is a schedule's here.
+    sized = [name for name in options.sized if name.startswith("field.")]
     jobs = []
     for seed, (column, path) in product(numbers("seeds", config.seeds), all_inputs(config).items()):
         for schedule, strategy in product(words(config.schedules), words(config.strategies)):
@@ -159,7 +161,11 @@ def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
             names = {part: values[part] for part in PARTS}
             if names["field"] != config.field:
                 values = {name: value for name, value in values.items() if not name.startswith("field.")}
-            jobs.append(make_job(config, strategy, schedule, seed, column, path, values, names))
+            job = make_job(config, strategy, schedule, seed, column, path, values, names)
+            own_sizes = sized if names["field"] == config.field else []
+            jobs.append(
+                replace(job, options=job.options.sized_by(options.run.recipe, options.run.parameters, own_sizes))
+            )
     if not jobs:
         names = f"{config.strategies} with {config.schedules}, seeds {config.seeds}"
         raise InputError("--strategies", names, "at least one run; full and soft have no schedule but constant")
@@ -168,18 +174,20 @@ def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
 
 def without_recipe(config: CompareConfig, given: Mapping[str, str]) -> CompareConfig:
     """The config with a recipe's options as if they were given, except its selector, which the strategies vary."""
-    return replace(config, recipe="none", cfs_weight=config.cfs_weight if "cfs_weight" in given else None)
+    cfs_weight = config.cfs_weight if "cfs_weight" in given else None
+    return replace(config, recipe="none", parameters=None, cfs_weight=cfs_weight)
 
 
 def make_config_jobs(config: CompareConfig, given: Mapping[str, str], parts: Mapping[str, str]) -> list[Job]:
     """Every run of the config files; options ``given`` to the comparison override theirs; seeds vary slowest."""
     own = {option.name for option in RegressionConfig.__dataclass_fields__.values()}
     beats = {name: value for name, value in given.items() if "." in name or name in own}
+    recipe = ["--recipe", given["recipe"]] if "recipe" in given else []  # it may name parts that the file does not
     files = {}
     for path in words(config.configs or ""):
         if Path(path).stem in files:
             raise InputError("--configs", path, "files of different names")
-        values, names = given_values(["--config", path])
+        values, names = given_values(["--config", path, *recipe])
         files[Path(path).stem] = (values | beats, names | {part: parts[part] for part in PARTS if part in given})
     jobs = [
         make_job(config, stem, "", seed, column, path, values, names)

@@ -4,15 +4,16 @@ Options of the three exchangeable parts are prefixed with its name: ``--selector
 ``--field siren --field.omega 30``, ``--transform gamma --transform.gamma 2.2``. The command line overrides files.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from evos.command_line import Given, Program, read_command_line, write_config
 from evos.config import build_config, check_choice, check_range, options
 from evos.errors import InputError
 from evos.fields import FIELDS, FieldConfig
-from evos.recipes import RECIPES
+from evos.recipes import RECIPES, recipe_options, sized_options
 from evos.selection import SELECTORS, SelectorConfig
 from evos.training_options import OptimizerOptions, RunOptions
 from evos.transforms import TRANSFORMS, TransformConfig
@@ -22,7 +23,7 @@ PARTS: dict[str, Mapping[str, Any]] = {
     "field": FIELDS,
     "transform": TRANSFORMS,
 }
-FREE = ("recipe", "out", "resume", "overwrite", "save_every", "eval_every", "device", "quiet")
+FREE = ("recipe", "parameters", "out", "resume", "overwrite", "save_every", "eval_every", "device", "quiet")
 """Options that may differ between a run and its resumption."""
 GROWING = ("steps",)
 """Options that may be larger on resumption."""
@@ -32,9 +33,12 @@ GROWING = ("steps",)
 class RegressionConfig(OptimizerOptions, RunOptions):
     """Options of one regression run."""
 
-    recipe: Literal["none", "paper", "fast"] = "none"
-    """Set of defaults, overridden by config file and command line: none, paper (full batch, Adam 1e-4) or fast (the
-    fastest measured)."""
+    recipe: Literal["none", "paper", "fast", "compact"] = "none"
+    """Set of defaults, overridden by config file and command line: none, paper (full batch, Adam 1e-4), fast (the
+    fastest measured: a hash grid of sizes that suit the signal) or compact (the best grid of so many --parameters)."""
+
+    parameters: int | None = None
+    """Budget of parameters for --recipe compact, at least 1 (200k is 200000); none: 200000."""
 
     input: str | None = None
     """Picture (png jpg tiff webp bmp; any mode; 8 and 16 bit), sound (wav flac ogg) or folder of them to fit; none: the
@@ -107,18 +111,41 @@ class RegressionConfig(OptimizerOptions, RunOptions):
             raise InputError("precision", self.precision, "fp32, tf32 or bf16, which needs no loss scaling")
         if self.polish and self.precision == "bf16":
             raise InputError("polish", self.polish, "0 with --precision bf16, too coarse for a line search")
+        check_range("parameters", self.parameters, 1)
+        if self.parameters is not None and self.recipe != "compact":
+            raise InputError("parameters", self.parameters, "none without --recipe compact")
         check_range("cfs_weight", self.cfs_weight, 0)
         check_range("cfs_ratio", self.cfs_ratio, 0, 1)
 
 
 @dataclass(frozen=True)
 class Options:
-    """A run's options with those of its parts."""
+    """A run's options with those of its parts.
+
+    Attributes:
+        sized: names of the options whose values the recipe takes from the signal's shape; see ``sized_to``.
+    """
 
     run: RegressionConfig
     selector: SelectorConfig
     field: FieldConfig
     transform: TransformConfig
+    sized: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+
+    def sized_by(self, recipe: str, parameters: int | None, names: Sequence[str]) -> "Options":
+        """The same, those of the given names left for a recipe to size to the signal."""
+        return replace(self, run=replace(self.run, recipe=recipe, parameters=parameters), sized=tuple(names))
+
+    def sized_to(self, shape: tuple[int, ...], channels: int) -> "Options":
+        """The options for a signal of this shape, nothing left open; raises InputError where a budget is too small."""
+        if not self.sized:
+            return self
+        found = sized_options(self.run.recipe, shape, channels, self.run.parameters)
+        parts = {}
+        for part in ("field", "selector"):
+            values = {name.partition(".")[2]: found[name] for name in self.sized if name.startswith(f"{part}.")}
+            parts[part] = build_config(type(getattr(self, part)), asdict(getattr(self, part)) | values, f"--{part}.")
+        return replace(self, **parts, sized=())
 
     def resolved(self) -> dict[str, Any]:
         """Every option by its name on the command line."""
@@ -187,7 +214,7 @@ def given_values(
 def recipe_values(recipe: str, names: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The defaults that a recipe sets; given the parts chosen, without its options of other parts."""
     check_choice("--recipe", recipe, RECIPES)
-    found = RECIPES[recipe]
+    found = recipe_options(recipe, None if names is None else names["field"])
 
     def counts(option: str) -> bool:
         part, dot, _ = option.partition(".")
@@ -201,13 +228,24 @@ def from_values(values: Mapping[str, Any], names: Mapping[str, str], base: type 
 
     ``names``: the chosen name of each part.
     """
-    values = {**recipe_values(values.get("recipe", "none"), names), **values}
+    recipe = values.get("recipe", "none")
+    sized = open_options(recipe, names, values)
+    values = {**recipe_values(recipe, names), **values}
     own = {name: value for name, value in values.items() if "." not in name}
     built = {}
     for part, name in names.items():
         mine = {key.split(".", 1)[1]: value for key, value in values.items() if key.startswith(part + ".")}
         built[part] = build_config(PARTS[part][name], mine, f"--{part}.")
-    return Options(build_config(base, own, "--"), **built)
+    return Options(build_config(base, own, "--"), **built, sized=sized)
+
+
+def open_options(recipe: str, names: Mapping[str, str], given: Collection[str]) -> tuple[str, ...]:
+    """The options that a recipe takes from the signal's shape, given the parts chosen and the options given."""
+    chosen = RECIPES.get(recipe, {})
+    if chosen.get("field") != "hashgrid" or names["field"] != "hashgrid":
+        return ()
+    mine = [part for part in ("field", "selector") if names[part] == chosen[part]]
+    return tuple(n for n in sized_options("fast", (2,), 1) if n.partition(".")[0] in mine and n not in given)
 
 
 def as_config_file(options_: Options) -> str:
@@ -216,6 +254,6 @@ def as_config_file(options_: Options) -> str:
     for prefix, config in [("", options_.run), *((f"{part}.", getattr(options_, part)) for part in PARTS)]:
         for entry in fields(config):
             value = getattr(config, entry.name)
-            if value != entry.default and prefix + entry.name not in ("recipe", "resume", "overwrite"):
+            if value != entry.default and prefix + entry.name not in ("recipe", "parameters", "resume", "overwrite"):
                 values[prefix + entry.name] = value
     return write_config(values, yaml=False)

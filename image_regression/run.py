@@ -7,12 +7,17 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from evos.fields import build_field
+from evos.fields.hashgrid import HashGridConfig
+from evos.fitted import FILE, FittedField, save_field
 from evos.metrics import lpips_network
+from evos.optimizers import evaluation_weights
 from evos.runs import (
     EventLog,
     Stopper,
     Trainable,
     TrainingLoop,
+    count_parameters,
     keep_freed_memory,
     open_run,
     read_json,
@@ -50,6 +55,9 @@ def fit_signal(
     keep_freed_memory(device)
     # Built before the run folder, so that invalid options leave no folder behind.
     training = SignalTraining(Fit(signal, options, device), lpips_steps)
+    if options.sized and not settings.quiet:
+        print(choice(training.fit))
+    options = training.fit.options
     run = open_run(
         path,
         options.resolved(),
@@ -78,10 +86,46 @@ def fit_signal(
     loop.train(stopper)
     metrics = training.metrics() | loop.metrics()
     training.medium.write(run, training.fit, training.values)
+    save_field(run.path / FILE, fitted_field(training.fit))
     truth, panel = training.medium.panel(training.fit, training.values)
     write_report(run.path / "report.png", truth, [panel], [Curve(panel.title, loop.curve)])
     write_json(run.metrics_path, metrics)
     return metrics
+
+
+def choice(fit: Fit) -> str:
+    """What a recipe made of the signal, in one line."""
+    run, grid = fit.options.run, fit.options.field
+    assert isinstance(grid, HashGridConfig)
+    hashed = max(grid.table_sizes(len(fit.signal.shape))) > 2**grid.table_log2
+    sizes = f"{grid.levels} levels of {grid.level_features} features, {grid.finest_resolution} vertices at the finest"
+    tables = f"tables of 2^{grid.table_log2} rows" if hashed else "no hashing"
+    ratio = 1.0 if run.selector == "full" else fit.options.selector.keep_ratio
+    return (
+        f"{fit.signal.name}: recipe {run.recipe}: {run.field} of {sizes}, {tables}, "
+        f"{count_parameters(fit.field.parameters()):,} parameters; {run.optimizer} {fit.options.lr:g}; "
+        f"{ratio:.2g} of {fit.pool.cells:,} points a step, selector {run.selector}"
+    )
+
+
+def fitted_field(fit: Fit) -> FittedField:
+    """The field as it is evaluated, by itself; it shares no weights with the fit's."""
+    signal, channels, sound = fit.signal, fit.values.shape[-1], fit.signal.sound
+    field = build_field(fit.options.field, len(signal.shape), channels, seed=0, device=fit.device)
+    with evaluation_weights(fit.field, fit.optimizer, fit.average):
+        field.load_state_dict(fit.field.state_dict())
+        output = fit.on_training_grid(fit.evaluate_at(fit.grid))
+    return FittedField(
+        field,
+        fit.options.field,
+        fit.transform,
+        signal.shape,
+        channels,
+        shift=(fit.aligned(output, output, fit.target) - output).mean(0),
+        name=signal.name,
+        rate=sound.rate if sound else None,
+        peak=sound.peak if sound else None,
+    )
 
 
 def check_lpips(inputs: Iterable[Path | None]) -> None:
@@ -137,10 +181,13 @@ class SignalTraining(Trainable):
     def metrics(self) -> dict[str, Any]:
         """What metrics.json holds besides the loop's own numbers."""
         fit, options = self.fit, self.fit.options
+        size = sum(weight.numel() * weight.element_size() for weight in fit.field.parameters())
         return {
             "name": fit.signal.name,
             "shape": [*fit.signal.shape, fit.signal.values.shape[-1]],
             **({"psnr": None, "ssim": None, "lpips": None} | self.quality),
+            "bytes": size,
+            "bits_per_value": 8 * size / fit.values.numel(),
             "points_evaluated": fit.work.evaluated,
             "points_trained": fit.work.trained,
             "options": options.resolved() | {"cfs_weight": options.cfs_weight, "lr": options.lr},

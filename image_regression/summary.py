@@ -12,11 +12,17 @@ from evos.runs.files import replace_file
 
 COLUMNS = (
     *("name", "psnr", "ssim", "lpips", "snr", "stft_distance", "held_out_psnr", "held_out_ssim", "held_out_snr"),
-    *("train_seconds", "points_evaluated"),
+    *("train_seconds", "points_evaluated", "parameters", "bytes", "bits_per_value"),
 )
 
-OPTIONAL_COLUMNS = ("snr", "stft_distance", "held_out_psnr", "held_out_ssim", "held_out_snr")
-"""Columns of sounds, and of runs not trained on everything: left out where no run has them."""
+WHOLE = ("points_evaluated", "parameters", "bytes")
+"""Columns of whole numbers, whose mean is rounded."""
+
+OPTIONAL_COLUMNS = (
+    *("snr", "stft_distance", "held_out_psnr", "held_out_ssim", "held_out_snr"),
+    *("parameters", "bytes", "bits_per_value"),
+)
+"""Columns of sounds, of runs not trained on everything, and of runs of this version: left out where no run has them."""
 
 FORMS = {
     "psnr": "{:.2f}",
@@ -28,6 +34,9 @@ FORMS = {
     "train_seconds": "{:.1f}",
     "points": "{:,}",
     "points_evaluated": "{:,}",
+    "parameters": "{:,}",
+    "bytes": "{:,}",
+    "bits_per_value": "{:.2f}",
     "time_to_full": "{:.2f}",
 }
 """How the numbers of a measure are written."""
@@ -46,6 +55,9 @@ def sentence(result: dict[str, Any], out: Path) -> str:
         "held_out_snr": "SNR {:.2f} dB",
         "train_seconds": "{:.1f} s of training",
         "points_evaluated": "{:,} points evaluated",
+        "parameters": "{:,} parameters",
+        "bytes": "{:,} bytes",
+        "bits_per_value": "{:.2f} bits a value",
     }
     parts = [form.format(result[key]) for key, form in forms.items() if result.get(key) is not None]
     return f"{result['name']}: {', '.join(filter(None, (*parts, silent)))} -> {out}"
@@ -94,7 +106,7 @@ def write_summary(folder: Path, results: list[dict[str, Any]]) -> None:
     means = ["mean"]
     for name in columns[1:]:
         average = mean(values(name)) if values(name) else None
-        means.append(cell(form_of(name), round(average) if name == "points_evaluated" and average else average))
+        means.append(cell(form_of(name), round(average) if name in WHOLE and average else average))
     replace_file(folder / "summary.md", markdown_table(columns, [*rows, means]).encode())
     write_csv(folder / "summary.csv", columns, results)
 

@@ -48,6 +48,7 @@ class Fit:
     """A field being fitted to a signal: ``step`` trains, ``predict`` evaluates, the state dict resumes exactly."""
 
     def __init__(self, signal: Signal, options: Options, device: torch.device) -> None:
+        options = options.sized_to(signal.shape, signal.values.shape[-1])
         self.signal, self.options, self.device = signal, options, device
         run = options.run
         self.values = signal.values.to(device)

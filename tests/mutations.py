@@ -777,6 +777,28 @@ MUTATIONS = [
         "(buffer, None)",
         "tests/evos/fields/test_stacked.py",
     ),
+    # ---- grids
+    Mutation(
+        "the table's gradient forgets the weights",
+        "evos/fields/hashgrid.py",
+        "sums.index_add_(0, row, weight * column)",
+        "sums.index_add_(0, row, column)",
+        "tests/evos/fields/test_hashgrid.py::test_gradients_equal_those_of_the_plain_formula",
+    ),
+    Mutation(
+        "a compact grid is one size too fine",
+        "evos/recipes.py",
+        "finest = resolutions[fitting - 1]",
+        "finest = resolutions[min(fitting, len(resolutions) - 1)]",
+        "tests/image_regression/test_recipes.py::test_compact_takes_the_finest_grid_within_the_budget",
+    ),
+    Mutation(
+        "a fitted field forgets the constant that derivatives leave open",
+        "evos/fitted.py",
+        "self.transform.inverse(self.field(coords) + self.shift)",
+        "self.transform.inverse(self.field(coords))",
+        "tests/image_regression/test_render.py::test_a_fitted_field_has_the_values_that_the_run_evaluates",
+    ),
     # ---- architecture search
     Mutation(
         "the state is written with what it is read with",

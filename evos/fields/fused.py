@@ -141,7 +141,7 @@ class Linear(torch.autograd.Function):
         x_gradient = matmul(gradient, weight) if ctx.needs_input_grad[0] else None
         # The multiplication with fewer rows is the faster one: a first layer has two inputs, a last one three outputs.
         outputs, inputs = weight.shape
-        weight_gradient = matmul(x.T, gradient).T if inputs < outputs else matmul(gradient.T, x)
+        weight_gradient = (x.T @ gradient).T if inputs < outputs else gradient.T @ x
         return x_gradient, weight_gradient, gradient.sum(0)
 
 

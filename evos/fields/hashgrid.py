@@ -4,13 +4,15 @@ Letters: L levels, V = 2^D corners of a cell, F features per level, T rows of a 
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from importlib import import_module
-from itertools import product
-from typing import ClassVar
+from itertools import pairwise, product
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -20,7 +22,14 @@ from evos.config import check_range
 from evos.fields.base import Field, FieldConfig
 from evos.fields.mlp import ReluField
 
-PRIMES = (1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437, 2165219737)
+PRIMES = tuple(
+    prime - 2**32 * (prime >= 2**31)
+    for prime in (1, 2654435761, 805459861, 3674653429, 2097192037, 1434869437, 2165219737)
+)
+"""The hash's factors by axis, as the 32-bit integers with a sign that PyTorch has."""
+
+Pair = tuple[Tensor, Tensor]
+"""Something of the lower and of the upper one of two neighbouring vertices along an axis."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,13 @@ class HashGridConfig(FieldConfig):
         """Rows that each level would have in the table if none were hashed: its vertices, rounded up to eights."""
         return [math.ceil((math.ceil(n) + 1) ** in_features / 8) * 8 for n in self.cells]
 
+    def parameters(self, in_features: int, out_features: int) -> int:
+        """How many numbers the tables and the network have, without building them."""
+        rows = sum(min(size, 2**self.table_log2) for size in self.table_sizes(in_features))
+        width = self.hidden_features
+        widths = [self.levels * self.level_features, *[width] * (self.hidden_layers + 1), out_features]
+        return rows * self.level_features + sum((a + 1) * b for a, b in pairwise(widths))
+
     def build(self, in_features: int, out_features: int) -> Field:
         """A hash grid and its network, with fresh weights."""
         encoding = HashGrid(self, in_features)
@@ -94,10 +110,9 @@ class HashGrid(nn.Module):
     """
 
     cells: Tensor
-    corners: Tensor
     strides: Tensor
+    corner_strides: Tensor
     dense_sizes: Tensor
-    primes: Tensor
     offsets: Tensor
 
     def __init__(self, config: HashGridConfig, in_features: int) -> None:
@@ -115,13 +130,15 @@ class HashGrid(nn.Module):
         self.table = nn.Parameter(torch.empty(int(sizes.sum()), config.level_features))
         nn.init.uniform_(self.table, -1e-4, 1e-4)  # section 4
         self.mask = limit - 1
+        strides = torch.tensor(dense, dtype=torch.long)[:, None] ** torch.arange(in_features)
+        corners = torch.tensor(list(product((0, 1), repeat=in_features)))
         constants = {
             "cells": torch.tensor(cells),
-            "corners": torch.tensor(list(product((0, 1), repeat=in_features))),
-            "strides": torch.tensor(dense, dtype=torch.long).view(-1, 1, 1) ** torch.arange(in_features),
-            "dense_sizes": sizes[: len(dense), None],
-            "primes": torch.tensor(PRIMES[:in_features]),
-            "offsets": (sizes.cumsum(0) - sizes)[:, None],
+            # Rows in 32 bits: a wider product would be cut down to the mask's anyway, and takes twice the time.
+            "strides": strides[:, None].int(),
+            "corner_strides": (corners @ strides.T)[..., None].int(),
+            "dense_sizes": sizes[: len(dense), None].int(),
+            "offsets": (sizes.cumsum(0) - sizes)[:, None, None].int(),
         }
         for name, constant in constants.items():
             self.register_buffer(name, constant, persistent=False)
@@ -137,49 +154,120 @@ class HashGrid(nn.Module):
         return features.view(*coords.shape[:-1], -1)
 
     def interpolate(self, unit: Float[Tensor, "*N D"]) -> Float[Tensor, "*N E"]:
-        """The features at coordinates in [0, 1], in plain PyTorch."""
-        per_axis, features = self.corner_weights(unit)
-        # Not prod, whose gradient looks for zeros among the factors and so waits for the host.
-        weights = reduce(torch.mul, per_axis.unbind(-1))
-        return rearrange(einsum(weights, features, "... l v, ... l v f -> ... l f"), "... l f -> ... (l f)")
+        """The features at coordinates in [0, 1], in PyTorch's own operations."""
+        factors, rows = self.corners(unit.reshape(-1, unit.shape[-1]))
+        return self.blend(factors, rows).view(*unit.shape[:-1], self.out_features)
 
     def forward_with_tangents(
         self, coords: Float[Tensor, "N D"], tangents: Float[Tensor, "K N D"]
     ) -> tuple[Float[Tensor, "N E"], Float[Tensor, "K N E"]]:
         """The features, and their derivatives along each tangent; tiny-cuda-nn has no forward mode."""
-        stacked, features = self.corner_weights((coords + 1) / 2)
-        per_axis = stacked.unbind(-1)
-        weights = reduce(torch.mul, per_axis)
+        factors, rows = self.corners((coords + 1) / 2)
         # A weight is a product of one factor per axis, each linear in its coordinate with derivative +-cells / 2.
-        signs = (2 * self.corners - 1).to(stacked.dtype)
-        weight_derivatives = torch.stack(
-            [
-                reduce(torch.mul, per_axis[:axis] + per_axis[axis + 1 :], signs[:, axis].expand_as(weights))
-                for axis in range(len(per_axis))
-            ]
+        rise = self.cells[:, None].expand_as(factors[0][0]) / 2
+        jacobian = torch.stack(
+            [self.blend([*factors[:axis], (-rise, rise), *factors[axis + 1 :]], rows) for axis in range(len(factors))]
         )
-        jacobian = einsum(weight_derivatives, features, self.cells / 2, "d n l v, n l v f, l -> d n l f")
-        return (
-            rearrange(einsum(weights, features, "n l v, n l v f -> n l f"), "n l f -> n (l f)"),
-            rearrange(einsum(tangents, jacobian, "k n d, d n l f -> k n l f"), "k n l f -> k n (l f)"),
+        return self.blend(factors, rows), einsum(tangents, jacobian, "k n d, d n e -> k n e")
+
+    def corners(self, unit: Float[Tensor, "N D"]) -> tuple[list[Pair], Int[Tensor, "L N V"]]:
+        """The interpolation factors "L N" of an axis' two vertices, for each axis, and the corners' rows of the table.
+
+        A corner's weight is the product of its factors. Points vary fastest, so that an operation is one long loop.
+        """
+        factors, vertices = [], []
+        for coordinate in unit.unbind(-1):
+            position = coordinate * self.cells[:, None] + 0.5
+            cell = position.floor()
+            fraction = position - cell
+            factors.append((1 - fraction, fraction))
+            vertices.append(cell.int())
+        return factors, self.rows(vertices)
+
+    def rows(self, cells: Sequence[Int[Tensor, "L N"]]) -> Int[Tensor, "L N V"]:
+        """The rows of the table that hold the corners of cells, given along each axis (section 3, equation 4)."""
+        dense = len(self.dense_sizes)
+        first = sum(cell[:dense] * stride for cell, stride in zip(cells, self.strides.unbind(-1), strict=True))
+        # The other corners are less than a table away, so that only the first one takes a division.
+        first = torch.remainder(first, self.dense_sizes)
+        dense_rows = [first + stride for stride in self.corner_strides]
+        dense_rows = [torch.where(row < self.dense_sizes, row, row - self.dense_sizes) for row in dense_rows]
+        products = [cell[dense:] * prime for cell, prime in zip(cells, PRIMES, strict=False)]
+        steps = [(low, low + prime) for low, prime in zip(products, PRIMES, strict=False)]
+        hashed_rows = combine(torch.bitwise_xor, steps)
+        rows = [torch.stack(dense_rows, dim=-1), torch.stack(hashed_rows, dim=-1) & self.mask]
+        return torch.cat(rows) + self.offsets
+
+    def blend(self, factors: Sequence[Pair], rows: Int[Tensor, "L N V"]) -> Float[Tensor, "N E"]:
+        """The sums over corners of the table's rows, times their weights."""
+        weights = torch.stack(combine(torch.mul, factors), dim=-1)
+        if weights.device.type != "cpu" or torch.compiler.is_compiling():
+            # Elsewhere the sum is one kernel; and on a GPU index_add_ would not repeat its results bit for bit.
+            features = einsum(weights, self.table[rows], "l n v, l n v f -> n l f")
+        else:
+            sums = WeightedRows.apply(self.table, rows.flatten(0, 1), weights.flatten(0, 1))
+            features = rearrange(sums, "(l n) f -> n l f", l=len(self.cells))
+        return features.flatten(1)
+
+
+def combine(operation: Callable[[Tensor, Tensor], Tensor], pairs: Sequence[Pair]) -> list[Tensor]:
+    """An operation on one member of each pair, for all choices of members; the last pair's varies fastest."""
+    return [reduce(operation, choice) for choice in product(*pairs)]
+
+
+class WeightedRows(torch.autograd.Function):
+    """Sums "M F" over v of weights[m, v] · table[rows[m, v]], on a CPU several times faster than by indexing.
+
+    Differentiable any number of times in table and weights, in both modes, and under ``torch.func.vmap``. PyTorch's
+    ``embedding_bag`` doesn't store the rows that it adds up, but its gradient is slow, and so is that of indexing;
+    ``index_add_`` is fast where it adds numbers, not rows.
+    """
+
+    @staticmethod
+    def forward(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        table, rows, weights = ctx.saved_tensors
+        corners = [row.long() for row in rows.unbind(1)]
+        table_gradient = weight_gradient = None
+        if ctx.needs_input_grad[0]:
+            columns = []
+            for column in gradient.unbind(1):
+                sums = gradient.new_zeros(len(table))
+                for row, weight in zip(corners, weights.unbind(1), strict=True):
+                    sums.index_add_(0, row, weight * column)
+                columns.append(sums)
+            table_gradient = torch.stack(columns, dim=1)
+        if ctx.needs_input_grad[2]:
+            weight_gradient = torch.stack([(table[row] * gradient).sum(1) for row in corners], dim=1)
+        return table_gradient, None, weight_gradient
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        table, rows, weights = ctx.saved_tensors
+        of_table, _, of_weights = tangents
+        parts = [] if of_table is None else [WeightedRows.apply(of_table, rows, weights)]
+        parts += [] if of_weights is None else [WeightedRows.apply(table, rows, of_weights)]
+        return sum(parts[1:], parts[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        size = info.batch_size
+        table, rows, weights = (
+            each.expand(size, *each.shape) if dim is None else each.movedim(dim, 0)
+            for each, dim in zip(inputs, in_dims, strict=True)
         )
-
-    def corner_weights(
-        self, unit: Float[Tensor, "*N D"]
-    ) -> tuple[Float[Tensor, "*N L V D"], Float[Tensor, "*N L V F"]]:
-        """Each corner's interpolation weight along each axis (its weight is their product), and its features."""
-        position = unit[..., None, :] * self.cells[:, None] + 0.5
-        cell = position.floor()
-        fraction = (position - cell)[..., None, :]
-        per_axis = torch.where(self.corners == 1, fraction, 1 - fraction)
-        return per_axis, self.table[self.rows(cell.long()[..., None, :] + self.corners)]
-
-    def rows(self, vertices: Int[Tensor, "*N L V D"]) -> Int[Tensor, "*N L V"]:
-        """The rows of the table that hold the given vertices (section 3, equation 4)."""
-        dense, hashed = vertices.tensor_split([len(self.dense_sizes)], dim=-3)
-        dense_rows = (dense * self.strides).sum(-1) % self.dense_sizes
-        hashed_rows = reduce(torch.bitwise_xor, (hashed * self.primes).unbind(-1)) & self.mask
-        return torch.cat([dense_rows, hashed_rows], dim=-2) + self.offsets
+        starts = torch.arange(size, device=rows.device)[:, None, None] * table.shape[1]
+        sums = WeightedRows.apply(*(each.flatten(0, 1) for each in (table, rows + starts, weights)))
+        return sums.unflatten(0, (size, -1)), 0
 
 
 @cache

@@ -36,7 +36,8 @@ class ReluField(RealMLPField):
         self, z: Float[Tensor, "*N H"], layer_index: int
     ) -> tuple[Float[Tensor, "*N H"], Float[Tensor, "*N H"]]:
         """ReLU and a step, 0 at 0 as in PyTorch."""
-        return torch.relu(z), (z > 0).to(z.dtype)
+        value = torch.relu(z)
+        return value, value.sign()  # several times faster than a comparison made a float
 
     def activation_second_derivative(
         self,

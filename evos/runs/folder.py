@@ -19,7 +19,7 @@ OWNED = (
     *(temporary_path(Path(name)).name for name in FILES),
     "events.out.tfevents.*",
     *("config.txt", "summary.md", "summary.csv", "table.md", "table.csv", "psnr_over_time.png"),
-    *("best.pt", "network.pt", "archive.jsonl", "errors.jsonl", "generations/*.json", "front.csv"),
+    *("best.pt", "network.pt", "field.safetensors", "archive.jsonl", "errors.jsonl", "generations/*.json", "front.csv"),
     *("pareto.png", "hypervolume.png", "brackets.jsonl", "fields/*.txt"),
     *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "mp3", "npy")),
     *(f"eval/*.{suffix}" for suffix in ("json", "png", "wav")),

@@ -9,13 +9,13 @@ import pytest
 import evos
 
 NAMES = """
-ErrorConfig EvosConfig FIELDS Feedback Field FieldConfig InputError Pool SELECTORS Selection Selector SelectorConfig
-TilesConfig UniformConfig build_field build_selector cross_frequency_loss derivative_loss field_config grid
-value_and_jacobian value_loss
+ErrorConfig EvosConfig FIELDS Feedback Field FieldConfig FittedField InputError Pool SELECTORS Selection Selector
+SelectorConfig TilesConfig UniformConfig build_field build_selector cross_frequency_loss derivative_loss field_config
+grid load value_and_jacobian value_loss
 """
 MODULES = (
-    "config coords derivatives errors fields fitness images losses metrics optimizers schedules selection sounds "
-    "transforms"
+    "config coords derivatives errors fields fitness fitted images losses metrics optimizers schedules selection "
+    "sounds transforms"
 )
 
 

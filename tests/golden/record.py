@@ -29,7 +29,8 @@ RUNS = {
     "uniform_cfs": ["--selector", "uniform", "--cfs_weight", "0.65"],
     "val_der": ["--selector", "full", "--supervision", "val_der", "--factor", "2"],
     "sound_val_der": ["--selector", "full", "--supervision", "val_der", "--factor", "2", "--der_operator", "diff"],
-    "fast": ["--recipe", "fast"],
+    "fast": ["--recipe", "fast", "--field", "siren"],
+    "fast_grid": ["--recipe", "fast", "--lr", "2e-2"],
 }
 STEPS = 50
 
@@ -41,8 +42,8 @@ def chirp() -> Signal:
 
 
 def curve(name: str) -> list[float]:
-    """The loss at each step of a run of image_regression: a photo of 24 px or a chirp, SIREN 3x32, on the CPU."""
-    options = parse([*RUNS[name], "--steps", str(STEPS), "--field.hidden_features", "32", "--lr", "1e-3"])
+    """The loss at each step of a run of image_regression: a photo of 24 px or a chirp, SIREN 3x32 or grid."""
+    options = parse(["--lr", "1e-3", "--steps", str(STEPS), "--field.hidden_features", "32", *RUNS[name]])
     fit = Fit(chirp() if name.startswith("sound") else astronaut(24), options, torch.device("cpu"))
     return [float(fit.step(step)) for step in range(1, STEPS + 1)]
 

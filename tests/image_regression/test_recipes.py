@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from evos import recipes
+from evos.errors import InputError
+from evos.fields import build_field
+from evos.recipes import GRID, NETWORK
 from evos.runs import load_checkpoint, read_json
 from evos.selection import EvosConfig
 from image_regression import demo, jobs
@@ -19,6 +23,7 @@ def test_a_recipe_sets_what_is_in_it_and_nothing_else():
     assert {name: fast[name] for name in RECIPES["fast"]} == RECIPES["fast"]
     assert parse(["--config", str(CONFIGS / "fast.txt")]).resolved() == fast
     untouched = [name for name in fast if name in plain and name not in (*RECIPES["fast"], "recipe")]
+    untouched = [name for name in untouched if not name.startswith("field.")]  # options of another field
     assert len(untouched) > 20 and all(fast[name] == plain[name] for name in untouched)
 
 
@@ -39,8 +44,61 @@ def test_the_config_file_beats_a_recipe_and_the_command_line_both(tmp_path):
 def test_a_recipe_s_options_of_a_part_go_with_that_part():
     options = parse(["--recipe", "fast", "--field", "wire", "--selector", "uniform", "--optimizer", "adam"])
     assert (options.field.init_scale, options.selector.keep_ratio) == (1.0, 0.5)
-    assert options.lr == RECIPES["fast"]["lr"]
-    assert parse(["--recipe", "fast", "--field", "siren"]).field.init_scale == RECIPES["fast"]["field.init_scale"]
+    assert options.lr == NETWORK["lr"]
+    siren = parse(["--recipe", "fast", "--field", "siren"])
+    assert siren.field.init_scale == NETWORK["field.init_scale"] and siren.run.optimizer == "schedule_free"
+    assert siren.sized == () and siren.selector.keep_ratio == 0.1
+
+
+def grid_of(argv, shape=(256, 256), channels=3):
+    options = parse(argv).sized_to(shape, channels)
+    return options, options.field.parameters(len(shape), channels)
+
+
+def test_fast_sizes_the_grid_to_the_signal():
+    options, parameters = grid_of(["--recipe", "fast"])
+    grid = options.field
+    assert (grid.finest_resolution, grid.base_resolution, grid.levels) == (410, 16, 6)
+    assert max(grid.table_sizes(2)) <= 2**grid.table_log2  # nothing is hashed
+    assert options.selector.keep_ratio == 0.0625
+    field = build_field(grid, 2, 3, seed=0)
+    assert sum(weight.numel() for weight in field.parameters()) == parameters
+    assert grid_of(["--recipe", "fast"], (16384,), 1)[0].field.finest_resolution == 26214
+    assert options.sized_to((64, 64), 3) == options  # sized once
+
+
+def test_compact_takes_the_finest_grid_within_the_budget():
+    for budget in (20_000, 198_915):
+        options, parameters = grid_of(["--recipe", "compact", "--parameters", str(budget)])
+        finest = options.field.finest_resolution + 1
+        assert parameters <= budget < recipes.grid(finest, 2).parameters(2, 3)
+    assert parse(["--recipe", "compact", "--parameters", "20k"]).run.parameters == 20_000
+    assert grid_of(["--recipe", "compact", "--parameters", "9M"])[1] == grid_of(["--recipe", "fast"])[1]
+    with pytest.raises(InputError, match="--parameters: got 900; allowed: at least "):
+        grid_of(["--recipe", "compact", "--parameters", "900"])
+    with pytest.raises(InputError, match="--parameters: got 5; allowed: none without --recipe compact"):
+        parse(["--recipe", "fast", "--parameters", "5"])
+
+
+def test_options_that_are_given_beat_the_rule():
+    argv = ["--recipe", "fast", "--field.levels", "3", "--selector.keep_ratio", "0.5"]
+    options, _ = grid_of(argv)
+    assert (options.field.levels, options.selector.keep_ratio) == (3, 0.5)
+    assert options.field.finest_resolution == 410
+    options, _ = grid_of(["--recipe", "fast", "--selector", "full"])
+    assert options.field.finest_resolution == 410 and options.run.selector == "full"
+
+
+def test_a_run_says_what_the_recipe_chose_and_reports_its_size(tmp_path, capsys, no_report):
+    argv = ["--recipe", "compact", "--parameters", "9k", "--longer_side", "24", "--steps", "2", "--lpips", "false"]
+    main([*argv, "--out", str(tmp_path / "a")])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "recipe compact" in line]
+    metrics = read_json(tmp_path / "a" / "metrics.json")
+    assert f"{metrics['parameters']:,} parameters" in line and "no hashing" in line
+    assert metrics["bytes"] == 4 * metrics["parameters"]
+    assert metrics["bits_per_value"] == pytest.approx(8 * metrics["bytes"] / (24 * 24 * 3))
+    main([*argv, "--out", str(tmp_path / "b"), "--quiet"])
+    assert "recipe compact" not in capsys.readouterr().out
 
 
 def test_a_run_by_a_recipe_is_repeated_by_its_config_file_without_the_recipe(tmp_path, tiny, no_report, monkeypatch):
@@ -60,9 +118,8 @@ def test_strategies_can_be_compared_under_a_recipe(tmp_path):
     options = from_values(given, names, jobs.CompareConfig)
     made = jobs.make_jobs(jobs.without_recipe(options.run, given), options)
     assert [job.options.run.selector for job in made] == ["full", "evos"]
-    assert {(job.options.lr, job.options.field.init_scale) for job in made} == {
-        (RECIPES["fast"]["lr"], RECIPES["fast"]["field.init_scale"])
-    }
+    assert {(job.options.run.recipe, job.options.lr) for job in made} == {("fast", GRID["lr"])}
+    assert {job.options.sized_to((256, 256), 3).field.finest_resolution for job in made} == {410}
     assert made[1].options.selector == EvosConfig() and made[1].options.cfs_weight == 0.65
     given["cfs_weight"] = "0.25"
     options = from_values(given, names, jobs.CompareConfig)
@@ -85,5 +142,5 @@ def test_the_demo_shows_the_full_batch_evos_and_the_fast_recipe(tmp_path, tiny, 
     assert "\n".join(lines) in capsys.readouterr().out and (tmp_path / "demo" / "report.png").stat().st_size > 10_000
     assert read_json(tmp_path / "demo" / "fast" / "config.json")["options"]["recipe"] == "fast"
     metrics = [read_json(tmp_path / "demo" / name / "metrics.json") for name in ("full", "fast")]
-    kept = RECIPES["fast"]["selector.keep_ratio"]
+    kept = read_json(tmp_path / "demo" / "fast" / "config.json")["options"]["selector.keep_ratio"]
     assert metrics[1]["points_evaluated"] == pytest.approx(metrics[0]["points_evaluated"] * kept, rel=0.03)

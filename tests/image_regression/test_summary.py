@@ -37,6 +37,9 @@ def test_a_summary_has_a_line_for_each_run_and_the_means(tmp_path):
     ]
     with (tmp_path / "summary.csv").open() as file:
         assert [row["name"] for row in csv.DictReader(file)] == ["a|b", "c"]
+    sized = [results[0] | {"parameters": 1500, "bytes": 6000, "bits_per_value": 0.25}, *results[1:]]
+    write_summary(tmp_path, sized)
+    assert (tmp_path / "summary.md").read_text().splitlines()[2].endswith("| 1,001 | 1,500 | 6,000 | 0.25 |")
 
 
 @pytest.mark.parametrize("name", ["summary.md", "summary.csv"])

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from itertools import product
 from types import SimpleNamespace
 
+import jaxtyping
 import pytest
 import torch
 
@@ -82,6 +83,72 @@ def test_linear_functions_of_the_vertices_are_reproduced_between_them():
     unit = torch.rand(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 0.9
     x, y = (unit * 7 + 0.5).unbind(1)
     torch.testing.assert_close(grid(2 * unit - 1)[:, 0], 0.3 + 2 * x - 5 * y)
+
+
+def plain_features(grid, coords):
+    """The features by indexing: the weighted sum over a cell's corners, point by point."""
+    position = (coords + 1)[:, None] / 2 * grid.cells[:, None] + 0.5
+    corner = torch.tensor(list(product((0, 1), repeat=coords.shape[1])))
+    fraction = (position - position.floor())[:, :, None]
+    weights = torch.where(corner == 1, fraction, 1 - fraction).prod(-1)
+    rows = grid.rows(position.floor().int().movedim(0, -1).unbind(1)).movedim(1, 0)
+    return (weights[..., None] * grid.table[rows]).sum(2).flatten(1)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_gradients_equal_those_of_the_plain_formula(axes):
+    grid = HashGrid(HashGridConfig(), axes)
+    torch.nn.init.normal_(grid.table, generator=torch.Generator().manual_seed(1))
+    coords, factor = torch.randn(2, 500, 32, generator=torch.Generator().manual_seed(2))
+    coords = coords[:, :axes].tanh().requires_grad_()
+    found, expected = (
+        torch.autograd.grad((features * factor).sum(), [grid.table, coords])
+        for features in (grid(coords), plain_features(grid, coords))
+    )
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-6, atol=1e-6)
+    # By coordinate, differences of vertices are summed up, times as many as there are cells.
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-3)
+
+
+def test_features_can_be_differentiated_twice_in_both_modes():
+    grid = random_grid(HashGridConfig(levels=3, table_log2=4, base_resolution=3, finest_resolution=9), 2)
+    coords = torch.tensor([[0.31, -0.22], [-0.7, 0.45]], dtype=torch.float64, requires_grad=True)
+
+    def features(table, coords):
+        return torch.func.functional_call(grid, {"table": table}, (coords,)).sin()
+
+    inputs = (grid.table.detach().requires_grad_(), coords)
+    assert torch.autograd.gradcheck(features, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(features, inputs)
+
+
+def test_one_call_serves_several_tables_and_each_point_has_its_gradient():
+    grid = random_grid(HashGridConfig(levels=3, table_log2=4, base_resolution=3, finest_resolution=9), 2)
+    coords = torch.rand(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) * 2 - 1
+
+    def features(table, coords):
+        return torch.func.functional_call(grid, {"table": table}, (coords,))
+
+    tables = torch.stack([grid.table.detach(), 2 * grid.table.detach() ** 2])
+    both = torch.func.vmap(features, (0, None))(tables, coords)
+    torch.testing.assert_close(both, torch.stack([features(table, coords) for table in tables]))
+    each = torch.func.vmap(torch.func.grad(lambda t, x: features(t, x[None]).square().sum()), (None, 0))
+    whole = torch.func.grad(lambda t: features(t, coords).square().sum())(tables[0])
+    torch.testing.assert_close(each(tables[0], coords).sum(0), whole)
+
+
+def test_a_compiled_grid_gives_the_same_features_and_gradients(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # its checks can't be compiled
+    torch.compiler.reset()
+    grid = HashGrid(HashGridConfig(levels=4, table_log2=6), 2)
+    torch.nn.init.normal_(grid.table, generator=torch.Generator().manual_seed(1))
+    coords = torch.rand(50, 2, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    results = []
+    for forward in (grid, torch.compile(grid, backend="aot_eager", fullgraph=True)):
+        features = forward(coords)
+        results.append([features, *torch.autograd.grad(features.square().sum(), [grid.table])])
+    for ours, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(ours, compiled)
 
 
 def test_the_table_starts_small_and_uniform():

@@ -1,0 +1,136 @@
+"""A fitted field as one file, and as a module: what a run on a picture or a sound leaves behind.
+
+``field.safetensors`` holds the weights that were evaluated, and in its metadata a JSON text of all else: the field's
+options, the target transform's numbers and the signal's shape. Nothing in it is executed.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from evos.coords import grid
+from evos.errors import InputError
+from evos.fields import Field, FieldConfig, build_field, field_config
+from evos.runs.files import replace_file
+from evos.transforms import Transform, load_transform
+
+FILE = "field.safetensors"
+"""Name of the file in a run's folder."""
+KEY = "evos"
+"""Of the metadata; its text names the version of the format."""
+VERSION = 1
+POINTS = 2**18
+"""Points that ``sample`` evaluates at a time."""
+
+
+class FittedField(nn.Module):
+    """A field with the inverse of its target transform: coordinates to values of the signal, differentiable.
+
+    Attributes:
+        field: the network, a Field.
+        config: its options.
+        transform: from signal values to what the field predicts.
+        shift: added to predictions; not 0 where only derivatives were supervised, which leave a constant open.
+        shape: the signal's grid, without channels.
+        channels: C.
+        name: the signal's name.
+        rate: of a sound, samples a second; a picture's is None.
+        peak: of a sound, the amplitude of value 1, value 0.5 being silence; None.
+    """
+
+    def __init__(
+        self,
+        field: Field,
+        config: FieldConfig,
+        transform: Transform,
+        shape: tuple[int, ...],
+        channels: int,
+        *,
+        shift: Float[Tensor, " C"] | None = None,
+        name: str = "",
+        rate: int | None = None,
+        peak: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.field, self.config, self.transform = field, config, transform
+        self.shape, self.channels, self.name, self.rate, self.peak = shape, channels, name, rate, peak
+        self.shift: Tensor
+        self.register_buffer("shift", torch.zeros(channels) if shift is None else shift)
+
+    def forward(self, coords: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
+        """The signal's values, in [0, 1] up to the fit's error, at coordinates in [-1, 1]: see evos/coords.py."""
+        return self.transform.inverse(self.field(coords) + self.shift)
+
+    @torch.no_grad()
+    def sample(self, shape: tuple[int, ...] | None = None) -> Float[Tensor, "*S C"]:
+        """The values on a grid from corner to corner, None for the signal's own; without gradient."""
+        shape = self.shape if shape is None else shape
+        if len(shape) != len(self.shape):
+            raise InputError("shape", shape, f"{len(self.shape)} axes, as the signal has")
+        places = grid(shape, self.shift.device)
+        return torch.cat([self(piece) for piece in places.split(POINTS)]).unflatten(0, shape)
+
+
+def save_field(path: str | Path, fitted: FittedField) -> None:
+    """Write a fitted field to a file, atomically; raises InputError where the disk is full or can't be written."""
+    about = {
+        "version": VERSION,
+        "field": {"name": fitted.config.name, **asdict(fitted.config)},
+        "transform": fitted.transform.state_dict(),
+        **{key: getattr(fitted, key) for key in ("shape", "channels", "name", "rate", "peak")},
+    }
+    weights = {"shift": fitted.shift, **{f"field.{n}": weight for n, weight in fitted.field.state_dict().items()}}
+    # Complex weights as pairs of numbers, which every reader of the format knows.
+    plain = {n: (torch.view_as_real(w) if w.is_complex() else w).contiguous().cpu() for n, w in weights.items()}
+    replace_file(path, save(plain, {KEY: json.dumps(about)}))
+
+
+def load(run: str | Path, *, device: str | torch.device = "cpu") -> FittedField:
+    """The fitted field of a finished run on a picture or a sound.
+
+    Args:
+        run: the run's folder, or a field.safetensors.
+        device: where it is put.
+
+    Raises:
+        InputError: there is no such file, or it is damaged, not written by evos, or of another version.
+    """
+    path = Path(run) / FILE if Path(run).is_dir() else Path(run)
+    allowed = f"a finished run of evos fit, or its {FILE}"
+    if not path.is_file():
+        raise InputError("run", f"{path}, which is not there", allowed)
+    try:
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {})[KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+        if about["version"] != VERSION:
+            raise InputError("run", f"{path} of version {about['version']}", f"version {VERSION}")
+        options = dict(about["field"])
+        config = field_config(options.pop("name"), options)
+        shape, channels = tuple(about["shape"]), int(about["channels"])
+        field = build_field(config, len(shape), channels, seed=0)
+        own = field.state_dict()
+        weights = {name: tensors[f"field.{name}"] for name in own}
+        field.load_state_dict({n: torch.view_as_complex(w) if own[n].is_complex() else w for n, w in weights.items()})
+        fitted = FittedField(
+            field,
+            config,
+            load_transform(about["transform"]),
+            shape,
+            channels,
+            shift=tensors["shift"],
+            **{key: about[key] for key in ("name", "rate", "peak")},
+        )
+    except InputError:
+        raise
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise InputError("run", f"{path} ({reason})", f"{allowed}, intact") from None
+    return fitted.to(device)
