@@ -16,7 +16,6 @@ from image_regression.jobs import SCHEDULES, STRATEGIES, own_or_of_selector
 from image_regression.options import (
     PARTS,
     Options,
-    RegressionConfig,
     from_values,
     given_values,
     open_options,
