@@ -115,8 +115,8 @@ def test_a_kill_after_the_last_step_loses_nothing(tmp_path, tiny, start):
     options = [*tiny, *RUN, *STRATEGIES["evos"]]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(*options, "--out", str(whole)).wait() == 0
-    # After config.json, config.txt, eight checkpoints, three pictures and report.png, the fifteenth is metrics.json.
-    assert start(*options, "--out", str(killed), kill_at="os.replace 15").wait() == -signal.SIGKILL
+    # After config.json, config.txt, eight checkpoints, three pictures, field.safetensors and report.png: metrics.json.
+    assert start(*options, "--out", str(killed), kill_at="os.replace 16").wait() == -signal.SIGKILL
     assert (killed / "report.png").exists() and not (killed / "metrics.json").exists()
     assert start(*options, "--out", str(killed), "--resume").wait() == 0
     assert_same_run(whole, killed)
@@ -260,7 +260,7 @@ def test_nothing_of_a_run_is_left_in_the_folder_above(tmp_path, tiny, start):
     assert start(*tiny, "--steps", "3", "--out", str(tmp_path / "deep" / "run")).wait() == 0
     assert sorted(os.listdir(tmp_path)) == ["deep", "stderr", "stdout"]
     names = {name.split(".")[0] for name in os.listdir(tmp_path / "deep" / "run")}
-    assert names == {"checkpoint", "config", "events", "images", "metrics", "report"}
+    assert names == {"checkpoint", "config", "events", "field", "images", "metrics", "report"}
 
 
 def test_a_finished_fit_goes_on_for_more_steps(tmp_path, tiny, picture, capsys, refused):
