@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evos.distributed import World
 from generalizable.codec import Codec
-from generalizable.data import find_sources
+from generalizable.data import Source, find_sources
 from generalizable.instances import picture, stack
 
 
@@ -35,12 +35,13 @@ def measure(run: Path, scale: int, most: int) -> dict[str, float]:
     options, task = codec.options, codec.task
     sources = find_sources(options.sources, options.data, seed=options.run.seed, world=World(), train=False)
     source = next(iter(sources.test.values()))
+    assert isinstance(source, Source), "pictures in files"
     totals: dict[str, list[Tensor]] = {}
     with codec.evaluating():
         for start in range(0, min(most, len(source)), options.train.batch):
             numbers = range(start, min(start + options.train.batch, most, len(source)))
             small = stack([source.get(i) for i in numbers])
-            files = [source.entries[i][0] for i in numbers]
+            files = [file for i in numbers if isinstance(file := source.entries[i][0], Path)]
             fine = torch.stack([picture(file, scale * options.data.size) for file in files])
             patterns = codec.encode(small)
             same = rearrange(codec.decode(patterns), "b (h w) c -> b c h w", h=options.data.size).clamp(0, 1)

@@ -28,7 +28,7 @@ from torch import Tensor
 from evos.distributed import World
 from evos.errors import InputError
 from generalizable.codec import Codec
-from generalizable.data import find_sources
+from generalizable.data import Source, find_sources
 from generalizable.instances import stack
 from generalizable.patterns import Encoded, read_patterns, write_patterns
 
@@ -96,6 +96,7 @@ def test_pictures(codec: Codec, most: int) -> tuple[dict[str, Encoded], Float[Te
     options = codec.options
     sources = find_sources(options.sources, options.data, seed=options.run.seed, world=World(), train=False)
     source = next(iter(sources.test.values()))
+    assert isinstance(source, Source), "pictures in files"
     instances = [source.get(i) for i in range(min(most, len(source)))]
     signals: dict[str, Encoded] = {}
     with codec.evaluating():
