@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from common import mean_and_deviation, write_result
 from einops import rearrange
 from jaxtyping import Float
+from rate_distortion import tested
 from torch import Tensor
 
-from evos.distributed import World
 from generalizable.codec import Codec
-from generalizable.data import Source, find_sources
-from generalizable.instances import picture, stack
+from generalizable.instances import stack
 
 
 def enlarged(pictures: Float[Tensor, "N C h w"], scale: int) -> Float[Tensor, "N C H W"]:
@@ -33,16 +32,13 @@ def measure(run: Path, scale: int, most: int) -> dict[str, float]:
     """PSNR in dB: at the model's size, and of three ways to the finer one."""
     codec = Codec.load(str(run), "cpu")
     options, task = codec.options, codec.task
-    sources = find_sources(options.sources, options.data, seed=options.run.seed, world=World(), train=False)
-    source = next(iter(sources.test.values()))
-    assert isinstance(source, Source), "pictures in files"
+    source, finer = tested(codec), tested(codec, scale)
     totals: dict[str, list[Tensor]] = {}
     with codec.evaluating():
         for start in range(0, min(most, len(source)), options.train.batch):
             numbers = range(start, min(start + options.train.batch, most, len(source)))
             small = stack([source.get(i) for i in numbers])
-            files = [file for i in numbers if isinstance(file := source.entries[i][0], Path)]
-            fine = torch.stack([picture(file, scale * options.data.size) for file in files])
+            fine = stack([finer.get(i) for i in numbers]).signal
             patterns = codec.encode(small)
             same = rearrange(codec.decode(patterns), "b (h w) c -> b c h w", h=options.data.size).clamp(0, 1)
             found = {

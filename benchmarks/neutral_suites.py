@@ -214,20 +214,8 @@ def recipe_of(name: str, field: str | None = None) -> tuple[Recipe, dict[str, st
     sizes, budget = given.get("recipe", "none"), given.get("parameters")
     names |= {} if field is None else {"field": field}
     given = recipe_values(sizes, names) | given
-    varied = (
-        "recipe",
-        "parameters",
-        "input",
-        "out",
-        "longer_side",
-        "steps",
-        "seed",
-        "device",
-        "selector",
-        "field",
-        "lr",
-    )
-    varied += ("cfs_weight", "cfs_ratio")
+    varied = {"recipe", "parameters", "input", "out", "longer_side", "steps", "seed", "device"}
+    varied |= {"selector", "field", "lr", "cfs_weight", "cfs_ratio"}
     values = {key: value for key, value in given.items() if key not in varied and not key.startswith("selector.")}
     lr = {names["field"]: float(given["lr"])} if "lr" in given else {}
     return Recipe(values, lr, True, sizes, int(budget) if budget else None), {"transform": names["transform"]}

@@ -13,6 +13,7 @@ agree upon as they agree upon the network. PSNR is the mean over pictures, of 8-
 import argparse
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -91,12 +92,20 @@ def read_at(curve: Sequence[Point], bits: float) -> float | None:
     return float(np.interp(np.log(bits), np.log(list(best)), list(best.values())))
 
 
+def tested(codec: Codec, scale: int = 1) -> Source:
+    """The test part of a run's pictures, read at ``scale`` times the run's size."""
+    options = codec.options
+    data = replace(options.data, size=scale * options.data.size)
+    sources = find_sources(options.sources, data, seed=options.run.seed, world=World(), train=False)
+    source = next(iter(sources.test.values()))
+    if not isinstance(source, Source):
+        raise InputError("runs", f"one on {source.name}, a stream", "runs on data in files")
+    return source
+
+
 def test_pictures(codec: Codec, most: int) -> tuple[dict[str, Encoded], Float[Tensor, "N H W 3"]]:
     """Patterns by number, and the 8-bit pictures that they are made of, from the test part of a run's data."""
-    options = codec.options
-    sources = find_sources(options.sources, options.data, seed=options.run.seed, world=World(), train=False)
-    source = next(iter(sources.test.values()))
-    assert isinstance(source, Source), "pictures in files"
+    options, source = codec.options, tested(codec)
     instances = [source.get(i) for i in range(min(most, len(source)))]
     signals: dict[str, Encoded] = {}
     with codec.evaluating():

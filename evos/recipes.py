@@ -88,3 +88,7 @@ def grid(finest: int, axes: int) -> HashGridConfig:
         finest_resolution=finest,
         table_log2=min(needed, LARGEST_TABLE_LOG2),
     )
+
+
+SIZED = tuple(sized_options("fast", (2,), 1))
+"""Names of the options that ``sized_options`` gives."""

@@ -35,11 +35,18 @@ class Steps:
         """The nearest level of each value."""
         if self.width == 0:
             return torch.zeros_like(values, dtype=torch.uint8)
-        return ((values - self.low) / self.width).round().clamp(0, 2**self.bits - 1).to(torch.uint8)
+        return nearest_level(values, self.low, self.width, self.bits).to(torch.uint8)
 
     def values(self, levels: UInt8[Tensor, "*S"]) -> Float[Tensor, "*S"]:
         """The values of levels."""
         return self.low + self.width * levels.float()
+
+
+def nearest_level(
+    values: Float[Tensor, "*S"], low: float | Float[Tensor, ""], width: float | Float[Tensor, ""], bits: int
+) -> Float[Tensor, "*S"]:
+    """The number of the level that is nearest to each value; the first one is at ``low``."""
+    return ((values - low) / width).round().clamp(0, 2**bits - 1)
 
 
 def fit_steps(values: Float[Tensor, "*S"], bits: int) -> Steps:
@@ -70,8 +77,7 @@ def rounded(values: Float[Tensor, "*S"], bits: int) -> Float[Tensor, "*S"]:
     with torch.no_grad():
         low, high = ends(values.float())
         width = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
-        level = ((values - low) / width).round().clamp(0, 2**bits - 1)
-        change = low + width * level - values
+        change = low + width * nearest_level(values, low, width, bits) - values
     return values + change.to(values.dtype)
 
 

@@ -226,14 +226,13 @@ class SignalTask(ABC):
         its pictures."""
         size = self.config.size
         a, b = (rearrange(values, "b (v h w) c -> b v h w c", h=size, w=size) for values in (prediction, target))
-        found: dict[str, list] = {
-            "ssim": [[metrics.ssim(*pair) for pair in zip(x, y, strict=True)] for x, y in zip(a, b, strict=True)]
-        }
-        if with_lpips:
-            distances = [[metrics.lpips(*pair) for pair in zip(x, y, strict=True)] for x, y in zip(a, b, strict=True)]
-            if distances[0][0] is not None:
-                found["lpips"] = distances
-        return {name: torch.tensor(values, device=prediction.device).mean(1) for name, values in found.items()}
+        found = {}
+        for name in ("ssim", "lpips") if with_lpips else ("ssim",):
+            measure = getattr(metrics, name)
+            values = [[measure(*pair) for pair in zip(x, y, strict=True)] for x, y in zip(a, b, strict=True)]
+            if values[0][0] is not None:
+                found[name] = torch.tensor(values, device=prediction.device).mean(1)
+        return found
 
     # ---- results ---------------------------------------------------------------------------------------------
 

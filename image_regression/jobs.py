@@ -157,15 +157,13 @@ def make_jobs(config: CompareConfig, options: Options) -> list[Job]:
         for schedule, strategy in product(words(config.schedules), words(config.strategies)):
             if schedule != "constant" and strategy.partition(":")[0] in CONSTANT_ONLY:
                 continue
-            values = shared | SCHEDULES[schedule] | strategy_options(strategy)
+            values, sizes = shared | SCHEDULES[schedule] | strategy_options(strategy), sized
             names = {part: values[part] for part in PARTS}
-            if names["field"] != config.field:
+            if names["field"] != config.field:  # the strategy's own, with its defaults
                 values = {name: value for name, value in values.items() if not name.startswith("field.")}
+                sizes = []
             job = make_job(config, strategy, schedule, seed, column, path, values, names)
-            own_sizes = sized if names["field"] == config.field else []
-            jobs.append(
-                replace(job, options=job.options.sized_by(options.run.recipe, options.run.parameters, own_sizes))
-            )
+            jobs.append(replace(job, options=job.options.sized_by(options.run.recipe, options.run.parameters, sizes)))
     if not jobs:
         names = f"{config.strategies} with {config.schedules}, seeds {config.seeds}"
         raise InputError("--strategies", names, "at least one run; full and soft have no schedule but constant")

@@ -13,7 +13,7 @@ from evos.command_line import Given, Program, read_command_line, write_config
 from evos.config import build_config, check_choice, check_range, options
 from evos.errors import InputError
 from evos.fields import FIELDS, FieldConfig
-from evos.recipes import RECIPES, recipe_options, sized_options
+from evos.recipes import RECIPES, SIZED, recipe_options, sized_options
 from evos.selection import SELECTORS, SelectorConfig
 from evos.training_options import OptimizerOptions, RunOptions
 from evos.transforms import TRANSFORMS, TransformConfig
@@ -245,7 +245,7 @@ def open_options(recipe: str, names: Mapping[str, str], given: Collection[str]) 
     if chosen.get("field") != "hashgrid" or names["field"] != "hashgrid":
         return ()
     mine = [part for part in ("field", "selector") if names[part] == chosen[part]]
-    return tuple(n for n in sized_options("fast", (2,), 1) if n.partition(".")[0] in mine and n not in given)
+    return tuple(n for n in SIZED if n.partition(".")[0] in mine and n not in given)
 
 
 def as_config_file(options_: Options) -> str:

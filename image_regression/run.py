@@ -114,14 +114,13 @@ def fitted_field(fit: Fit) -> FittedField:
     field = build_field(fit.options.field, len(signal.shape), channels, seed=0, device=fit.device)
     with evaluation_weights(fit.field, fit.optimizer, fit.average):
         field.load_state_dict(fit.field.state_dict())
-        output = fit.on_training_grid(fit.evaluate_at(fit.grid))
     return FittedField(
         field,
         fit.options.field,
         fit.transform,
         signal.shape,
         channels,
-        shift=(fit.aligned(output, output, fit.target) - output).mean(0),
+        shift=fit.shift(),
         name=signal.name,
         rate=sound.rate if sound else None,
         peak=sound.peak if sound else None,

@@ -256,6 +256,14 @@ class Fit:
             return prediction
         return prediction + (target - known).mean(-2, keepdim=True)
 
+    @torch.no_grad()
+    def shift(self) -> Float[Tensor, " C"] | None:
+        """What ``aligned`` adds to the predictions of the evaluation weights; None where nothing is shifted."""
+        if self.options.run.supervision != "der":
+            return None
+        with evaluation_weights(self.field, self.optimizer, self.average):
+            return (self.target - self.evaluate_at(self.coords)).mean(-2)
+
     def forward(self, coordinates: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
         """The field's prediction of the transformed target, in the run's precision."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.run.precision == "bf16"):
