@@ -4,16 +4,18 @@ Four things differ from the method on single points (``evos.py``). Nothing is ev
 has a running mean of the errors of the points trained on, smoothed by its neighbourhood while it has few visits
 (``RunningCache``). A step trains on ``count`` points drawn from the selected population. The selection pressure follows
 the concentration of the error: evenly distributed errors give uniform points, concentrated errors the configured
-fractions of fittest tiles and mutants. And the most wrong of the tiles that were visited often enough leave the fittest
-(``outliers.py``): what is still that wrong cannot be learned.
+fractions of fittest tiles and mutants. And the most wrong of the tiles that were visited often enough, and the tiles of
+views that are far more wrong than the others, leave the fittest (``outliers.py``): what is still that wrong cannot be
+learned.
 """
 
 from dataclasses import dataclass
 from itertools import count as counting
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from evos.config import check_range
@@ -28,7 +30,7 @@ from evos.selection.draws import (
     effective_sample_fraction,
     random_order,
 )
-from evos.selection.outliers import largest_errors, trimmed
+from evos.selection.outliers import largest_errors, outlying_grids, trimmed
 
 Counts = Int[Tensor, "B 1"]
 """One number a row."""
@@ -74,6 +76,10 @@ class TilesConfig(SelectorConfig):
     trim_visits: int = 4
     """Visits before a tile can be an outlier, at least 1."""
 
+    trim_views: float = 3.0
+    """Views whose mean error is so many robust standard deviations above the median view's leave the fit as a whole, at
+    least 0; 0: none. Three are needed, and at most half can leave."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("mutation_ratio", self.mutation_ratio, 0, 1)
@@ -84,6 +90,7 @@ class TilesConfig(SelectorConfig):
         check_range("pooling", self.pooling, 0, open_low=True)
         check_range("trim_ratio", self.trim_ratio, 0, 1)
         check_range("trim_visits", self.trim_visits, 1)
+        check_range("trim_views", self.trim_views, 0)
 
 
 class TilesSelector(CachingSelector[TilesConfig]):
@@ -102,6 +109,7 @@ class TilesSelector(CachingSelector[TilesConfig]):
         self.order: Int[Tensor, "R P"] = random_order(self.all_rows, pool.cells, self.generator, self.valid)
         self.sample_fraction: Float[Tensor, "R 1"] = torch.ones(pool.rows, 1, device=self.device)
         self.trim_count = round(config.trim_ratio * self.usable_cells)
+        self.views = prod(pool.shape[: -pool.grid_axes])
         self.zero = torch.zeros((), device=self.device)
         self.ratios = {"survivor_ratio": self.zero, "mutant_ratio": 1 - self.zero}
 
@@ -170,8 +178,7 @@ class TilesSelector(CachingSelector[TilesConfig]):
         low, high = 4 * square, torch.zeros_like(square)
         if self.config.crossover != "none":
             high = high_fitness(residual, self.pool.shape, self.pool.grid_axes, self.config.laplacian_weight)
-        if self.trim_count > 0:
-            outliers = largest_errors(square, self.cache.visits[rows] >= self.config.trim_visits, self.trim_count)
+        if (outliers := self.outliers(rows, square, counted)) is not None:
             low, high = trimmed(low, outliers), trimmed(high, outliers)
         if valid is not None:
             low, high = low.masked_fill(~valid, -1.0), high.masked_fill(~valid, -1.0)
@@ -179,6 +186,20 @@ class TilesSelector(CachingSelector[TilesConfig]):
         if weight is not None:
             fittest = cells_within(fittest_first(low), self.usable[rows].minimum(fittest), weight)
         self.order[rows] = CROSSOVERS[self.config.crossover](low, high, fittest, counted)
+
+    def outliers(
+        self, rows: Int[Tensor, " B"], error: Float[Tensor, "B P"], weight: Shaped[Tensor, "B P"] | None
+    ) -> Bool[Tensor, "B P"] | None:
+        """The tiles that are too wrong to be learned, by themselves or with their whole view; None: none are trimmed."""
+        found = None
+        if self.trim_count > 0:
+            found = largest_errors(error, self.cache.visits[rows] >= self.config.trim_visits, self.trim_count)
+        if self.config.trim_views > 0 and self.views > 2:
+            views = outlying_grids(
+                error, None if weight is None else weight.float(), self.views, self.config.trim_views
+            )
+            found = views if found is None else found | views
+        return found
 
     def ranks_at(self, step: int) -> bool:
         """Whether the tiles are ranked at ``step``."""

@@ -140,7 +140,7 @@ def test_a_visit_that_is_not_finite_leaves_all_estimates_as_they_were():
 
 def test_options_are_checked():
     bad = {"mutation_ratio": 1.5, "rank_interval": 0, "warmup_steps": -1, "momentum": 1.0, "pooling": 0.0}
-    bad |= {"trim_ratio": 1.5, "trim_visits": 0}
+    bad |= {"trim_ratio": 1.5, "trim_visits": 0, "trim_views": -1.0}
     for name, value in {**bad, "crossover": "slect", "laplacian_weight": -1.0}.items():
         with pytest.raises(InputError, match=f"^{name}: got"):
             TilesConfig(**{name: value})
@@ -167,6 +167,34 @@ def test_the_most_wrong_tiles_leave_the_fit_once_they_were_visited_often_enough(
     assert set(one.order[0, 32:40].tolist()) == set(range(8))
     one.sample_fraction[:] = 1 / 400
     assert torch.isin(torch.arange(8), one.select(3, count=20_000).index[0]).all()
+
+
+def seen_views(**options):
+    """A selector that saw six views of 16 tiles: the last is five times as wrong as the others, whose best tile is 2."""
+    config = TilesConfig(**{**NO_WARMUP, "keep_ratio": 0.25, "crossover": "none", "trim_ratio": 0.0, **options})
+    one = build_selector(config, Pool(1, (6, 4, 4)), total_steps=100, device="cpu")
+    residual = torch.linspace(0.5, 1, 96).view(6, 16) + 0.1 * torch.arange(6)[:, None]
+    residual[:, 3] += 0.5
+    residual[5] += 5
+    one.observe(Selection(one.all_rows, None, step=1), Feedback(residual.view(1, 96, 1)))
+    one.sample_fraction[:] = 0.0
+    one.rank(2, one.all_rows)
+    return one
+
+
+def test_a_view_that_is_far_more_wrong_than_the_others_leaves_the_fit():
+    last = torch.arange(80, 96)
+    assert torch.isin(seen_views(trim_views=0.0).order[0, :16], last).all()
+    trimmed = seen_views()
+    assert not torch.isin(trimmed.order[0, :24], last).any()
+    assert torch.isin(last, trimmed.select(3, count=20_000).index[0]).all()  # mutants are still drawn from it
+
+
+def test_where_cells_are_neighbours_along_all_axes_there_are_no_views_to_leave():
+    config = TilesConfig(**NO_WARMUP)
+    one = build_selector(config, Pool(1, (6, 4, 4), axes=3), total_steps=100, device="cpu")
+    one.observe(Selection(one.all_rows, None, step=1), Feedback(torch.rand(1, 96, 1)))
+    assert one.views == 1 and one.outliers(one.all_rows, torch.rand(1, 96), None).sum() == 0
 
 
 def test_without_trimming_the_order_is_that_of_the_fitness_alone():
