@@ -190,7 +190,7 @@ class TilesSelector(CachingSelector[TilesConfig]):
     def outliers(
         self, rows: Int[Tensor, " B"], error: Float[Tensor, "B P"], weight: Shaped[Tensor, "B P"] | None
     ) -> Bool[Tensor, "B P"] | None:
-        """The tiles that are too wrong to be learned, by themselves or with their whole view; None: none are trimmed."""
+        """The tiles that are too wrong to be learned, by themselves or with their whole view; None: no trimming."""
         found = None
         if self.trim_count > 0:
             found = largest_errors(error, self.cache.visits[rows] >= self.config.trim_visits, self.trim_count)

@@ -170,7 +170,7 @@ def test_the_most_wrong_tiles_leave_the_fit_once_they_were_visited_often_enough(
 
 
 def seen_views(**options):
-    """A selector that saw six views of 16 tiles: the last is five times as wrong as the others, whose best tile is 2."""
+    """A selector that saw six views of 16 tiles: the last is several times as wrong as the others."""
     config = TilesConfig(**{**NO_WARMUP, "keep_ratio": 0.25, "crossover": "none", "trim_ratio": 0.0, **options})
     one = build_selector(config, Pool(1, (6, 4, 4)), total_steps=100, device="cpu")
     residual = torch.linspace(0.5, 1, 96).view(6, 16) + 0.1 * torch.arange(6)[:, None]
