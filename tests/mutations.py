@@ -259,6 +259,20 @@ MUTATIONS = [
     ),
     # ---- sampling by error
     Mutation(
+        "stratified draws whose odds are not capped",
+        "evos/selection/draws.py",
+        "capped = odds.minimum(odds.sum(1, keepdim=True) / count)",
+        "capped = odds",
+        "tests/evos/selection/test_draws.py",
+    ),
+    Mutation(
+        "whole views are never trimmed",
+        "evos/selection/tiles.py",
+        "found = views if found is None else found | views",
+        "pass",
+        TILES,
+    ),
+    Mutation(
         "odds by the squared error",
         "evos/selection/error_sampling.py",
         ".sqrt(), self.cache.seen",
@@ -275,7 +289,7 @@ MUTATIONS = [
     Mutation(
         "masked cells keep their odds",
         "evos/selection/error_sampling.py",
-        "odds = odds.masked_fill(~self.valid[rows], -1.0)",
+        "odds = odds.masked_fill(~self.valid[rows], 0.0)",
         "pass",
         CONTRACT,
     ),
@@ -781,8 +795,8 @@ MUTATIONS = [
     Mutation(
         "the table's gradient forgets the weights",
         "evos/fields/hashgrid.py",
-        "sums.index_add_(0, row, weight * column)",
-        "sums.index_add_(0, row, column)",
+        "index_add_(0, row, weight * column)",
+        "index_add_(0, row, column)",
         "tests/evos/fields/test_hashgrid.py::test_gradients_equal_those_of_the_plain_formula",
     ),
     Mutation(

@@ -239,13 +239,10 @@ class WeightedRows(torch.autograd.Function):
         corners = [row.long() for row in rows.unbind(1)]
         table_gradient = weight_gradient = None
         if ctx.needs_input_grad[0]:
-            columns = []
-            for column in gradient.unbind(1):
-                sums = gradient.new_zeros(len(table))
+            table_gradient = gradient.new_zeros(table.shape)
+            for place, column in enumerate(gradient.unbind(1)):
                 for row, weight in zip(corners, weights.unbind(1), strict=True):
-                    sums.index_add_(0, row, weight * column)
-                columns.append(sums)
-            table_gradient = torch.stack(columns, dim=1)
+                    table_gradient[:, place].index_add_(0, row, weight * column)
         if ctx.needs_input_grad[2]:
             weight_gradient = torch.stack([(table[row] * gradient).sum(1) for row in corners], dim=1)
         return table_gradient, None, weight_gradient

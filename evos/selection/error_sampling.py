@@ -3,7 +3,8 @@
 What the recipe ``fast`` trains on. The size of the loss's gradient at a point is in proportion to the point's error, so
 these are the odds of importance sampling (Katharopoulos and Fleuret 2018), here without the importance weights that
 would undo them: the aim is to train more where the error is larger. The uniform part keeps the cached errors of all
-cells up to date. No cell is evaluated without being trained on, so a step costs as much as a uniform batch.
+cells up to date. No cell is evaluated without being trained on, so a step costs as much as a uniform batch. Stratified
+draws cover the signal more evenly than independent ones, and cost less time than draws of distinct cells.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from evos.config import check_range
 from evos.fitness import mean_square
 from evos.selection.base import Evaluate, Feedback, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector, ResidualCache
-from evos.selection.draws import weighted_draw
+from evos.selection.draws import weighted_stratified_draw
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -40,7 +41,7 @@ class ErrorConfig(SelectorConfig):
 
 
 class ErrorSelector(CachingSelector[ErrorConfig]):
-    """Draws distinct cells with odds uniform_ratio + (1 - uniform_ratio) · error / mean error."""
+    """Draws cells with odds uniform_ratio + (1 - uniform_ratio) · error / mean error, one from each of K segments."""
 
     cache: ResidualCache
 
@@ -49,8 +50,9 @@ class ErrorSelector(CachingSelector[ErrorConfig]):
         rows = self.all_rows if rows is None else rows
         odds = self.odds(rows)
         if self.valid is not None:
-            odds = odds.masked_fill(~self.valid[rows], -1.0)
-        return self.selection(rows, weighted_draw(odds, self.keep_count(step), self.generator), step)
+            odds = odds.masked_fill(~self.valid[rows], 0.0)
+        drawn = weighted_stratified_draw(odds, self.keep_count(step), self.generator)
+        return self.selection(rows, drawn, step)
 
     def odds(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
         """Odds of each cell, 1 at the mean error, which unseen cells are assumed to have."""

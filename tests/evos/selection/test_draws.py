@@ -17,6 +17,7 @@ from evos.selection.draws import (
     survivors_and_mutants,
     uniform_draw,
     weighted_draw,
+    weighted_stratified_draw,
 )
 
 
@@ -38,6 +39,49 @@ def test_weighted_draws_take_cells_without_odds_last():
     odds = torch.tensor([[1.0, 0.0, 3.0, -1.0]]).expand(50, 4)
     assert all(set(row) == {0, 2} for row in weighted_draw(odds, 2, generator()).tolist())
     assert all(set(row) == {0, 1, 2} for row in weighted_draw(odds, 3, generator()).tolist())
+
+
+def capped(odds, count):
+    """The odds of one row, none above one ``count``-th of their sum."""
+    return [min(each, sum(odds) / count) for each in odds]
+
+
+@settings(max_examples=60)
+@given(data=st.data(), cells=st.integers(1, 30), seed=st.integers(0, 99))
+def test_stratified_draws_are_where_the_running_sum_of_the_odds_passes_a_random_place_of_each_segment(
+    data, cells, seed
+):
+    count = data.draw(st.integers(1, 2 * cells))
+    odds = data.draw(st.lists(st.integers(0, 8), min_size=cells, max_size=cells).filter(any))
+    drawn = weighted_stratified_draw(torch.tensor([odds], dtype=torch.float32), count, generator(seed))[0].tolist()
+    places = torch.rand(1, count, generator=generator(seed), dtype=torch.float64)[0].tolist()
+    ends = list(itertools.accumulate(capped(odds, count)))
+    for segment, (cell, place) in enumerate(zip(drawn, places, strict=True)):
+        at = (segment + place) * ends[-1] / count
+        assert odds[cell] > 0
+        assert ends[cell] > at - 1e-5 and at + 1e-5 > (ends[cell - 1] if cell else 0)
+
+
+def test_stratified_draws_take_each_cell_as_often_as_its_odds_say():
+    odds, count, times = [1.0, 0.0, 2.0, 0.5, 30.0, 1.5, 4.0, 1.0], 4, 20_000
+    drawn = weighted_stratified_draw(torch.tensor(odds).expand(times, 8), count, generator())
+    one = capped(odds, count)
+    for cell, each in enumerate(one):
+        seen = (drawn == cell).double().sum(1).mean().item()
+        assert seen == pytest.approx(count * each / sum(one), abs=0.015)
+
+
+def test_stratified_draws_of_equal_odds_are_one_of_each_segment():
+    drawn = weighted_stratified_draw(torch.full((500, 24), 0.3), 6, generator())
+    assert torch.equal(drawn // 4, torch.arange(6).expand(500, 6))
+    assert 1e-3 < chisquare(torch.bincount(drawn.flatten(), minlength=24).numpy()).pvalue < 1 - 1e-3
+
+
+def test_stratified_draws_reach_every_cell_of_a_pool_beyond_single_precision():
+    """2^24 odds of 1 in single precision add up to 2^24 and no further."""
+    odds = torch.ones(1, 2**24 + 4)
+    drawn = weighted_stratified_draw(odds, 2**22 + 1, generator())
+    assert drawn[0, -1] >= 2**24 and drawn.diff(dim=1).min() > 0
 
 
 @settings(max_examples=60)
