@@ -169,11 +169,6 @@ class TrainingLoop:
             self._evaluate(events, final=True)
             progress.update(self.step, **self._shown())
 
-    def evaluate(self) -> None:
-        """Run the final evaluation on the model as it is, without training or logging."""
-        with self._with_resume_advice():
-            self._evaluate(None, final=True)
-
     def metrics(self) -> dict[str, Any]:
         """What every metrics.json holds: steps, seconds, curves, parameter count, memory, device, environment."""
         return {

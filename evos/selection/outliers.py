@@ -30,16 +30,17 @@ def outlying_grids(
         weight: of each cell in the mean of its grid, 0 for masked ones; None: all the same.
         grids: at least 1.
         deviations: how far: in multiples, at least 0, of 1.4826 times the median absolute deviation of the grids' means
-            from their median, which is a standard deviation where they are normally distributed.
+            from their median, which is a standard deviation where they are normally distributed. A median of an even
+            number is the lower one of the middle two.
 
     Returns:
-        True for every cell of such a grid. Of one or two grids there is none, nor where more than half are equal.
+        True for every cell of such a grid. Of one or two grids there is none, nor where half or more are equal.
     """
     maps = error.unflatten(1, (grids, -1))
     share = torch.ones_like(maps) if weight is None else weight.unflatten(1, (grids, -1))
     mean = (maps * share).sum(2) / share.sum(2)  # not a number in a grid that is masked, which then counts for nothing
-    above = mean - mean.nanquantile(0.5, dim=1, keepdim=True)
-    scale = 1.4826 * above.abs().nanquantile(0.5, dim=1, keepdim=True)
+    above = mean - mean.nanmedian(dim=1, keepdim=True).values
+    scale = 1.4826 * above.abs().nanmedian(dim=1, keepdim=True).values
     return ((above > deviations * scale) & (scale > 0)).repeat_interleave(maps.shape[2], dim=1)
 
 

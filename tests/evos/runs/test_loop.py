@@ -354,17 +354,6 @@ def test_a_final_evaluation_that_fails_is_repeated_by_resuming_without_a_step(se
     assert [entry["step"] for entry in loop.curve] == [5, 10]
 
 
-def test_an_evaluation_alone_takes_the_place_of_the_one_at_its_step(setup):
-    toy = Toy()
-    with pytest.raises(runs.Stopped):
-        setup.loop(toy, steps=10, eval_every=3).train(FakeStopper(toy, 6))
-    toy = Toy()
-    loop = setup.loop(toy, steps=10)
-    loop.evaluate()
-    assert toy.steps == [] and toy.evaluations == [(6, True)] and loop.metrics()["steps"] == 6
-    assert [entry["step"] for entry in loop.curve] == [3, 6]
-
-
 def test_with_another_number_of_processes_what_each_had_begins_anew(setup):
     toy = Toy()
     with pytest.raises(runs.Stopped):

@@ -41,8 +41,8 @@ def slow_outlying(error, weight, deviations):
         for es, ws in zip(error, weight, strict=True)
     ]
     counted = [mean for mean in means if mean is not None]
-    middle = statistics.median(counted)
-    scale = 1.4826 * statistics.median(abs(mean - middle) for mean in counted)
+    middle = statistics.median_low(counted)
+    scale = 1.4826 * statistics.median_low(abs(mean - middle) for mean in counted)
     return [mean is not None and scale > 0 and (mean - middle) / scale > deviations for mean in means]
 
 
