@@ -14,7 +14,7 @@ from evos.errors import InputError
 from evos.fields.hashgrid import HashGridConfig
 
 DRAWN = {"selector": "error", "selector.keep_ratio": 0.1, "cfs_weight": 0.0, "clip_ratio": 1.05}
-GRID = {**DRAWN, "field": "hashgrid", "optimizer": "adam", "lr": 1.5e-2, "schedule": "cosine", "decay": 0.05}
+GRID = {**DRAWN, "field": "hashgrid", "optimizer": "adam", "lr": 1.5e-2, "schedule": "cosine", "decay": 0.5}
 NETWORK = {**DRAWN, "field": "siren", "field.init_scale": 1.5, "optimizer": "schedule_free", "lr": 1e-3}
 
 RECIPES: dict[str, dict[str, Any]] = {
