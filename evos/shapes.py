@@ -1,0 +1,193 @@
+"""Shapes: closed meshes as signed distances on a grid, and back by marching cubes.
+
+The box [-1, 1]^3 holds the mesh with its longest side from -0.8 to 0.8. Distances, in that box's units and below 0
+inside, are cut off at ± ``TRUNCATION``; a signal's value is 0.5 + distance / (2 · TRUNCATION), so 0.5 on the surface.
+Points are (x, y, z); axes of grids are z, y, x.
+"""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from evos.coords import grid
+from evos.errors import InputError
+from evos.runs.files import replace_file
+from evos.videos import MOST
+
+EXTENSIONS = ("obj", "ply", "stl", "off")
+TRUNCATION = 0.1
+FILLED = 0.8
+"""Half the mesh's longest side in the box."""
+POINTS = 64
+"""Grid points along each axis, where none are given."""
+SAMPLES = 30_000
+"""Points of a surface between which chamfer distances are measured."""
+
+_WHOLE = f"a whole mesh ({', '.join(EXTENSIONS)})"
+
+
+@dataclass(frozen=True)
+class ShapeFormat:
+    """How a shape's box lies in its file: a point p of the file is at (p - centre) · scale in the box."""
+
+    kind: ClassVar[str] = "shape"
+    centre: tuple[float, ...]
+    scale: float
+
+
+def is_shape(path: Path) -> bool:
+    """Whether a file is a mesh by its extension."""
+    return path.suffix[1:].lower() in EXTENSIONS
+
+
+def read_shape(
+    path: Path, points: int | None = None
+) -> tuple[Float[Tensor, "Z Y X"], ShapeFormat, Float[Tensor, "S 3"]]:
+    """The values of a mesh on a grid of ``points`` (64) along each axis, its format, and points of its surface.
+
+    Raises:
+        InputError: missing, unreadable, truncated or damaged file; a mesh that is not closed; less than 8 points, or
+            more than 406.
+    """
+    points = POINTS if points is None else points
+    if not 8 <= points <= int(MOST ** (1 / 3)):
+        raise InputError("--longer_side", points, f"8 to {int(MOST ** (1 / 3))} grid points along an axis of a shape")
+    trimesh = _imported("trimesh")
+    try:
+        data = path.read_bytes()
+        mesh = trimesh.load_mesh(BytesIO(data), file_type=path.suffix[1:].lower())
+        corners = np.asarray(mesh.vertices, dtype=np.float64)
+        faces = np.asarray(mesh.faces, dtype=np.int64)
+    except OSError as error:
+        raise InputError(str(path), (error.strerror or str(error)).lower(), "a mesh that can be read") from error
+    except Exception as error:  # damage makes readers raise nearly anything
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(str(path), f"a truncated or damaged mesh ({reason})", _WHOLE) from None
+    if not len(faces) or not np.isfinite(corners).all():
+        raise InputError(str(path), "a mesh without faces, or with corners that are not finite", _WHOLE)
+    if not mesh.is_watertight:
+        allowed = "a closed one, of which every edge has two faces: only that has an inside"
+        raise InputError(str(path), f"an open mesh ({open_edges(faces):,} edges with one face)", allowed)
+    sides = np.ptp(corners, axis=0)
+    form = ShapeFormat(tuple((corners.min(0) + sides / 2).tolist()), 2 * FILLED / float(sides.max()))
+    boxed = (corners - form.centre) * form.scale
+    sampled = trimesh.sample.sample_surface(trimesh.Trimesh(boxed, faces, process=False), SAMPLES, seed=0)[0]
+    values = signed_distance(boxed, faces, points) / (2 * TRUNCATION) + 0.5
+    return values.clamp(0, 1), form, torch.from_numpy(np.asarray(sampled)).float()
+
+
+def open_edges(faces: np.ndarray) -> int:
+    """How many edges do not have two faces."""
+    edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+    return int((np.unique(edges, axis=0, return_counts=True)[1] != 2).sum())
+
+
+def signed_distance(corners: np.ndarray, faces: np.ndarray, points: int) -> Float[Tensor, "Z Y X"]:
+    """Distances at the points of the box's grid, below 0 inside, cut off at ± TRUNCATION.
+
+    Distances to the nearest face by libigl, sides by fast winding numbers (Barill et al. 2018), which also make sense
+    where a mesh intersects itself.
+    """
+    igl = _imported("igl", "libigl")
+    places = np.ascontiguousarray(grid((points,) * 3).flip(-1).double().numpy())
+    near = igl.signed_distance(
+        places,
+        corners,
+        faces,
+        sign_type=igl.SIGNED_DISTANCE_TYPE_FAST_WINDING_NUMBER,
+        lower_bound=-TRUNCATION,
+        upper_bound=TRUNCATION,
+    )[0]
+    inside = igl.fast_winding_number(corners, faces, places) > 0.5
+    far = np.where(inside, -TRUNCATION, TRUNCATION)
+    found = np.where(np.isnan(near), far, near).clip(-TRUNCATION, TRUNCATION)  # nan is beyond the bounds
+    return torch.from_numpy(found).float().view(points, points, points)
+
+
+def has_surface(values: Float[Tensor, "Z Y X"]) -> bool:
+    """Whether some points are inside and some outside."""
+    return min(values.shape) > 1 and bool(values.min() < 0.5) and bool(values.max() > 0.5)
+
+
+def surface(values: Float[Tensor, "Z Y X"]) -> tuple[Float[Tensor, "V 3"], np.ndarray]:
+    """Corners in the box, and faces "F 3" with normals outwards, of the surface of value 0.5; none where there is none.
+
+    Source: marching cubes (Lewiner et al. 2003), by scikit-image.
+    """
+    from skimage.measure import marching_cubes
+
+    array = values.detach().cpu().float().numpy()
+    if not has_surface(values):
+        return torch.zeros(0, 3), np.zeros((0, 3), dtype=np.int64)
+    found, faces, _, _ = marching_cubes(array, 0.5)
+    corners = 2 * found / (np.array(array.shape) - 1) - 1
+    # From (z, y, x) to (x, y, z), which mirrors: scikit-image's normals point to where values fall, ours outwards.
+    corners, faces = np.ascontiguousarray(corners[:, ::-1]), faces.astype(np.int64)
+    a, b, c = (corners[faces[:, i]] for i in range(3))
+    volume = np.einsum("fi,fi->", a, np.cross(b, c))
+    return torch.from_numpy(corners).float(), faces if volume >= 0 else np.ascontiguousarray(faces[:, ::-1])
+
+
+def write_mesh(path: str | Path, values: Float[Tensor, "Z Y X"], form: ShapeFormat) -> None:
+    """Write the surface of value 0.5, in the coordinates of the mesh that was read, atomically.
+
+    Raises:
+        InputError: another extension, a file that can't be written, or values without such a surface.
+    """
+    path = Path(path)
+    if not is_shape(path):
+        raise InputError(str(path), f"the extension {path.suffix or '(none)'}", ", ".join(EXTENSIONS))
+    corners, faces = surface(values)
+    if not len(faces):
+        raise InputError(str(path), "a fit without a surface", "one of which some values are inside, some outside")
+    mesh = _imported("trimesh").Trimesh(corners.double().numpy() / form.scale + form.centre, faces, process=False)
+    data = mesh.export(file_type=path.suffix[1:].lower())
+    replace_file(path, data.encode() if isinstance(data, str) else data)
+
+
+def inside(values: Float[Tensor, "*N"]) -> Bool[Tensor, "*N"]:
+    """Whether values are those of points inside a shape."""
+    return values < 0.5
+
+
+def iou(prediction: Float[Tensor, "*N"], truth: Float[Tensor, "*N"]) -> float:
+    """Intersection over union of what is inside, in [0, 1]; 1 where nothing is in either."""
+    a, b = inside(prediction), inside(truth)
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 1.0
+
+
+def chamfer(values: Float[Tensor, "Z Y X"], points: Float[Tensor, "S 3"]) -> float | None:
+    """Mean distance between the surface of value 0.5 and points of another one, of both directions, box units.
+
+    The first one is sampled by area as densely as the other. None where it is missing.
+    """
+    from scipy.spatial import KDTree
+
+    corners, faces = surface(values)
+    if not len(faces):
+        return None
+    trimesh = _imported("trimesh")
+    mesh = trimesh.Trimesh(corners.double().numpy(), faces, process=False)
+    mine = np.asarray(trimesh.sample.sample_surface(mesh, len(points), seed=0)[0])
+    other = points.double().numpy()
+    there, back = KDTree(other).query(mine)[0], KDTree(mine).query(other)[0]
+    return float((there.mean() + back.mean()) / 2)
+
+
+def _imported(name: str, package: str | None = None) -> Any:
+    """A package for meshes, imported late: other signals don't need it."""
+    from importlib import import_module
+
+    try:
+        if name == "trimesh":
+            import_module("trimesh.sample")
+        return import_module(name)
+    except (ImportError, OSError) as error:
+        raise InputError(package or name, f"not installed ({error})", f"pip install {package or name}") from None
