@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from evos.coords import grid
@@ -27,7 +27,7 @@ FILLED = 0.8
 POINTS = 64
 """Grid points along each axis, where none are given."""
 SAMPLES = 30_000
-"""Points of a surface between which chamfer distances are measured."""
+"""Points of a surface whose distances to another one are measured."""
 
 _WHOLE = f"a whole mesh ({', '.join(EXTENSIONS)})"
 
@@ -41,15 +41,32 @@ class ShapeFormat:
     scale: float
 
 
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """Triangles in the box."""
+
+    corners: Float[np.ndarray, "V 3"]
+    faces: Int[np.ndarray, "F 3"]
+
+    def sampled(self, points: int) -> Float[np.ndarray, "S 3"]:
+        """Points drawn uniformly by area, the same ones every time."""
+        trimesh = _imported("trimesh")
+        mesh = trimesh.Trimesh(self.corners, self.faces, process=False)
+        return np.asarray(trimesh.sample.sample_surface(mesh, points, seed=0)[0], dtype=np.float64)
+
+    def distance(self, points: Float[np.ndarray, "S 3"]) -> Float[np.ndarray, " S"]:
+        """Distance of each point to the nearest triangle."""
+        squares = _imported("igl", "libigl").point_mesh_squared_distance(points, self.corners, self.faces)[0]
+        return np.sqrt(squares)
+
+
 def is_shape(path: Path) -> bool:
     """Whether a file is a mesh by its extension."""
     return path.suffix[1:].lower() in EXTENSIONS
 
 
-def read_shape(
-    path: Path, points: int | None = None
-) -> tuple[Float[Tensor, "Z Y X"], ShapeFormat, Float[Tensor, "S 3"]]:
-    """The values of a mesh on a grid of ``points`` (64) along each axis, its format, and points of its surface.
+def read_shape(path: Path, points: int | None = None) -> tuple[Float[Tensor, "Z Y X"], ShapeFormat, Mesh]:
+    """The values of a mesh on a grid of ``points`` (64) along each axis, its format, and the mesh in the box.
 
     Raises:
         InputError: missing, unreadable, truncated or damaged file; a mesh that is not closed; less than 8 points, or
@@ -76,10 +93,9 @@ def read_shape(
         raise InputError(str(path), f"an open mesh ({open_edges(faces):,} edges with one face)", allowed)
     sides = np.ptp(corners, axis=0)
     form = ShapeFormat(tuple((corners.min(0) + sides / 2).tolist()), 2 * FILLED / float(sides.max()))
-    boxed = (corners - form.centre) * form.scale
-    sampled = trimesh.sample.sample_surface(trimesh.Trimesh(boxed, faces, process=False), SAMPLES, seed=0)[0]
-    values = signed_distance(boxed, faces, points) / (2 * TRUNCATION) + 0.5
-    return values.clamp(0, 1), form, torch.from_numpy(np.asarray(sampled)).float()
+    boxed = Mesh((corners - form.centre) * form.scale, faces)
+    values = signed_distance(boxed, points) / (2 * TRUNCATION) + 0.5
+    return values.clamp(0, 1), form, boxed
 
 
 def open_edges(faces: np.ndarray) -> int:
@@ -88,7 +104,7 @@ def open_edges(faces: np.ndarray) -> int:
     return int((np.unique(edges, axis=0, return_counts=True)[1] != 2).sum())
 
 
-def signed_distance(corners: np.ndarray, faces: np.ndarray, points: int) -> Float[Tensor, "Z Y X"]:
+def signed_distance(mesh: Mesh, points: int) -> Float[Tensor, "Z Y X"]:
     """Distances at the points of the box's grid, below 0 inside, cut off at ± TRUNCATION.
 
     Distances to the nearest face by libigl, sides by fast winding numbers (Barill et al. 2018), which also make sense
@@ -98,13 +114,13 @@ def signed_distance(corners: np.ndarray, faces: np.ndarray, points: int) -> Floa
     places = np.ascontiguousarray(grid((points,) * 3).flip(-1).double().numpy())
     near = igl.signed_distance(
         places,
-        corners,
-        faces,
+        mesh.corners,
+        mesh.faces,
         sign_type=igl.SIGNED_DISTANCE_TYPE_FAST_WINDING_NUMBER,
         lower_bound=-TRUNCATION,
         upper_bound=TRUNCATION,
     )[0]
-    inside = igl.fast_winding_number(corners, faces, places) > 0.5
+    inside = igl.fast_winding_number(mesh.corners, mesh.faces, places) > 0.5
     far = np.where(inside, -TRUNCATION, TRUNCATION)
     found = np.where(np.isnan(near), far, near).clip(-TRUNCATION, TRUNCATION)  # nan is beyond the bounds
     return torch.from_numpy(found).float().view(points, points, points)
@@ -115,23 +131,23 @@ def has_surface(values: Float[Tensor, "Z Y X"]) -> bool:
     return min(values.shape) > 1 and bool(values.min() < 0.5) and bool(values.max() > 0.5)
 
 
-def surface(values: Float[Tensor, "Z Y X"]) -> tuple[Float[Tensor, "V 3"], np.ndarray]:
-    """Corners in the box, and faces "F 3" with normals outwards, of the surface of value 0.5; none where there is none.
+def surface(values: Float[Tensor, "Z Y X"]) -> Mesh | None:
+    """The surface of value 0.5 in the box, with normals outwards; None where there is none.
 
     Source: marching cubes (Lewiner et al. 2003), by scikit-image.
     """
     from skimage.measure import marching_cubes
 
-    array = values.detach().cpu().float().numpy()
     if not has_surface(values):
-        return torch.zeros(0, 3), np.zeros((0, 3), dtype=np.int64)
+        return None
+    array = values.detach().cpu().float().numpy()
     found, faces, _, _ = marching_cubes(array, 0.5)
-    corners = 2 * found / (np.array(array.shape) - 1) - 1
-    # From (z, y, x) to (x, y, z), which mirrors: scikit-image's normals point to where values fall, ours outwards.
+    corners = 2 * found.astype(np.float64) / (np.array(array.shape) - 1) - 1
+    # From (z, y, x) to (x, y, z), which mirrors the box.
     corners, faces = np.ascontiguousarray(corners[:, ::-1]), faces.astype(np.int64)
     a, b, c = (corners[faces[:, i]] for i in range(3))
     volume = np.einsum("fi,fi->", a, np.cross(b, c))
-    return torch.from_numpy(corners).float(), faces if volume >= 0 else np.ascontiguousarray(faces[:, ::-1])
+    return Mesh(corners, faces if volume >= 0 else np.ascontiguousarray(faces[:, ::-1]))
 
 
 def write_mesh(path: str | Path, values: Float[Tensor, "Z Y X"], form: ShapeFormat) -> None:
@@ -143,10 +159,10 @@ def write_mesh(path: str | Path, values: Float[Tensor, "Z Y X"], form: ShapeForm
     path = Path(path)
     if not is_shape(path):
         raise InputError(str(path), f"the extension {path.suffix or '(none)'}", ", ".join(EXTENSIONS))
-    corners, faces = surface(values)
-    if not len(faces):
+    found = surface(values)
+    if found is None:
         raise InputError(str(path), "a fit without a surface", "one of which some values are inside, some outside")
-    mesh = _imported("trimesh").Trimesh(corners.double().numpy() / form.scale + form.centre, faces, process=False)
+    mesh = _imported("trimesh").Trimesh(found.corners / form.scale + form.centre, found.faces, process=False)
     data = mesh.export(file_type=path.suffix[1:].lower())
     replace_file(path, data.encode() if isinstance(data, str) else data)
 
@@ -163,21 +179,15 @@ def iou(prediction: Float[Tensor, "*N"], truth: Float[Tensor, "*N"]) -> float:
     return int((a & b).sum()) / union if union else 1.0
 
 
-def chamfer(values: Float[Tensor, "Z Y X"], points: Float[Tensor, "S 3"]) -> float | None:
-    """Mean distance between the surface of value 0.5 and points of another one, of both directions, box units.
+def chamfer(values: Float[Tensor, "Z Y X"], truth: Mesh) -> float | None:
+    """Mean distance between points of the surface of value 0.5 and another mesh, of both directions, in box units.
 
-    The first one is sampled by area as densely as the other. None where it is missing.
+    Points are drawn by area; their distances to the triangles are exact. None where there is no such surface.
     """
-    from scipy.spatial import KDTree
-
-    corners, faces = surface(values)
-    if not len(faces):
+    found = surface(values)
+    if found is None:
         return None
-    trimesh = _imported("trimesh")
-    mesh = trimesh.Trimesh(corners.double().numpy(), faces, process=False)
-    mine = np.asarray(trimesh.sample.sample_surface(mesh, len(points), seed=0)[0])
-    other = points.double().numpy()
-    there, back = KDTree(other).query(mine)[0], KDTree(mine).query(other)[0]
+    there, back = truth.distance(found.sampled(SAMPLES)), found.distance(truth.sampled(SAMPLES))
     return float((there.mean() + back.mean()) / 2)
 
 

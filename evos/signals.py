@@ -16,7 +16,7 @@ from evos.folders import find_files, natural_order
 from evos.images import EXTENSIONS as PICTURES
 from evos.images import list_images, read_image, reduce_image
 from evos.shapes import EXTENSIONS as SHAPES
-from evos.shapes import ShapeFormat, is_shape, read_shape
+from evos.shapes import Mesh, ShapeFormat, is_shape, read_shape
 from evos.sounds import EXTENSIONS as SOUNDS
 from evos.sounds import Sound, is_sound, read_sound
 from evos.videos import EXTENSIONS as VIDEOS
@@ -53,8 +53,7 @@ class Signal:
     """P values of C channels in [0, 1] on a grid of ``shape``.
 
     The shape is a picture's (H, W), a sound's (T,), a video's (T, H, W), or (Z, Y, X) of a volume or a shape. ``bits``
-    is the depth a picture's file has per channel; other signals have a format. ``surface``: points (x, y, z) of a
-    shape's surface.
+    is the depth a picture's file has per channel; other signals have a format. ``mesh``: of a shape.
     """
 
     name: str
@@ -62,7 +61,7 @@ class Signal:
     shape: tuple[int, ...]
     bits: int = 8
     form: Format | None = None
-    surface: Float[Tensor, "S 3"] | None = None
+    mesh: Mesh | None = None
 
     @property
     def kind(self) -> str:
@@ -124,7 +123,7 @@ def cropped(signal: Signal, factor: int) -> Signal:
     shape = tuple(size - size % factor for size in signal.shape)
     if shape == signal.shape:
         return signal
-    if signal.surface is not None:  # whose box would no longer be that of its format
+    if signal.mesh is not None:  # whose box would no longer be that of its format
         raise InputError("--longer_side", signal.shape[0], f"a multiple of the factor, {factor}, for a shape")
     sides = [" x ".join(map(str, each)) for each in (signal.shape, shape)]
     print(f"notice: {signal.name}: cropped from {sides[0]} to {sides[1]}, for a factor of {factor}", file=sys.stderr)
@@ -169,8 +168,8 @@ def read_volume_signal(path: Path, longer_side: int | None, frames: int | None) 
 
 def read_shape_signal(path: Path, longer_side: int | None, frames: int | None) -> Signal:
     """A mesh as signed distances; see ``load``."""
-    values, form, surface = read_shape(path, longer_side)
-    return Signal(path.stem, values.reshape(-1, 1), tuple(values.shape), form=form, surface=surface)
+    values, form, mesh = read_shape(path, longer_side)
+    return Signal(path.stem, values.reshape(-1, 1), tuple(values.shape), form=form, mesh=mesh)
 
 
 @dataclass(frozen=True)

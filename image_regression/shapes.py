@@ -27,8 +27,8 @@ def measure(fit: Fit, values: Float[Tensor, "P C"], with_lpips: bool) -> dict[st
 
 def final_metrics(fit: Fit, values: Float[Tensor, "P C"]) -> dict[str, Any]:
     """Chamfer distance to the mesh that was read, as a fraction of its longest side; None without a surface."""
-    assert fit.signal.surface is not None
-    found = chamfer(fit.signal.block(values)[..., 0], fit.signal.surface)
+    assert fit.signal.mesh is not None
+    found = chamfer(fit.signal.block(values)[..., 0], fit.signal.mesh)
     return {"chamfer": None if found is None else found / (2 * FILLED)}
 
 

@@ -7,7 +7,7 @@ import trimesh
 
 from evos.coords import grid
 from evos.errors import InputError
-from evos.shapes import FILLED, TRUNCATION, chamfer, iou, read_shape, surface, write_mesh
+from evos.shapes import FILLED, TRUNCATION, Mesh, chamfer, iou, read_shape, surface, write_mesh
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,11 @@ def ball_values(points: int, radius: float = FILLED, centre: tuple[float, ...] =
 @pytest.mark.parametrize("extension", ["obj", "ply", "stl", "off"])
 def test_the_distances_of_a_ball_are_its_closed_form(extension, ball, tmp_path):
     ball.export(tmp_path / f"ball.{extension}")
-    values, form, points = read_shape(tmp_path / f"ball.{extension}", 24)
+    values, form, mesh = read_shape(tmp_path / f"ball.{extension}", 24)
     error = (values - ball_values(24)).abs().max() * 2 * TRUNCATION
     assert float(error) < 0.004  # the polyhedron lies within the ball
     assert form.centre == pytest.approx((10, 20, 30), abs=1e-5) and form.scale == pytest.approx(FILLED / 3, rel=1e-5)
-    assert float((points.norm(dim=1) - FILLED).abs().max()) < 0.004
+    assert np.abs(np.linalg.norm(mesh.sampled(1000), axis=1) - FILLED).max() < 0.004
 
 
 def test_axes_of_the_grid_are_z_y_x(tmp_path):
@@ -52,10 +52,10 @@ def test_a_mesh_comes_back_where_it_was(ball, tmp_path):
 
 
 def test_the_surface_of_a_ball_has_its_radius_and_normals_outwards():
-    corners, faces = surface(ball_values(40, 0.5))
-    assert float((corners.norm(dim=1) - 0.5).abs().max()) < 0.005
-    a, b, c = (corners[faces[:, i]] for i in range(3))
-    assert bool(((b - a).cross(c - a, dim=1) * a).sum(1).ge(-1e-9).all())
+    mesh = surface(ball_values(40, 0.5))
+    assert np.abs(np.linalg.norm(mesh.corners, axis=1) - 0.5).max() < 0.005
+    a, b, c = (mesh.corners[mesh.faces[:, i]] for i in range(3))
+    assert ((np.cross(b - a, c - a) * a).sum(1) >= -1e-9).all()
 
 
 def test_iou_of_two_balls_is_that_of_counting():
@@ -67,11 +67,11 @@ def test_iou_of_two_balls_is_that_of_counting():
 
 
 def test_chamfer_of_two_concentric_balls_is_the_difference_of_their_radii():
-    directions = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
-    points = directions / directions.norm(dim=1, keepdim=True)
-    assert chamfer(ball_values(48, 0.6), 0.5 * points) == pytest.approx(0.1, abs=0.003)
-    assert chamfer(ball_values(48, 0.5), 0.5 * points) == pytest.approx(0, abs=0.02)  # as far as samples are apart
-    assert chamfer(torch.ones(8, 8, 8), points) is None
+    sphere = trimesh.creation.icosphere(5, radius=0.5)
+    truth = Mesh(np.asarray(sphere.vertices), np.asarray(sphere.faces, dtype=np.int64))
+    assert chamfer(ball_values(48, 0.6), truth) == pytest.approx(0.1, abs=0.002)
+    assert chamfer(ball_values(48, 0.5), truth) == pytest.approx(0, abs=0.002)
+    assert chamfer(torch.ones(8, 8, 8), truth) is None
 
 
 def test_an_open_mesh_is_one_clear_line(ball, tmp_path):

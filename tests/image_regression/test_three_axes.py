@@ -68,7 +68,7 @@ def test_a_gif_is_written_back_as_one(tmp_path, three_axes, no_report):
 
 def test_a_volume_is_fitted_and_written_back_in_its_own_numbers(tmp_path, three_axes):
     path = three_axes("hill.npy")
-    main([*FAST, "--input", str(path), "--out", str(tmp_path / "run")])
+    main([*FAST, "--steps", "60", "--input", str(path), "--out", str(tmp_path / "run")])
     truth, found = np.load(path), np.load(tmp_path / "run" / "images" / "reconstruction.npy")
     assert found.dtype == np.int16 and found.shape == truth.shape
     error = np.square((found - truth.astype(float)) / np.ptp(truth)).mean()
