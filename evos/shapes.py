@@ -79,6 +79,8 @@ def read_shape(path: Path, points: int | None = None) -> tuple[Float[Tensor, "Z 
     try:
         data = path.read_bytes()
         mesh = trimesh.load_mesh(BytesIO(data), file_type=path.suffix[1:].lower())
+        if mesh.is_watertight and not mesh.is_volume:  # some faces, or all, are turned inside out
+            mesh.fix_normals()
         corners = np.asarray(mesh.vertices, dtype=np.float64)
         faces = np.asarray(mesh.faces, dtype=np.int64)
     except OSError as error:

@@ -156,13 +156,14 @@ def read_video_signal(path: Path, longer_side: int | None, frames: int | None) -
         pixels, form = read_frames(list_images(path), longer_side, frames)
     else:
         pixels, form = read_video(path, longer_side, frames)
-    return Signal(path.stem, pixels.flatten(0, 2), tuple(pixels.shape[:3]), form=form)
+    name = path.resolve().name if path.is_dir() else path.stem
+    return Signal(name, pixels.flatten(0, 2), tuple(pixels.shape[:3]), form=form)
 
 
 def read_volume_signal(path: Path, longer_side: int | None, frames: int | None) -> Signal:
     """A volume, or a folder of its slices; see ``load``."""
     values, form = read_slices(list_images(path), longer_side) if path.is_dir() else read_volume(path, longer_side)
-    name = path.name if path.is_dir() else path.name[: -len(extension_of(path)) - 1]
+    name = path.resolve().name if path.is_dir() else path.name[: -len(extension_of(path)) - 1]
     return Signal(name, values.flatten(0, 2), tuple(values.shape[:3]), form=form)
 
 

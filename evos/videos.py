@@ -54,7 +54,9 @@ def is_video(path: Path) -> bool:
 def read_video(
     path: Path, longer_side: int | None = None, most_frames: int | None = None
 ) -> tuple[Float[Tensor, "T H W C"], VideoFormat]:
-    """A video in [0, 1], RGB, and its format: a film becomes an MP4, an animation a GIF.
+    """A video in [0, 1], RGB, upright as its display matrix says, and its format, MP4 of a film, GIF of an animation.
+
+    Films of Matroska and WebM do not say how many frames they have: that their end is missing is not noticed.
 
     Args:
         path: a film, or an animation (GIF, WebP, PNG).
@@ -134,12 +136,17 @@ def _film(
             raise InputError(str(path), "a file without pictures", _WHOLE)
         stream = file.streams.video[0]
         declared, rate = stream.frames, float(stream.average_rate or stream.guessed_rate or RATE)
-        pixels = (torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in file.decode(stream))
-        frames = _collect((frame.float() / 255 for frame in pixels), path, longer_side, most_frames)
+        frames = _collect((_upright(frame) for frame in file.decode(stream)), path, longer_side, most_frames)
     wanted = declared if most_frames is None else min(declared, most_frames)
     if len(frames) < wanted:
         raise InputError(str(path), f"a truncated video, of {len(frames)} frames in place of {declared}", _WHOLE)
     return frames, rate
+
+
+def _upright(frame: Any) -> Float[Tensor, "H W C"]:
+    """A decoded frame, turned as it is to be shown: phones film sideways."""
+    quarters = round(frame.rotation / 90)  # counterclockwise
+    return torch.from_numpy(np.rot90(frame.to_ndarray(format="rgb24"), quarters).copy()).float() / 255
 
 
 def _animation(

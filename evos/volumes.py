@@ -174,7 +174,8 @@ def _read_array(path: Path) -> tuple[np.ndarray, None]:
 def _read_stack(path: Path) -> tuple[np.ndarray, None]:
     with complaints() as found, tifffile.TiffFile(path) as file:
         series = file.series[0]
-        if len(series.shape) > 3 and not series.axes.endswith("S"):
+        # With samples of colour, an axis more.
+        if len(series.shape) != 3 + series.axes.endswith("S"):
             raise InputError(str(path), f"a TIFF with axes {series.axes}", _AXES)
         array = series.asarray()
     if found:

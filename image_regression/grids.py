@@ -27,6 +27,11 @@ def montage(pictures: list[Float[Tensor, "_ _ C"]], *, ground: float = 1.0) -> F
     return sheet
 
 
+def colours(block: Float[Tensor, "*S C"]) -> Float[Tensor, "*S c"]:
+    """The channels of values that can be shown: RGB, or the first of fewer."""
+    return block[..., : 3 if block.shape[-1] >= 3 else 1]
+
+
 def slices(block: Float[Tensor, "Z Y X C"]) -> list[Float[Tensor, "_ _ C"]]:
     """The three slices through the middle: across z, y and x."""
     z, y, x = (size // 2 for size in block.shape[:3])

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from evos.command_line import Given, Program, read_command_line, write_config
-from evos.config import build_config, check_choice, check_choices, check_range, options
+from evos.config import build_config, check_choice, check_range, options
 from evos.errors import InputError
 from evos.fields import FIELDS, FieldConfig
 from evos.recipes import RECIPES, SIZED, recipe_options, sized_options
@@ -114,7 +114,6 @@ class RegressionConfig(OptimizerOptions, RunOptions):
             check_choice(part, getattr(self, part), table)
         for name in ("longer_side", "factor", "steps", "chunk"):
             check_range(name, getattr(self, name), 1)
-        check_choices(self)
         check_range("frames", self.frames, 2)
         check_range("lambda_der", self.lambda_der, 0)
         check_range("polish", self.polish, 0, self.steps)

@@ -13,7 +13,7 @@ from evos.metrics import ssim
 from evos.runs import EventLog, Run
 from evos.runs.files import save_figure
 from evos.videos import VideoFormat, write_video
-from image_regression.grids import held_out_psnr, in_proportion, montage, psnr_of, visit_ratio
+from image_regression.grids import colours, held_out_psnr, in_proportion, montage, psnr_of, visit_ratio
 from image_regression.report import Panel, Plot
 from image_regression.trainer import Fit
 
@@ -65,7 +65,7 @@ def panel(fit: Fit, values: Float[Tensor, "P C"]) -> tuple[Float[Tensor, "H W C"
     """Some frames of the truth, and the run's part of the report."""
     blocks = fit.signal.block(fit.values), fit.signal.block(values)
     chosen = torch.linspace(0, len(blocks[0]) - 1, min(SHOWN, len(blocks[0]))).round().long().tolist()
-    truth, prediction = (montage([block[index][..., :3] for index in chosen]) for block in blocks)
+    truth, prediction = (montage([colours(block[index]) for index in chosen]) for block in blocks)
     visits = visit_ratio(fit)
     looked = montage([visits[index // fit.options.run.factor] for index in chosen], ground=0)
     return truth, Panel(f"{fit.options.run.selector} selector", prediction, looked, draws_plot(fit))

@@ -10,7 +10,7 @@ from evos.fitted import FittedField
 from evos.images import write_image
 from evos.runs import EventLog, Run
 from evos.volumes import VolumeFormat, write_volume
-from image_regression.grids import held_out_psnr, in_proportion, montage, psnr_of, slices, visit_ratio
+from image_regression.grids import colours, held_out_psnr, in_proportion, montage, psnr_of, slices, visit_ratio
 from image_regression.report import Panel
 from image_regression.trainer import Fit
 
@@ -47,7 +47,7 @@ def write(run: Run, fit: Fit, values: Float[Tensor, "P C"]) -> None:
 def panel(fit: Fit, values: Float[Tensor, "P C"]) -> tuple[Float[Tensor, "H W C"], Panel]:
     """The truth's middle slices, and the run's part of the report."""
     blocks = fit.signal.block(fit.values), fit.signal.block(values)
-    truth, prediction = (montage(slices(block[..., :3])) for block in blocks)
+    truth, prediction = (montage(slices(colours(block))) for block in blocks)
     looked = montage(slices(visit_ratio(fit)), ground=0)
     return truth, Panel(f"{fit.options.run.selector} selector", prediction, looked)
 

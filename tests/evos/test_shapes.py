@@ -33,6 +33,16 @@ def test_the_distances_of_a_ball_are_its_closed_form(extension, ball, tmp_path):
     assert np.abs(np.linalg.norm(mesh.sampled(1000), axis=1) - FILLED).max() < 0.004
 
 
+@pytest.mark.parametrize("turned", [slice(None), slice(100)], ids=["all", "some"])
+def test_faces_that_are_turned_inside_out_do_not_matter(turned, ball, tmp_path):
+    ball.export(tmp_path / "a.ply")
+    faces = np.array(ball.faces)
+    faces[turned] = faces[turned, ::-1]
+    trimesh.Trimesh(ball.vertices, faces, process=False).export(tmp_path / "b.ply")
+    values = [read_shape(tmp_path / name, 16)[0] for name in ("a.ply", "b.ply")]
+    torch.testing.assert_close(values[0], values[1], rtol=0, atol=1e-5)
+
+
 def test_axes_of_the_grid_are_z_y_x(tmp_path):
     trimesh.creation.box((8, 4, 2)).export(tmp_path / "box.ply")
     values, _, _ = read_shape(tmp_path / "box.ply", 33)

@@ -111,6 +111,9 @@ def test_a_tiff_is_a_volume_where_its_pages_are_alike(tmp_path):
     names = ("one.tif", "rgb.tif", "pyramid.tif", "stack.tif", "missing.tif")
     assert [is_volume(tmp_path / name) for name in names] == [False, False, False, True, False]
     assert read_image(tmp_path / "one.tif").pixels.shape == (4, 5, 1)
+    for name in ("one.tif", "rgb.tif"):
+        with pytest.raises(InputError, match=r"a TIFF with axes YX.*allowed: 3 axes"):
+            read_volume(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.tif", "a.nii", "a.nii.gz"])

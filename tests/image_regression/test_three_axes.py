@@ -10,6 +10,7 @@ import pytest
 import tifffile
 import torch
 import trimesh
+from scipy import ndimage
 
 import evos
 from evos.errors import InputError
@@ -108,6 +109,19 @@ def test_every_selector_takes_three_axes(name, selector, tmp_path, three_axes):
     main([*argv, "--input", str(three_axes(name)), "--out", str(tmp_path / "run")])
     metrics = metrics_of(tmp_path / "run")
     assert metrics["psnr"] > 0 and metrics["held_out_psnr"] > 0
+
+
+def test_cells_have_neighbours_along_all_three_axes(three_axes):
+    """EVOS' fitness of a fit on a volume is the Laplacian over z, y and x."""
+    signal = load(three_axes("hill.npy"), None)
+    fit = Fit(signal, parse([*QUIET, "--selector", "evos", "--steps", "10"]), torch.device("cpu"))
+    fit.step(1)  # a key step: all residuals are cached
+    residual = fit.selector.cache.read(fit.selector.all_rows)[0, :, 0].double().view(signal.shape)
+    kernel = ndimage.generate_binary_structure(3, 1).astype(float)
+    kernel[1, 1, 1] = -6
+    expected = 0.65 * ndimage.convolve(residual.numpy(), kernel, mode="constant") ** 2
+    found = fit.selector.fitness(fit.selector.all_rows)[1][0].view(signal.shape)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-6)
 
 
 # ---- which signals there are
