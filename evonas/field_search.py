@@ -107,7 +107,7 @@ def read_signals(run: FieldRunConfig) -> list[Signal]:
     names = read_list("input", run.input) if run.input.startswith("[") else [run.input]
     paths = [path for name in names for path in find_inputs(str(name)).values()]
     signals = [load(path, run.longer_side) for path in paths]
-    if not signals or len({len(each.shape) for each in signals}) > 1:
+    if not signals or {len(each.shape) for each in signals} not in ({1}, {2}):
         raise InputError("input", run.input, "pictures, or sounds, and at least one")
     return signals
 

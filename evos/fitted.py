@@ -1,4 +1,4 @@
-"""A fitted field as one file, and as a module: what a run on a picture or a sound leaves behind.
+"""A fitted field as one file, and as a module: what a run on a signal leaves behind.
 
 ``field.safetensors`` holds the weights that were evaluated, and in its metadata a JSON text of all else: the field's
 options, the target transform's numbers and the signal's shape. Nothing in it is executed.
@@ -19,6 +19,7 @@ from evos.coords import grid
 from evos.errors import InputError
 from evos.fields import Field, FieldConfig, build_field, field_config
 from evos.runs.files import replace_file
+from evos.signals import Format, format_from, format_values
 from evos.transforms import Transform, load_transform
 
 FILE = "field.safetensors"
@@ -43,6 +44,7 @@ class FittedField(nn.Module):
         name: the signal's name.
         rate: of a sound, samples a second; a picture's is None.
         peak: of a sound, the amplitude of value 1, value 0.5 being silence; None.
+        form: how a file of the signal is written; None for a picture.
     """
 
     def __init__(
@@ -57,12 +59,20 @@ class FittedField(nn.Module):
         name: str = "",
         rate: int | None = None,
         peak: float | None = None,
+        form: Format | None = None,
     ) -> None:
         super().__init__()
         self.field, self.config, self.transform = field, config, transform
         self.shape, self.channels, self.name, self.rate, self.peak = shape, channels, name, rate, peak
+        self.form = form
         self.shift: Tensor
         self.register_buffer("shift", torch.zeros(channels) if shift is None else shift)
+
+    @property
+    def kind(self) -> str:
+        """picture, sound, video, volume or shape: a name in evos.signals.KINDS."""
+        own = "picture" if self.rate is None else "sound"  # files of before formats were kept
+        return own if self.form is None else self.form.kind
 
     def forward(self, coords: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
         """The signal's values, in [0, 1] up to the fit's error, at coordinates in [-1, 1]: see evos/coords.py."""
@@ -85,6 +95,7 @@ def save_field(path: str | Path, fitted: FittedField) -> None:
         "field": {"name": fitted.config.name, **asdict(fitted.config)},
         "transform": fitted.transform.state_dict(),
         **{key: getattr(fitted, key) for key in ("shape", "channels", "name", "rate", "peak")},
+        "form": format_values(fitted.form),
     }
     weights = {"shift": fitted.shift, **{f"field.{n}": weight for n, weight in fitted.field.state_dict().items()}}
     # Complex weights as pairs of numbers, which every reader of the format knows.
@@ -93,7 +104,7 @@ def save_field(path: str | Path, fitted: FittedField) -> None:
 
 
 def load(run: str | Path, *, device: str | torch.device = "cpu") -> FittedField:
-    """The fitted field of a finished run on a picture or a sound.
+    """The fitted field of a finished run on a signal.
 
     Args:
         run: the run's folder, or a field.safetensors.
@@ -127,6 +138,7 @@ def load(run: str | Path, *, device: str | torch.device = "cpu") -> FittedField:
             channels,
             shift=tensors["shift"],
             **{key: about[key] for key in ("name", "rate", "peak")},
+            form=None if about.get("form") is None else format_from(about["form"]),
         )
     except InputError:
         raise

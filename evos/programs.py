@@ -10,8 +10,8 @@ from importlib import import_module
 from evos.errors import InputError, exit_on_input_error, unknown_name
 
 PROGRAMS = {
-    "fit": ("image_regression.main", "regress", "fit images and sounds"),
-    "compare": ("image_regression.compare", "regress", "compare strategies on images and sounds"),
+    "fit": ("image_regression.main", "regress", "fit images, sounds, videos, volumes and shapes"),
+    "compare": ("image_regression.compare", "regress", "compare strategies on such signals"),
     "meta": ("generalizable.main", "meta", "learn to represent whole data sets"),
     "encode": ("generalizable.encode", "meta", "turn signals into patterns with a trained model"),
     "search": ("evonas.main", "nas", "evolve networks for dense prediction, or find a field of your own signals"),

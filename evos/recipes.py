@@ -30,7 +30,9 @@ POINTS_PER_SIDE = 16
 MOST_POINTS = 0.25
 """Largest fraction of a small signal's points in a step."""
 OVERSAMPLING = 1.6
-"""Vertices of the finest level over points, along the longest axis."""
+"""Vertices of the finest level over points, along the longest axis of one or two."""
+OVERSAMPLING_3D = 0.9
+"""The same along the longest of three axes or more, where neighbours say more of a point."""
 LARGEST_TABLE_LOG2 = 20
 """Levels of more than 2^20 vertices are hashed: at 512² none is."""
 BUDGET = 200_000
@@ -47,8 +49,8 @@ def sized_options(recipe: str, shape: tuple[int, ...], channels: int, parameters
     """What a recipe makes of a signal's shape: the sizes of the grid, and the fraction of points in a step.
 
     Six levels of two features, each about twice as fine as the one before, and one hidden layer. With ``fast`` the
-    finest has 1.6 times as many vertices along an axis as the longest one has points, with ``compact`` at most so many,
-    and as many as the budget allows.
+    finest has 1.6 times as many vertices along an axis as the longest one has points (0.9 times with three axes or
+    more), with ``compact`` at most so many, and as many as the budget allows.
 
     Args:
         recipe: fast or compact.
@@ -60,7 +62,8 @@ def sized_options(recipe: str, shape: tuple[int, ...], channels: int, parameters
         InputError: no grid is so small.
     """
     axes, points = len(shape), math.prod(shape)
-    finest = min(max(round(OVERSAMPLING * max(shape)), 16), 2**20)
+    oversampling = OVERSAMPLING if axes <= 2 else OVERSAMPLING_3D
+    finest = min(max(round(oversampling * max(shape)), 16), 2**20)
     if recipe == "compact":
         budget = parameters or BUDGET
         resolutions = range(16, finest + 1)

@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> None:
     resume = Path(config.out).exists() and not config.overwrite
     free = ("devices", "device", "resume", "overwrite", "quiet", "out", "save_every")
     run = open_run(Path(config.out), options.resolved(), resume=resume, overwrite=config.overwrite, free=free)
-    check_lpips(None if job.picture is None else Path(job.picture) for job in jobs if job.options.run.lpips)
+    pictures = (None if job.picture is None else Path(job.picture) for job in jobs if job.options.run.lpips)
+    check_lpips(pictures, config.kind)
     lpips_steps = tuple(listed_steps(config)) if config.lpips and config.configs is None else ()
     with Stopper() as stopper:
         try:

@@ -55,7 +55,7 @@ class CompareConfig(RegressionConfig):
     """Folder the comparison is written to."""
 
     inputs: str | None = None
-    """Pictures, sounds and folders of them, separated by commas, in place of --input."""
+    """Signals and folders of them, separated by commas, in place of --input."""
 
     configs: str | None = None
     """Config files to compare, separated by commas, in place of strategies and schedules."""
@@ -216,7 +216,9 @@ def make_job(
 
 def all_inputs(config: CompareConfig) -> dict[str, Path | None]:
     """The inputs compared by name; those of several folders must differ in their names."""
-    given = [find_inputs(name, "--inputs") for name in words(config.inputs or "")] or [find_inputs(config.input)]
+    kind = config.kind
+    given = [find_inputs(name, "--inputs", kind) for name in words(config.inputs or "")]
+    given = given or [find_inputs(config.input, kind=kind)]
     names = [name for found in given for name in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError("--inputs", ", ".join(sorted(twice)), "inputs of different names")
@@ -239,7 +241,8 @@ def run_job(job: Job, device: str, stopper: Stopper, lpips_steps: tuple[int, ...
         raise Stopped(stopper.exit_code)
     options = replace(job.options, run=replace(job.options.run, device=device))
     try:
-        signal = load(None if job.picture is None else Path(job.picture), options.run.longer_side, options.run.factor)
+        run, path = options.run, None if job.picture is None else Path(job.picture)
+        signal = load(path, run.longer_side, run.factor, kind=run.kind, frames=run.frames)
         return fit_signal(signal, options, Path(job.folder), stopper, lpips_steps=lpips_steps)
     except InputError as error:
         return error

@@ -1,9 +1,9 @@
-"""Fit images and sounds with a neural field trained on the points that an evolutionary selector chooses.
+"""Fit images, sounds, videos, volumes and shapes with a neural field on the points that a selector chooses.
 
     python image_regression/main.py --config configs/image_regression/evos.txt --input FILE_OR_FOLDER --out runs/NAME
 
-A folder fits every picture and sound in it and in its subfolders, each in a folder of its own, and writes summary.md
-and summary.csv.
+A folder fits every signal in it and in its subfolders, each in a folder of its own, and writes summary.md and
+summary.csv. With ``--kind video`` or ``--kind volume`` its pictures are the frames or slices of one signal.
 """
 
 import sys
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evos.errors import InputError, exit_on_input_error
 from evos.runs import Stopped, Stopper, resolve_device, resume_command
-from evos.signals import find_inputs, load
+from evos.signals import find_inputs, is_folder_of_signals, load
 from image_regression.options import parse
 from image_regression.run import check_lpips, fit_signal
 from image_regression.summary import check_summary, sentence, write_summary
@@ -22,19 +22,20 @@ def main(argv: list[str] | None = None) -> None:
     """The program."""
     options = parse(argv)
     resolve_device(options.run.device)  # an invalid device is refused once, not once per input
-    inputs = find_inputs(options.run.input)
+    inputs = find_inputs(options.run.input, kind=options.run.kind)
     out = Path(options.run.out)
-    is_folder = options.run.input is not None and Path(options.run.input).is_dir()
+    is_folder = is_folder_of_signals(options.run.input, options.run.kind)
     if is_folder:
         check_summary(out)
     if options.run.lpips:
-        check_lpips(inputs.values())
+        check_lpips(inputs.values(), options.run.kind)
     results, failures = [], []
     with Stopper() as stopper:
         try:
             for name, path in inputs.items():
                 try:
-                    signal = load(path, options.run.longer_side, options.run.factor)
+                    run = options.run
+                    signal = load(path, run.longer_side, run.factor, kind=run.kind, frames=run.frames)
                     folder = out / name if is_folder else out
                     results.append(fit_signal(signal, options, folder, stopper))
                 except InputError as error:

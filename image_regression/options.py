@@ -1,4 +1,4 @@
-"""Options of image and sound regression, and how evos/command_line.py reads them.
+"""Options of regression, and how evos/command_line.py reads them.
 
 Options of the three exchangeable parts are prefixed with its name: ``--selector evos --selector.keep_ratio 0.25``,
 ``--field siren --field.omega 30``, ``--transform gamma --transform.gamma 2.2``. The command line overrides files.
@@ -41,14 +41,23 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     """Budget of parameters for --recipe compact, at least 1 (200k is 200000); none: 200000."""
 
     input: str | None = None
-    """Picture (png jpg tiff webp bmp; any mode; 8 and 16 bit), sound (wav flac ogg) or folder of them to fit; none: the
-    astronaut."""
+    """Picture (png jpg tiff webp bmp; any mode; 8 and 16 bit), sound (wav flac ogg), video (mp4 gif mov mkv webm and
+    others), volume (npy, TIFF of several pages, nii, nii.gz), closed mesh (obj ply stl off) or folder of them to fit;
+    none: the astronaut."""
+
+    kind: Literal["auto", "picture", "sound", "video", "volume", "shape"] = "auto"
+    """What the input is: picture, sound, video, volume or shape; auto: what its content and extension say. With video
+    or volume, the pictures of a folder are the frames or slices of one."""
+
+    frames: int | None = None
+    """Number of frames of a video to fit, the first ones, at least 2; none: all."""
 
     out: str = "runs/image"
     """Folder the run is written to."""
 
     longer_side: int | None = None
-    """Downscale the image first, antialiased, so that its longer side has this many pixels; none: original size."""
+    """Downscale a picture, each frame of a video or a volume first, antialiased, so that its longest side has this many
+    pixels or voxels; none: original size. Of a shape, the grid points along each axis; none: 64."""
 
     factor: int = 1
     """Train on every factor-th pixel along each axis (or sample), from the first, and test on the others, at least 1;
@@ -105,6 +114,7 @@ class RegressionConfig(OptimizerOptions, RunOptions):
             check_choice(part, getattr(self, part), table)
         for name in ("longer_side", "factor", "steps", "chunk"):
             check_range(name, getattr(self, name), 1)
+        check_range("frames", self.frames, 2)
         check_range("lambda_der", self.lambda_der, 0)
         check_range("polish", self.polish, 0, self.steps)
         if self.precision == "fp16":
@@ -176,7 +186,7 @@ def program(base: type = RegressionConfig) -> Program:
 
     return Program(
         "python image_regression/main.py",
-        "Fit images and sounds with a neural field trained on the points that a selector chooses.",
+        "Fit a signal with a neural field trained on the points that a selector chooses.",
         {"": base},
         PARTS,
         choose,

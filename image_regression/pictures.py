@@ -1,11 +1,16 @@
-"""What a run on a picture measures, logs and writes; recordings.py has the same functions for sounds."""
+"""What a run on a picture measures, logs and writes; media.py lists the modules of other signals."""
+
+from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from evos.fitted import FittedField
 from evos.images import write_image
 from evos.metrics import held_out_metrics, image_metrics
 from evos.runs import EventLog, Run
+from image_regression.grids import in_proportion, visit_ratio
 from image_regression.report import Panel
 from image_regression.trainer import Fit
 
@@ -18,13 +23,18 @@ def measure(fit: Fit, values: Float[Tensor, "P C"], with_lpips: bool) -> dict[st
     return quality | (held_out_metrics(prediction, truth, factor) if factor > 1 else {})
 
 
+def final_metrics(fit: Fit, values: Float[Tensor, "P C"]) -> dict[str, Any]:
+    """Nothing else."""
+    return {}
+
+
 def log(events: EventLog, fit: Fit, step: int, values: Float[Tensor, "P C"]) -> None:
     """Reconstruction, error and selection for TensorBoard."""
     prediction = fit.signal.picture(values)
     colours = 3 if prediction.shape[-1] >= 3 else 1  # without alpha
     events.image(step, "reconstruction", prediction[..., :colours])
     events.image(step, "error_x10", error_map(fit, prediction))
-    events.image(step, "selection", selection_map(fit))
+    events.image(step, "selection", visit_ratio(fit))
 
 
 def write(run: Run, fit: Fit, values: Float[Tensor, "P C"]) -> None:
@@ -32,19 +42,23 @@ def write(run: Run, fit: Fit, values: Float[Tensor, "P C"]) -> None:
     prediction = fit.signal.picture(values)
     write_image(run.images / "reconstruction.png", prediction, bits=min(16, fit.signal.bits))
     write_image(run.images / "error_x10.png", error_map(fit, prediction))
-    write_image(run.images / "selection.png", selection_map(fit))
+    write_image(run.images / "selection.png", visit_ratio(fit))
 
 
 def panel(fit: Fit, values: Float[Tensor, "P C"]) -> tuple[Float[Tensor, "H W C"], Panel]:
     """The truth, and the run's part of the report."""
     prediction = fit.signal.picture(values)
-    return fit.signal.picture(fit.values), Panel(f"{fit.options.run.selector} selector", prediction, selection_map(fit))
+    return fit.signal.picture(fit.values), Panel(f"{fit.options.run.selector} selector", prediction, visit_ratio(fit))
 
 
-def selection_map(fit: Fit) -> Float[Tensor, "h w 1"]:
-    """How often each cell of the training grid was selected, the most frequent 1."""
-    visits = fit.visits.float()
-    return (visits / visits.max().clamp(min=1)).view(*fit.pool.shape, 1)
+def resized(shape: tuple[int, ...], size: int | None, frames: int | None) -> tuple[int, ...]:
+    """A grid with a longer side of another size."""
+    return in_proportion(shape, size)
+
+
+def render(path: Path, fitted: FittedField, values: Float[Tensor, "H W C"]) -> None:
+    """Write a fitted picture."""
+    write_image(path, values)
 
 
 def error_map(fit: Fit, prediction: Float[Tensor, "H W C"]) -> Float[Tensor, "H W 1"]:

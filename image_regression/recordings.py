@@ -1,6 +1,7 @@
 """What a run on a sound measures, logs and writes; pictures.py has the same functions for pictures."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,12 +9,14 @@ from einops import repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from evos.fitted import FittedField
 from evos.images import write_image
 from evos.metrics import snr, stft_distance
 from evos.runs import EventLog, Run
 from evos.runs.files import save_figure
 from evos.signals import Signal
 from evos.sounds import write_sound
+from image_regression.grids import in_proportion
 from image_regression.report import Panel
 from image_regression.trainer import Fit
 
@@ -40,6 +43,11 @@ def measure(fit: Fit, values: Float[Tensor, "T C"], with_lpips: bool) -> dict[st
         return quality
     held_out = torch.arange(len(values), device=values.device) % factor > 0
     return quality | sound_quality(fit.signal, values[held_out], fit.values[held_out], "held_out_")
+
+
+def final_metrics(fit: Fit, values: Float[Tensor, "T C"]) -> dict[str, Any]:
+    """Nothing else."""
+    return {}
 
 
 def sound_quality(
@@ -76,6 +84,18 @@ def panel(fit: Fit, values: Float[Tensor, "T C"]) -> tuple[Float[Tensor, "H W 1"
     loudest = truth.max()
     pictures = [1 - (level - loudest).flip(0)[..., None].clamp(FLOOR, 0) / FLOOR for level in (truth, prediction)]
     return pictures[0], Panel(f"{fit.options.run.selector} selector", pictures[1], selection_strip(fit))
+
+
+def resized(shape: tuple[int, ...], size: int | None, frames: int | None) -> tuple[int, ...]:
+    """So many samples."""
+    return in_proportion(shape, size)
+
+
+def render(path: Path, fitted: FittedField, values: Float[Tensor, "T C"]) -> None:
+    """Write a fitted sound, as long as it was, so at a rate in proportion."""
+    assert fitted.rate is not None and fitted.peak is not None
+    rate = round(fitted.rate * len(values) / fitted.shape[0])
+    write_sound(path, (2 * values - 1) * fitted.peak, rate, "PCM_16")
 
 
 def selection_strip(fit: Fit) -> Float[Tensor, "h w 1"]:

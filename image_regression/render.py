@@ -1,9 +1,11 @@
-"""Write a fitted picture or sound at any resolution, from a finished run.
+"""Write a fitted signal at any resolution, from a finished run.
 
     evos render runs/photo --size 2048 --out big.png
     evos render run=runs/speech out=speech.wav
+    evos render runs/clip --size 512 --frames 240 --out slow.mp4
+    evos render runs/bunny --size 256 --out bunny.obj
 
-A picture's new pixels lie between the corners of the old ones: its first and last keep their places.
+New pixels, frames and voxels lie between the corners of the old grid: its first and last keep their places.
 """
 
 import sys
@@ -14,10 +16,9 @@ from pathlib import Path
 from evos.command_line import parse_options
 from evos.config import check_range
 from evos.errors import InputError, exit_on_input_error
-from evos.fitted import FittedField, load
-from evos.images import write_image
+from evos.fitted import load
 from evos.runs.outputs import check_absent
-from evos.sounds import write_sound
+from image_regression.media import MEDIA
 
 
 @dataclass(frozen=True)
@@ -28,25 +29,25 @@ class RenderConfig:
     """Folder of the finished run, or its field.safetensors."""
 
     out: str = ""
-    """File to write: a picture (png jpg tiff webp bmp) or a sound (wav flac ogg)."""
+    """File to write: a picture (png jpg tiff webp bmp), a sound (wav flac ogg), a video (mp4 mov mkv gif), a volume
+    (npy tif nii nii.gz) or a mesh (obj ply stl off)."""
 
     size: int | None = None
-    """Longer side in pixels, or number of samples, at least 2; none: the signal's own."""
+    """Longer side in pixels (of each frame), number of samples, voxels along the longest axis or grid points along each
+    axis of a shape, at least 2; none: the signal's own."""
+
+    frames: int | None = None
+    """Of a video, number of frames over the same time, at least 2; none: its own."""
 
     overwrite: bool = False
     """Replace a file that exists."""
 
     def __post_init__(self) -> None:
         check_range("size", self.size, 2)
+        check_range("frames", self.frames, 2)
         for name in ("run", "out"):
             if not getattr(self, name):
                 raise InputError(name, None, f"{name}=PATH")
-
-
-def shape_of(fitted: FittedField, size: int | None) -> tuple[int, ...]:
-    """The signal's grid with its longer side of ``size``, the other in proportion and at least 1."""
-    longest = max(fitted.shape)
-    return tuple(max(1, round(side * (size or longest) / longest)) for side in fitted.shape)
 
 
 @exit_on_input_error
@@ -58,15 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_options(RenderConfig, words, "evos render", "Write a fitted signal at any resolution.")
     check_absent([Path(config.out)], config.overwrite)
     fitted = load(config.run)
-    shape = shape_of(fitted, config.size)
-    values = fitted.sample(shape)
-    if fitted.rate is None:
-        write_image(config.out, values)
-    else:
-        assert fitted.peak is not None
-        # As long as the sound was, so at a rate in proportion.
-        rate = round(fitted.rate * shape[0] / fitted.shape[0])
-        write_sound(config.out, (2 * values - 1) * fitted.peak, rate, "PCM_16")
+    if config.frames is not None and fitted.kind != "video":
+        raise InputError("frames", config.frames, f"none for a {fitted.kind}")
+    medium = MEDIA[fitted.kind]
+    shape = medium.resized(fitted.shape, config.size, config.frames)
+    medium.render(Path(config.out), fitted, fitted.sample(shape))
     print(f"{fitted.name}: {' x '.join(map(str, shape))} -> {config.out}")
 
 

@@ -12,12 +12,24 @@ from evos.runs.files import save_figure
 
 
 @dataclass(frozen=True)
+class Plot:
+    """Points of a diagram, such as a number for each frame of a video against another."""
+
+    title: str
+    x_label: str
+    y_label: str
+    x: list[float]
+    y: list[float]
+
+
+@dataclass(frozen=True)
 class Panel:
-    """One run's pictures: its reconstruction, and how often each cell of the training grid was selected (0 to 1)."""
+    """One run's pictures: its reconstruction, how often each training cell was selected (0 to 1), perhaps a plot."""
 
     title: str
     reconstruction: Float[Tensor, "H W C"]
     selection: Float[Tensor, "h w 1"] | None = None
+    plot: Plot | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,8 @@ def write_report(path: Path, truth: Float[Tensor, "H W C"], panels: list[Panel],
     errors = [(panel.reconstruction - truth).abs().mean(-1).detach().cpu().numpy() for panel in panels]
     scale = max(float(np.percentile(error, 99)) for error in errors) or 1.0
     rows = len(panels) + 1
-    figure, axes = plt.subplots(rows, 3, figsize=(12, 4 * rows), squeeze=False, layout="constrained")
+    columns = 3 + any(panel.plot is not None for panel in panels)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 4 * rows), squeeze=False, layout="constrained")
     axes[0, 0].imshow(as_picture(truth), cmap="gray", vmin=0, vmax=1)
     axes[0, 0].set_title("truth")
     for row, (panel, error) in enumerate(zip(panels, errors, strict=True), start=1):
@@ -61,6 +74,12 @@ def write_report(path: Path, truth: Float[Tensor, "H W C"], panels: list[Panel],
             )
     for axis in axes.flat:
         axis.axis("off")
+    for row, panel in enumerate(panels, start=1):
+        if (plot := panel.plot) is not None:
+            axes[row, 3].axis("on")
+            axes[row, 3].plot(plot.x, plot.y, ".")
+            axes[row, 3].set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label)
+            axes[row, 3].grid(alpha=0.3)
     for column, key, label in ((1, "seconds", "training seconds"), (2, "step", "step")):
         axes[0, column].axis("on")
         for curve in curves:

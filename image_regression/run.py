@@ -26,8 +26,8 @@ from evos.runs import (
     seed_everything,
     write_json,
 )
-from evos.signals import Signal, is_sound
-from image_regression import pictures, recordings
+from evos.signals import Signal, kind_of
+from image_regression.media import MEDIA
 from image_regression.options import FREE, GROWING, Options, as_config_file
 from image_regression.report import Curve, write_report
 from image_regression.trainer import Fit
@@ -84,7 +84,8 @@ def fit_signal(
         quiet=settings.quiet,
     )
     loop.train(stopper)
-    metrics = training.metrics() | loop.metrics()
+    details = training.medium.final_metrics(training.fit, training.values)
+    metrics = training.metrics() | details | loop.metrics()
     training.medium.write(run, training.fit, training.values)
     save_field(run.path / FILE, fitted_field(training.fit))
     truth, panel = training.medium.panel(training.fit, training.values)
@@ -124,15 +125,16 @@ def fitted_field(fit: Fit) -> FittedField:
         name=signal.name,
         rate=sound.rate if sound else None,
         peak=sound.peak if sound else None,
+        form=signal.form,
     )
 
 
-def check_lpips(inputs: Iterable[Path | None]) -> None:
+def check_lpips(inputs: Iterable[Path | None], kind: str = "auto") -> None:
     """Where pictures are among the inputs, load the weights of LPIPS: if they can't be, the warning comes now.
 
     Later attempts in this process give up silently.
     """
-    if any(path is None or not is_sound(path) for path in inputs):
+    if any(kind_of(path, kind) == "picture" for path in inputs):
         lpips_network()
 
 
@@ -150,7 +152,7 @@ class SignalTraining(Trainable):
     def __init__(self, fit: Fit, lpips_steps: Collection[int] = ()) -> None:
         """``lpips_steps``: steps at which evaluations measure LPIPS too."""
         self.fit, self.lpips_steps = fit, lpips_steps
-        self.medium = recordings if fit.signal.sound else pictures
+        self.medium = MEDIA[fit.signal.kind]
 
     def step(self, step: int) -> Float[Tensor, ""]:
         """One step of the fit."""
@@ -183,6 +185,7 @@ class SignalTraining(Trainable):
         size = sum(weight.numel() * weight.element_size() for weight in fit.field.parameters())
         return {
             "name": fit.signal.name,
+            "kind": fit.signal.kind,
             "shape": [*fit.signal.shape, fit.signal.values.shape[-1]],
             **({"psnr": None, "ssim": None, "lpips": None} | self.quality),
             "bytes": size,

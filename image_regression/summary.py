@@ -11,7 +11,8 @@ from evos.errors import InputError
 from evos.runs.files import replace_file
 
 COLUMNS = (
-    *("name", "psnr", "ssim", "lpips", "snr", "stft_distance", "held_out_psnr", "held_out_ssim", "held_out_snr"),
+    *("name", "psnr", "ssim", "lpips", "snr", "stft_distance", "frame_psnr_mean", "frame_psnr_min", "iou", "chamfer"),
+    *("held_out_psnr", "held_out_ssim", "held_out_snr"),
     *("train_seconds", "points_evaluated", "parameters", "bytes", "bits_per_value"),
 )
 
@@ -19,10 +20,11 @@ WHOLE = ("points_evaluated", "parameters", "bytes")
 """Columns of whole numbers, whose mean is rounded."""
 
 OPTIONAL_COLUMNS = (
-    *("snr", "stft_distance", "held_out_psnr", "held_out_ssim", "held_out_snr"),
+    *("snr", "stft_distance", "frame_psnr_mean", "frame_psnr_min", "iou", "chamfer"),
+    *("held_out_psnr", "held_out_ssim", "held_out_snr"),
     *("parameters", "bytes", "bits_per_value"),
 )
-"""Columns of sounds, of runs not trained on everything, and of runs of this version: left out where no run has them."""
+"""Columns of some signals, of runs not trained on everything, of this version: left out where no run has them."""
 
 FORMS = {
     "psnr": "{:.2f}",
@@ -30,6 +32,10 @@ FORMS = {
     "lpips": "{:.4f}",
     "snr": "{:.2f}",
     "stft_distance": "{:.3f}",
+    "frame_psnr_mean": "{:.2f}",
+    "frame_psnr_min": "{:.2f}",
+    "iou": "{:.4f}",
+    "chamfer": "{:.5f}",
     "seconds": "{:.1f}",
     "train_seconds": "{:.1f}",
     "points": "{:,}",
@@ -50,6 +56,9 @@ def sentence(result: dict[str, Any], out: Path) -> str:
         "ssim": "SSIM {:.4f}",
         "snr": "SNR {:.2f} dB",
         "stft_distance": "STFT distance {:.3f}",
+        "frame_psnr_min": "worst frame {:.2f} dB",
+        "iou": "IoU {:.4f}",
+        "chamfer": "chamfer distance {:.5f}",
         "held_out_psnr": "not trained on: {:.2f} dB",
         "held_out_ssim": "SSIM {:.4f}",
         "held_out_snr": "SNR {:.2f} dB",

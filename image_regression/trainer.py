@@ -59,7 +59,8 @@ class Fit:
         # On the training grid: coordinates, values, targets, and derivative targets with channels and axes flattened.
         whole_target = self.transform.forward(self.values)
         self.coords, self.trained, self.target = map(self.on_training_grid, (self.grid, self.values, whole_target))
-        self.pool = Pool(1, tuple(len(range(0, size, run.factor)) for size in signal.shape))
+        shape = tuple(len(range(0, size, run.factor)) for size in signal.shape)
+        self.pool = Pool(1, shape, axes=len(shape))
         self.cell = torch.tensor(coords.spacing(signal.shape), device=device)
         self.derivatives: Float[Tensor, "p V"] | None = None
         if run.supervision != "val":
@@ -324,7 +325,7 @@ class Fit:
         try:
             same_shape = state["visits"].shape == self.visits.shape
             if not (same_shape and math.isclose(state["mean"], self.mean, abs_tol=1e-6)):
-                raise ValueError("one of another picture or sound")
+                raise ValueError("one of another signal")
             self.field.load_state_dict(state["field"])
             if state["polishing"]:
                 self.begin_polish()
@@ -340,4 +341,4 @@ class Fit:
             self.work = Work(*state["work"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = f"one without {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
-            raise InputError("checkpoint", reason, "one of the same picture or sound and options") from None
+            raise InputError("checkpoint", reason, "one of the same signal and options") from None

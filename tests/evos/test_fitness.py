@@ -8,7 +8,10 @@ from scipy import ndimage
 
 from evos.fitness import grey, high_fitness, laplacian, low_fitness
 
-KERNELS = {1: [1, -2, 1], 2: [[0, 1, 0], [1, -4, 1], [0, 1, 0]]}
+KERNELS = {
+    **{1: [1, -2, 1], 2: [[0, 1, 0], [1, -4, 1], [0, 1, 0]]},
+    3: [[[0, 0, 0], [0, 1, 0], [0, 0, 0]], [[0, 1, 0], [1, -6, 1], [0, 1, 0]], [[0, 0, 0], [0, 1, 0], [0, 0, 0]]],
+}
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -24,7 +27,17 @@ def slow_laplacian(maps: torch.Tensor, axes: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("shape", "axes"),
-    [((9,), 1), ((3, 9), 1), ((6, 5), 2), ((2, 6, 5), 2), ((2, 3, 6, 5), 2), ((1, 1), 2), ((2, 1), 1)],
+    [
+        ((9,), 1),
+        ((3, 9), 1),
+        ((6, 5), 2),
+        ((2, 6, 5), 2),
+        ((2, 3, 6, 5), 2),
+        ((1, 1), 2),
+        ((2, 1), 1),
+        ((4, 6, 5), 3),
+        ((2, 4, 1, 5), 3),
+    ],
 )
 def test_the_laplacian_is_a_convolution_over_the_last_axes(shape, axes):
     maps = noise(*shape)

@@ -14,8 +14,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import trimesh
 
 from evos.signals import Signal, astronaut
+from evos.videos import write_video
 from image_regression.main import main
 from image_regression.options import parse
 from image_regression.trainer import Fit
@@ -126,5 +128,41 @@ def picture(tmp_path) -> Callable[..., Path]:
             path, **({"lossless": True} if path.suffix == ".webp" else {})
         )
         return path
+
+    return write
+
+
+def moving_square(frames: int = 8, height: int = 12, width: int = 16) -> torch.Tensor:
+    """A film "T H W 3": still for its first half, then a bright square moves from the left to the right."""
+    film = torch.linspace(0.1, 0.5, width)[:, None].expand(frames, height, width, 3).clone()
+    for index in range(frames):
+        left = max(0, index - frames // 2)
+        film[index, 3:7, left : left + 4] = torch.tensor([0.9, 0.7, 0.1])
+    return film
+
+
+def hill(shape: tuple[int, int, int] = (8, 10, 12)) -> np.ndarray:
+    """A volume of whole numbers from 100 up to 1100."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
+    return (100 + 1000 * np.exp(-3 * sum(axis**2 for axis in axes))).astype(np.int16)
+
+
+THREE_AXES: dict[str, Callable[[Path], Any]] = {
+    "clip.mp4": lambda path: write_video(path, moving_square(), 12),
+    "clip.gif": lambda path: write_video(path, moving_square(), 10),
+    "hill.npy": lambda path: np.save(path, hill()),
+    "box.ply": lambda path: trimesh.creation.box((4, 3, 2)).export(path),
+}
+
+
+@pytest.fixture(scope="session")
+def three_axes(tmp_path_factory) -> Callable[[str], Path]:
+    """three_axes(name) -> a small file of that name in THREE_AXES."""
+    folder = tmp_path_factory.mktemp("signals")
+
+    def write(name: str) -> Path:
+        if not (folder / name).exists():
+            THREE_AXES[name](folder / name)
+        return folder / name
 
     return write

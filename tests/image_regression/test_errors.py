@@ -215,7 +215,7 @@ def test_a_checkpoint_of_another_picture_is_refused(tmp_path, tiny, refused, pic
         main([*options, "--overwrite", "true" if (tmp_path / "run").exists() else "false"])
         (tmp_path / "run" / "metrics.json").unlink()
         picture("bb.png", mode, size).rename(path)
-        says(refused(*options, "--resume"), "checkpoint", "picture")
+        says(refused(*options, "--resume"), "checkpoint", "of another signal")
 
 
 def test_a_folder_that_can_t_be_made_is_refused(tmp_path, tiny, refused):

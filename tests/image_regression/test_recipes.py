@@ -64,6 +64,7 @@ def test_fast_sizes_the_grid_to_the_signal():
     field = build_field(grid, 2, 3, seed=0)
     assert sum(weight.numel() for weight in field.parameters()) == parameters
     assert grid_of(["--recipe", "fast"], (16384,), 1)[0].field.finest_resolution == 26214
+    assert grid_of(["--recipe", "fast"], (64, 128, 128))[0].field.finest_resolution == 115
     assert options.sized_to((64, 64), 3) == options  # sized once
 
 

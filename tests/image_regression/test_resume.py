@@ -57,8 +57,10 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert metrics[0][name] == metrics[1][name], name
     for entry, twin in zip(metrics[0]["curve"], metrics[1]["curve"], strict=True):
         assert {**entry, "seconds": 0} == {**twin, "seconds": 0}
-    images = [(folder / "images" / "reconstruction.png").read_bytes() for folder in (one, other)]
-    assert images[0] == images[1]
+    pictures = [sorted(path.name for path in (folder / "images").iterdir()) for folder in (one, other)]
+    assert pictures[0] == pictures[1] and pictures[0]
+    for name in pictures[0]:
+        assert (one / "images" / name).read_bytes() == (other / "images" / name).read_bytes(), name
 
 
 def wait_for(path: Path, limit: float = 60) -> None:
@@ -73,11 +75,22 @@ def wait_for(path: Path, limit: float = 60) -> None:
 
 @pytest.mark.parametrize("name", KILLED)
 def test_a_run_killed_again_and_again_ends_as_if_it_had_not_been(name, tmp_path, tiny, start):
-    options = [*tiny, *RUN, *STRATEGIES[name]]
+    kill_again_and_again([*tiny, *RUN, *STRATEGIES[name]], tmp_path, start)
+
+
+@pytest.mark.parametrize("strategy", ["error", "evos"])
+@pytest.mark.parametrize("name", ["clip.mp4", "hill.npy", "box.ply"])
+def test_a_killed_run_on_three_axes_ends_as_if_it_had_not_been(name, strategy, tmp_path, tiny, start, three_axes):
+    options = [*tiny, *RUN, *STRATEGIES[strategy], "--input", str(three_axes(name))]
+    kill_again_and_again(options, tmp_path, start)
+
+
+def kill_again_and_again(options: list[str], tmp_path: Path, start: Any) -> None:
+    """Three kills, and the run that resumes is the one that was not killed."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     program = start(*options, "--out", str(whole))
     begin = monotonic()  # the server has loaded by now
-    assert program.wait() == 0
+    assert program.wait() == 0, program.stderr
     duration = monotonic() - begin
     kills = 0
     for _ in range(30):

@@ -274,9 +274,9 @@ def test_what_is_no_sound_to_fit_is_refused(tmp_path, refused, sound, picture):
         "text.wav": "not a sound",
         "photo.wav": "not a sound",
         "empty.ogg": "an empty file",
-        "film.mp4": "a video; allowed: a picture",
-        "film.wav": "a video; allowed: a picture",
-        "film.png": "a video",
+        "film.mp4": "unsupported video (Invalid data found when processing input); allowed: a whole video",
+        "film.wav": "unsupported video",
+        "film.png": "unsupported video",
         "missing.wav": "no such file",
     }.items():
         message = refused(*TINY, "--input", str(tmp_path / name), "--out", str(tmp_path / "out"))
@@ -284,7 +284,7 @@ def test_what_is_no_sound_to_fit_is_refused(tmp_path, refused, sound, picture):
     path = sound("one.wav", tones(1) + 0.5)
     assert "a sound of 1 sample; allowed: at least 2" in refused(*TINY, "--input", str(path))
     path = str(sound("b.wav"))
-    assert "--longer_side: got 16; allowed: pictures only" in refused(*TINY, "--longer_side", "16", "--input", path)
+    assert "--longer_side: got 16; allowed: none for a sound" in refused(*TINY, "--longer_side", "16", "--input", path)
     assert "--factor: got 401; allowed: at most 400" in refused(*TINY, "--factor", "401", "--input", path)
     assert "--factor: got 0; allowed: at least 1" in refused(*TINY, "--factor", "0", "--input", path)
     assert not (tmp_path / "out").exists()
@@ -305,7 +305,7 @@ def test_an_mp3_is_fitted_and_comes_back_as_one(tmp_path):
 
 def test_a_checkpoint_of_another_sound_is_refused(sound_fit):
     other = from_sound("other", Sound(tones().flip(0) + 0.1, 8000, "PCM_16", "wav"))
-    with pytest.raises(ValueError, match="another picture or sound"):
+    with pytest.raises(ValueError, match="another signal"):
         sound_fit(signal=other).load_state_dict(sound_fit().state_dict())
 
 
