@@ -114,7 +114,9 @@ def write_image(path: str | Path, pixels: Float[Tensor, "H W C"], bits: int = 8)
     if not pixels.isfinite().all():
         raise InputError("pixels", "values that are not finite", "finite values")
     largest = 2**bits - 1
-    array = (pixels.detach().cpu().double().clamp(0, 1) * largest).round().numpy().astype(f"u{bits // 8}")
+    array = np.empty(pixels.shape, f"u{bits // 8}")
+    for part, row in zip(array, pixels.detach(), strict=True):  # a row at a time: doubles take eight times the memory
+        part[:] = (row.cpu().double().clamp(0, 1) * largest).round().numpy()
     try:
         data = _encode(array, extension)
     except ImportError as error:

@@ -52,7 +52,7 @@ def fit_signal(
     settings = options.run
     device = resolve_device(settings.device)
     seed_everything(settings.seed)
-    keep_freed_memory(device)
+    keep_freed_memory(device, blocks=2**24)
     # Built before the run folder, so that invalid options leave no folder behind.
     training = SignalTraining(Fit(signal, options, device), lpips_steps)
     if options.sized and not settings.quiet:

@@ -35,6 +35,11 @@ from evos.signals import Signal, subsample
 from evos.transforms import fit_transform
 from image_regression.options import Options
 
+PIECE = 2**18
+"""Points of a large signal that elementwise work is done on at a time: its intermediate results take little memory."""
+CPU_NUMBERS = 2**21
+"""Numbers of a layer in one pass, on a CPU, where a batch is split: more take more memory, and no less time."""
+
 
 @dataclass
 class Work:
@@ -54,10 +59,10 @@ class Fit:
         self.values = signal.values.to(device)
         self.grid = coords.grid(signal.shape, device)
         self.transform = fit_transform(options.transform, self.values)
-        self.mean = float(signal.values.double().mean())  # identifies the signal in a checkpoint
+        self.mean = signal.values.mean(dtype=torch.float64).item()  # identifies the signal in a checkpoint
 
         # On the training grid: coordinates, values, targets, and derivative targets with channels and axes flattened.
-        whole_target = self.transform.forward(self.values)
+        whole_target = torch.cat([self.transform.forward(piece) for piece in self.values.split(PIECE)])
         self.coords, self.trained, self.target = map(self.on_training_grid, (self.grid, self.values, whole_target))
         self.pool = Pool(1, tuple(len(range(0, size, run.factor)) for size in signal.shape))
         self.cell = torch.tensor(coords.spacing(signal.shape), device=device)
@@ -89,6 +94,9 @@ class Fit:
         self.own_cache = ResidualCache(self.pool, device) if self.selector.cache is None else None
         self.work = Work()
         self.visits = torch.zeros(self.pool.cells, dtype=torch.int32, device=device)
+        # What is split is split as finely as costs no time: a pass keeps every layer's activations.
+        fine = CPU_NUMBERS // options.field.hidden_features if device.type == "cpu" else run.chunk
+        self.piece = max(1, min(run.chunk, fine))
         if run.precision == "tf32":
             torch.set_float32_matmul_precision("high")
 
@@ -162,7 +170,7 @@ class Fit:
             loss.backward()
             return selection, loss.detach(), residual
         # Too large for one pass: first the loss's gradient with respect to the outputs, then the network in pieces.
-        pieces = [piece.detach() for piece in coordinates.split(self.options.run.chunk, dim=1)]
+        pieces = [piece.detach() for piece in coordinates.split(self.piece, dim=1)]
         with torch.no_grad():
             parts = zip(*(self.outputs(piece) for piece in pieces), strict=True)
             outputs = [torch.cat(part, dim=1) for part in parts]
@@ -171,7 +179,7 @@ class Fit:
         selection, loss, residual = self.loss(selection, *outputs)
         # With derivative supervision alone the values have no gradient.
         output_grads = torch.autograd.grad(loss, outputs, allow_unused=True, materialize_grads=True)
-        piece_grads = zip(*(grad.split(self.options.run.chunk, dim=1) for grad in output_grads), strict=True)
+        piece_grads = zip(*(grad.split(self.piece, dim=1) for grad in output_grads), strict=True)
         point_grads = []
         for piece, piece_grad in zip(pieces, piece_grads, strict=True):
             piece.requires_grad_(coordinates.requires_grad)
@@ -194,7 +202,7 @@ class Fit:
         self.work.evaluated += self.pool.cells
         parameters = self.field.named_parameters()
         direction = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters}
-        pieces = self.coords.split(self.options.run.chunk)
+        pieces = self.coords.split(self.piece)
         change = torch.cat([parameter_jvp(self.field, piece, before, direction) for piece in pieces])
         return change[None] / (self.transform.derivative or 2.0)
 
@@ -282,12 +290,18 @@ class Fit:
         """The whole signal predicted with the evaluation weights (averaged, if any), in [0, 1] units, unclamped."""
         with evaluation_weights(self.field, self.optimizer, self.average):
             output = self.evaluate_at(self.grid)
-        return self.transform.inverse(self.aligned(output, self.on_training_grid(output), self.target))
+        output = self.aligned(output, self.on_training_grid(output), self.target)
+        for piece in output.split(PIECE):
+            piece.copy_(self.transform.inverse(piece))
+        return output
 
     @torch.no_grad()
     def evaluate_at(self, coordinates: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         """Predictions of the transformed target, a chunk at a time."""
-        return torch.cat([self.forward(piece[None])[0] for piece in coordinates.split(self.options.run.chunk)])
+        output = coordinates.new_empty(len(coordinates), self.values.shape[-1])
+        for part, piece in zip(output.split(self.piece), coordinates.split(self.piece), strict=True):
+            part.copy_(self.forward(piece[None])[0])
+        return output
 
     def evaluate(self, rows: Tensor) -> Float[Tensor, "B P C"]:
         """Residuals on the whole training grid, for strategies that evaluate all cells before they select."""
