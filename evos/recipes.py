@@ -43,7 +43,13 @@ def recipe_options(recipe: str, field: str | None = None) -> dict[str, Any]:
     return NETWORK if found is GRID and field not in (None, "hashgrid") else found
 
 
-def sized_options(recipe: str, shape: tuple[int, ...], channels: int, parameters: int | None = None) -> dict[str, Any]:
+def sized_options(
+    recipe: str,
+    shape: tuple[int, ...],
+    channels: int,
+    parameters: int | None = None,
+    table_log2: int = LARGEST_TABLE_LOG2,
+) -> dict[str, Any]:
     """What a recipe makes of a signal's shape: the sizes of the grid, and the fraction of points in a step.
 
     Six levels of two features, each about twice as fine as the one before, and one hidden layer. With ``fast`` the
@@ -55,6 +61,7 @@ def sized_options(recipe: str, shape: tuple[int, ...], channels: int, parameters
         shape: of the signal's grid, one to seven axes.
         channels: C.
         parameters: the budget of ``compact``, at least 1; None: 200,000.
+        table_log2: log2 of the rows above which a level is hashed.
 
     Raises:
         InputError: no grid is so small.
@@ -65,17 +72,19 @@ def sized_options(recipe: str, shape: tuple[int, ...], channels: int, parameters
         budget = parameters or BUDGET
         resolutions = range(16, finest + 1)
         # The largest within the budget: their parameters grow with the resolution.
-        fitting = bisect_right(resolutions, budget, key=lambda size: grid(size, axes).parameters(axes, channels))
+        fitting = bisect_right(
+            resolutions, budget, key=lambda size: grid(size, axes, table_log2).parameters(axes, channels)
+        )
         if fitting == 0:
             least = grid(16, axes).parameters(axes, channels)
             raise InputError("--parameters", budget, f"at least {least} for {axes} axes and {channels} channels")
         finest = resolutions[fitting - 1]
     keep = min(MOST_POINTS, POINTS_PER_SIDE / math.sqrt(points))
-    sizes = {f"field.{name}": value for name, value in asdict(grid(finest, axes)).items()}
+    sizes = {f"field.{name}": value for name, value in asdict(grid(finest, axes, table_log2)).items()}
     return sizes | {"selector.keep_ratio": round(keep, 6)}
 
 
-def grid(finest: int, axes: int) -> HashGridConfig:
+def grid(finest: int, axes: int, table_log2: int = LARGEST_TABLE_LOG2) -> HashGridConfig:
     """The recipes' grid of so many vertices along each axis at its finest level, at least 16."""
     base = max(16, finest // 32)
     needed = math.ceil(math.log2(finest**axes + 8))  # a level is stored in whole eights
@@ -86,7 +95,7 @@ def grid(finest: int, axes: int) -> HashGridConfig:
         level_features=2,
         base_resolution=base,
         finest_resolution=finest,
-        table_log2=min(needed, LARGEST_TABLE_LOG2),
+        table_log2=min(needed, table_log2),
     )
 
 

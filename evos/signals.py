@@ -13,11 +13,14 @@ from evos.errors import InputError
 from evos.folders import find_files, natural_order
 from evos.images import EXTENSIONS as PICTURES
 from evos.images import list_images, read_image, reduce_image
+from evos.rasters import open_raster
 from evos.sounds import EXTENSIONS as SOUNDS
 from evos.sounds import Sound, first_bytes, is_sound, read_sound
 
 VIDEOS = ("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "wmv", "flv", "ogv")
-READ = f"a picture ({', '.join(PICTURES)}) or a sound ({', '.join(SOUNDS)})"
+ARRAYS = ("npy",)
+"""NumPy's arrays: pictures (H, W) or (H, W, C)."""
+READ = f"a picture ({', '.join((*PICTURES, *ARRAYS))}) or a sound ({', '.join(SOUNDS)})"
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,10 @@ def find_inputs(path: str | None, argument: str = "--input") -> dict[str, Path |
             raise InputError(path, "a video", READ)
         if is_sound(given):
             return {folder_name(Path(given.name)): given}
-        if given.exists() and given.suffix[1:].lower() not in PICTURES:
+        if given.exists() and not is_picture(given):
             raise InputError(path, f"the extension {given.suffix or '(none)'}", READ)
+        if given.suffix[1:].lower() in ARRAYS and given.exists():
+            return {folder_name(Path(given.name)): given}
         return {folder_name(Path(file.name)): file for file in list_images(given)}
     found = [
         file.relative_to(given)
@@ -124,6 +129,11 @@ def find_inputs(path: str | None, argument: str = "--input") -> dict[str, Path |
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(argument, ", ".join(sorted(twice)), "inputs of different names")
     return {name: given / file for name, file in zip(names, found, strict=True)}
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its extension."""
+    return path.suffix[1:].lower() in (*PICTURES, *ARRAYS)
 
 
 def is_video(path: Path) -> bool:
@@ -157,6 +167,9 @@ def load(path: Path | None, longer_side: int | None, factor: int = 1) -> Signal:
         if len(sound.samples) < 2:
             raise InputError(str(path), "a sound of 1 sample", "at least 2 samples")
         signal = from_sound(path.stem, sound)
+    elif path.suffix[1:].lower() in ARRAYS:
+        raster = open_raster(path, path.parent)
+        signal = from_pixels(path.stem, raster.window(0, 0, *raster.shape), longer_side, raster.bits)
     else:
         image = read_image(path)
         signal = from_pixels(path.stem, image.pixels, longer_side, image.bits)

@@ -13,17 +13,20 @@ from evos.command_line import Given, Program, read_command_line, write_config
 from evos.config import build_config, check_choice, check_range, options
 from evos.errors import InputError
 from evos.fields import FIELDS, FieldConfig
-from evos.recipes import RECIPES, SIZED, recipe_options, sized_options
+from evos.recipes import LARGEST_TABLE_LOG2, RECIPES, SIZED, recipe_options, sized_options
 from evos.selection import SELECTORS, SelectorConfig
 from evos.training_options import OptimizerOptions, RunOptions
 from evos.transforms import TRANSFORMS, TransformConfig
 
 PARTS: dict[str, Mapping[str, Any]] = {
-    "selector": {name: config for name, (config, _) in SELECTORS.items() if name != "tiles"},  # tiles are for rays
+    "selector": {name: config for name, (config, _) in SELECTORS.items() if name != "tile_error"},
     "field": FIELDS,
     "transform": TRANSFORMS,
 }
-FREE = ("recipe", "parameters", "out", "resume", "overwrite", "save_every", "eval_every", "device", "quiet")
+FREE = (
+    *("recipe", "parameters", "out", "resume", "overwrite", "save_every", "eval_every", "device", "quiet"),
+    *("whole_seconds", "animate"),
+)
 """Options that may differ between a run and its resumption."""
 GROWING = ("steps",)
 """Options that may be larger on resumption."""
@@ -41,11 +44,22 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     """Budget of parameters for --recipe compact, at least 1 (200k is 200000); none: 200000."""
 
     input: str | None = None
-    """Picture (png jpg tiff webp bmp; any mode; 8 and 16 bit), sound (wav flac ogg) or folder of them to fit; none: the
-    astronaut."""
+    """Picture (png jpg tiff webp bmp npy; any mode; 8 and 16 bit), sound (wav flac ogg) or folder of them to fit; none:
+    the astronaut."""
 
     out: str = "runs/image"
     """Folder the run is written to."""
+
+    memory: int | None = None
+    """Bytes of memory that the run may take (4G is 4,000,000,000), at least 1; a picture that doesn't fit stays on
+    disk: see docs/regression.md. none: all that it takes."""
+
+    points: int | None = None
+    """Points of a step on a picture that stays on disk, at least 1; none: 65536."""
+
+    whole_seconds: float | None = None
+    """Seconds that the end of a run on a picture that stays on disk may take to evaluate all pixels and to write them,
+    at least 0; none: as many as it trained."""
 
     longer_side: int | None = None
     """Downscale the image first, antialiased, so that its longer side has this many pixels; none: original size."""
@@ -65,8 +79,8 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     """Finite difference of the whole signal, per pixel, that is the target of derivatives: sobel, diff or scharr."""
 
     selector: str = "evos"
-    """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int, nint, evos or
-    error."""
+    """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int, nint, evos,
+    error or tiles (EVOS over tiles, for pictures that stay on disk)."""
 
     field: Literal["siren", "finer", "wire", "gauss", "relu", "pemlp", "fourier", "hashgrid"] = "siren"
     """Network: siren, finer, wire, gauss, relu, pemlp, fourier or hashgrid."""
@@ -88,6 +102,10 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     """Fraction of the steps, from the first, with cross-frequency supervision, in [0, 1]; dense key steps always have
     it."""
 
+    animate: bool = False
+    """Draw the training at 24 steps, evenly in their logarithm (truth, fit, error × 10, where the selector looked), and
+    write animation.gif at the end."""
+
     compile: bool = False
     """Compile the field with torch.compile: slower start, faster steps."""
 
@@ -103,9 +121,10 @@ class RegressionConfig(OptimizerOptions, RunOptions):
         OptimizerOptions.__post_init__(self)
         for part, table in PARTS.items():
             check_choice(part, getattr(self, part), table)
-        for name in ("longer_side", "factor", "steps", "chunk"):
+        for name in ("longer_side", "factor", "steps", "chunk", "memory", "points"):
             check_range(name, getattr(self, name), 1)
         check_range("lambda_der", self.lambda_der, 0)
+        check_range("whole_seconds", self.whole_seconds, 0)
         check_range("polish", self.polish, 0, self.steps)
         if self.precision == "fp16":
             raise InputError("precision", self.precision, "fp32, tf32 or bf16, which needs no loss scaling")
@@ -136,11 +155,14 @@ class Options:
         """The same, those of the given names left for a recipe to size to the signal."""
         return replace(self, run=replace(self.run, recipe=recipe, parameters=parameters), sized=tuple(names))
 
-    def sized_to(self, shape: tuple[int, ...], channels: int) -> "Options":
-        """The options for a signal of this shape, nothing left open; raises InputError where a budget is too small."""
+    def sized_to(self, shape: tuple[int, ...], channels: int, table_log2: int = LARGEST_TABLE_LOG2) -> "Options":
+        """The options for a signal of this shape, nothing left open; raises InputError where a budget is too small.
+
+        ``table_log2``: of the largest table.
+        """
         if not self.sized:
             return self
-        found = sized_options(self.run.recipe, shape, channels, self.run.parameters)
+        found = sized_options(self.run.recipe, shape, channels, self.run.parameters, table_log2)
         parts = {}
         for part in ("field", "selector"):
             values = {name.partition(".")[2]: found[name] for name in self.sized if name.startswith(f"{part}.")}

@@ -34,8 +34,8 @@ class Curve:
 
 def shown(pixels: Float[Tensor, "H W C"]) -> np.ndarray:
     """Pixels that matplotlib can show, no more than can be seen: grey, RGB or RGBA in [0, 1]."""
-    pixels = reduce_image(pixels.detach(), LARGEST).cpu().clamp(0, 1).numpy()
-    return pixels[..., 0] if pixels.shape[-1] <= 2 else pixels
+    small = reduce_image(pixels.detach(), LARGEST).cpu().clamp(0, 1).numpy()
+    return small[..., 0] if small.shape[-1] <= 2 else small
 
 
 def write_report(path: Path, truth: Float[Tensor, "H W C"], panels: list[Panel], curves: list[Curve]) -> None:
