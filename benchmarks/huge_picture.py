@@ -1,12 +1,12 @@
-"""Pictures larger than memory: PSNR over time by uniform draws, by error and by EVOS over tiles; and the memory taken.
+"""Pictures larger than memory: PSNR over time by uniform draws, by error and by EVOS; and the memory taken.
 
     python benchmarks/huge_picture.py picture --side 16384 --out DIR/16384.tif   generate the picture
     python benchmarks/huge_picture.py time --input DIR/16384.tif --seconds 300    PSNR over time under --memory 4G
     python benchmarks/huge_picture.py bound --input DIR/32768.tif --steps 1500    the program itself, and its peak
     python benchmarks/huge_picture.py size --photo PHOTO                          the gain over the size of a photo
 
-The picture has its detail where real ones of that size have it: in places. Photos that ship with scikit-image, at their
-own resolution, fill about a fifth of it; the rest is smooth. One process a run, one thread where OMP_NUM_THREADS=1.
+Sides are trained in turn in one process. The picture has its detail where real ones of that size have it: in places.
+Photos that ship with scikit-image, at their own resolution, fill about a fifth of it; the rest is smooth.
 """
 
 import argparse
@@ -15,14 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 import torch
-from common import resident_mib, write_result
+from common import write_result
 from torch.nn.functional import interpolate
 
 from evos.images import read_image, write_image
@@ -34,11 +34,7 @@ from image_regression.trainer import Fit
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "brick", "grass", "gravel", "page", "coins")
-SELECTORS = {
-    "uniform": ["--selector", "uniform"],
-    "error": ["--selector", "error"],
-    "tiles": ["--selector", "tiles"],
-}
+SELECTORS = ("uniform", "error", "evos")
 DETAILED = 0.2
 """Fraction of the picture that photos fill."""
 
@@ -113,52 +109,62 @@ def write_picture(path: Path, side: int) -> None:
 # ---- runs ----------------------------------------------------------------------------------------------------
 
 
-def train(argv: list[str], path: Path, seconds: float, evaluations: int = 12) -> dict[str, Any]:
-    """PSNR over seconds of training, evaluations left out; and the peak of this process."""
-    options = parse([*argv, "--recipe", "fast", "--steps", "1000000", "--quiet"])
-    keep_freed_memory("cpu")
-    began = time.perf_counter()
-    fit = Fit(load_signal(path, options, Path("runs/none")), options, torch.device("cpu"))
-    opened = time.perf_counter() - began
-    times = [seconds * 2.0 ** -(evaluations - 1 - i) for i in range(evaluations)] if evaluations else []
-    times = [each for each in times if each > seconds / 64] or [seconds]
-    spent, step, curve = 0.0, 0, []
-    while spent < seconds:
+class Side:
+    """One way of drawing points, and how far it is."""
+
+    def __init__(self, name: str, words: Sequence[str], path: Path, seconds: float) -> None:
+        options = parse([*words, "--recipe", "fast", "--steps", "1000000", "--quiet"])
+        began = time.perf_counter()
+        self.fit = Fit(load_signal(path, options, Path("runs/none")), options, torch.device("cpu"))
+        self.name, self.opened = name, time.perf_counter() - began
+        self.times = [seconds * 2.0**-i for i in range(6, -1, -1)]
+        self.spent, self.step = 0.0, 0
+        self.curve: list[dict[str, float]] = []
+
+    def advance(self, steps: int) -> None:
+        """Train so many steps, and evaluate when a time is reached; evaluations don't count."""
         start = time.perf_counter()
-        step += 1
-        fit.step(step)
-        spent += time.perf_counter() - start
-        if times and spent >= times[0]:
-            times.pop(0)
-            curve.append({"seconds": round(spent, 2), "step": step, "psnr": round(fit.psnr(), 3)})
-            print(argv, curve[-1], file=sys.stderr, flush=True)
-    return {
-        "curve": curve,
-        "steps": step,
-        "seconds_to_open": round(opened, 2),
-        "points_a_step": fit.work.trained // step,
-        "parameters": sum(weight.numel() for weight in fit.field.parameters()),
-        "table_log2": getattr(fit.options.field, "table_log2", None),
-        "tile": fit.pool.tile,
-        "peak_gib": round(resident_mib("VmHWM") / 1024, 3),
-        "psnr": curve[-1]["psnr"],
-    }
+        for _ in range(steps):
+            self.step += 1
+            self.fit.step(self.step)
+        self.spent += time.perf_counter() - start
+        while self.times and self.spent >= self.times[0]:
+            self.times.pop(0)
+            self.curve.append({"seconds": round(self.spent, 2), "step": self.step, "psnr": round(self.fit.psnr(), 3)})
+            print(self.name, self.curve[-1], file=sys.stderr, flush=True)
+
+    def result(self) -> dict[str, Any]:
+        """What is recorded of it."""
+        grid = self.fit.options.field
+        return {
+            "psnr": self.curve[-1]["psnr"],
+            "curve": self.curve,
+            "steps": self.step,
+            "seconds_to_open": round(self.opened, 2),
+            "points_a_step": self.fit.work.trained // self.step,
+            "parameters": sum(weight.numel() for weight in self.fit.field.parameters()),
+            "levels": getattr(grid, "levels", None),
+            "table_log2": getattr(grid, "table_log2", None),
+            "tile": self.fit.pool.tile,
+        }
 
 
-def in_a_process(*words: str) -> dict[str, Any]:
-    """What this script prints last, as JSON, when it is called with these words."""
-    done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def race(sides: Mapping[str, Sequence[str]], path: Path, seconds: float) -> dict[str, dict[str, Any]]:
+    """Train all sides for as long, in turn, so that a noisy machine disturbs all alike."""
+    keep_freed_memory("cpu")
+    running = [Side(name, words, path, seconds) for name, words in sides.items()]
+    while any(side.times for side in running):
+        for side in running:
+            if side.times:
+                side.advance(4)
+    return {side.name: side.result() for side in running}
 
 
 def over_time(args: argparse.Namespace) -> dict[str, Any]:
     """Every selector for as long."""
-    words = ["--memory", args.memory, *args.more]
-    found = {
-        name: in_a_process("one", "--input", str(args.input), "--seconds", str(args.seconds), "--", *chosen, *words)
-        for name, chosen in SELECTORS.items()
-        if name in args.selectors
-    }
+    shared = ["--memory", args.memory, *args.more]
+    sides = {name: ["--selector", name, *shared] for name in args.selectors}
+    found = race(sides, args.input, args.seconds)
     return {"memory": args.memory, "seconds": args.seconds, "megapixels": megapixels(args.input), **found}
 
 
@@ -171,15 +177,11 @@ def over_size(args: argparse.Namespace) -> dict[str, Any]:
             path = Path(folder, f"{size}.png")
             small = interpolate(photo[..., :side, :side], (size, size), mode="bicubic", antialias=True).clamp(0, 1)
             write_image(path, small[0].permute(1, 2, 0))
-            seconds = args.seconds * size / 512
-            same = parse(["--recipe", "fast"]).sized_to((size, size), 3).selector.keep_ratio
-            sides = {"uniform": ["--selector", "uniform", "--selector.keep_ratio", str(same)], "error": []}
-            found[size] = {"seconds": seconds} | {
-                name: in_a_process("one", "--input", str(path), "--seconds", str(seconds), "--", *words)
-                for name, words in sides.items()
-            }
+            keep = parse(["--recipe", "fast"]).sized_to((size, size), 3).selector.keep_ratio
+            sides = {"uniform": ["--selector", "uniform", "--selector.keep_ratio", str(keep)], "error": []}
+            found[size] = race(sides, path, args.seconds * size / 512)
             gain = found[size]["error"]["psnr"] - found[size]["uniform"]["psnr"]
-            found[size]["gain_db"] = round(gain, 3)
+            found[size] |= {"seconds": args.seconds * size / 512, "gain_db": round(gain, 3)}
             print(size, found[size]["gain_db"], file=sys.stderr, flush=True)
     return found
 
@@ -220,12 +222,14 @@ def megapixels(path: Path) -> float:
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["picture", "time", "bound", "size", "one"])
+    parser.add_argument("what", choices=["picture", "time", "bound", "size"])
     parser.add_argument("--side", type=int, default=16384)
     parser.add_argument("--input", type=Path)
     parser.add_argument("--photo", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="of training; size: at 512², in proportion to the side"
+    )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--memory", default="4G")
     parser.add_argument("--selectors", nargs="+", default=list(SELECTORS))
@@ -237,8 +241,6 @@ def main() -> None:
     args.more = words[split + 1 :]
     if args.what == "picture":
         write_picture(args.out, args.side)
-    elif args.what == "one":
-        print(json.dumps(train(args.more, args.input, args.seconds)))
     else:
         measured = {"time": over_time, "bound": bound, "size": over_size}[args.what](args)
         write_result(args.name or f"huge_picture_{args.what}", {"threads": torch.get_num_threads(), **measured})

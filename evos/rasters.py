@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -42,15 +41,13 @@ class Raster:
     Attributes:
         name: the file's, without its extension.
         layout: where its samples are.
-        file: open for as long as the picture is used.
-        mapping: of the whole file.
+        mapping: of the whole file that has them.
         limit: bytes that the process may have; None: as the system likes.
         ends: the smallest and the largest value, in [0, 1].
     """
 
     name: str
     layout: Layout
-    file: BinaryIO
     mapping: mmap.mmap
     limit: int | None = None
     ends: list[float] = field(default_factory=list)
@@ -158,15 +155,17 @@ def open_raster(path: str | Path, folder: Path, memory: int | None = None) -> Ra
     with described(path), quiet_decoders():
         extension = path.suffix[1:].lower()
         layout = npy_layout(path) if extension == NPY else tiff_layout(path) if extension in TIFF else None
+        # A mapping keeps its file open by itself, and the temporary one, which has no name, in being.
         if layout is not None:
             if (size := path.stat().st_size) < layout.end:
                 raise InputError(str(path), f"a truncated file of {size} bytes", f"a whole one of {layout.end}")
-            file: Any = path.open("rb")
+            with path.open("rb") as file:
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         else:
-            file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open for as long as the picture is used
-            layout = decode_tiff(path, file) if extension in TIFF else decode_picture(path, file, memory)
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    raster = Raster(path.stem, layout, file, mapping, memory)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                layout = decode_tiff(path, file) if extension in TIFF else decode_picture(path, file, memory)
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    raster = Raster(path.stem, layout, mapping, memory)
     raster.scan(path)
     if hasattr(mmap, "MADV_RANDOM"):
         mapping.madvise(mmap.MADV_RANDOM)  # from here on a page read is one page

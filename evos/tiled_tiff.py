@@ -37,17 +37,17 @@ def write_tiled(
         for tile in tiles:
             whole = np.zeros((TILE, TILE, channels), dtype)
             whole[: tile.shape[0], : tile.shape[1]] = np.rint(tile.clip(0, 1) * (2**bits - 1))
-            yield whole
+            yield whole[..., 0] if channels == 1 else whole
 
     try:
         with tifffile.TiffWriter(temporary, bigtiff=True) as file:
             file.write(
                 padded(),
-                shape=(*shape, channels),
+                shape=shape if channels == 1 else (*shape, channels),
                 dtype=dtype,
                 tile=(TILE, TILE),
                 photometric="rgb" if channels >= 3 else "minisblack",
-                planarconfig="contig",
+                planarconfig=None if channels == 1 else "contig",
                 extrasamples=["unassalpha"] if channels in (2, 4) else None,
                 compression="zlib",
                 compressionargs={"level": 1},

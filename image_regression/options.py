@@ -14,12 +14,14 @@ from evos.config import build_config, check_choice, check_range, options
 from evos.errors import InputError
 from evos.fields import FIELDS, FieldConfig
 from evos.recipes import LARGEST_TABLE_LOG2, RECIPES, SIZED, recipe_options, sized_options
-from evos.selection import SELECTORS, SelectorConfig
+from evos.selection import SELECTORS, SelectorConfig, TileErrorConfig, TilesConfig
 from evos.training_options import OptimizerOptions, RunOptions
 from evos.transforms import TRANSFORMS, TransformConfig
 
+OF_TILES = (TilesConfig, TileErrorConfig)
+"""Selectors of cells that are many points each: what evos and error become on a picture that stays on disk."""
 PARTS: dict[str, Mapping[str, Any]] = {
-    "selector": {name: config for name, (config, _) in SELECTORS.items() if name != "tile_error"},
+    "selector": {name: config for name, (config, _) in SELECTORS.items() if config not in OF_TILES},
     "field": FIELDS,
     "transform": TRANSFORMS,
 }
@@ -55,7 +57,7 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     disk: see docs/regression.md. none: all that it takes."""
 
     points: int | None = None
-    """Points of a step on a picture that stays on disk, at least 1; none: 65536."""
+    """Points of a step on a picture that stays on disk, at least 1; none: 32768."""
 
     whole_seconds: float | None = None
     """Seconds that the end of a run on a picture that stays on disk may take to evaluate all pixels and to write them,
@@ -79,8 +81,8 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     """Finite difference of the whole signal, per pixel, that is the target of derivatives: sobel, diff or scharr."""
 
     selector: str = "evos"
-    """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int, nint, evos,
-    error or tiles (EVOS over tiles, for pictures that stay on disk)."""
+    """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int, nint, evos or
+    error; uniform, evos or error for a picture that stays on disk."""
 
     field: Literal["siren", "finer", "wire", "gauss", "relu", "pemlp", "fourier", "hashgrid"] = "siren"
     """Network: siren, finer, wire, gauss, relu, pemlp, fourier or hashgrid."""
@@ -96,7 +98,8 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     weights used for evaluation (averaged ones, if any). Not in bf16."""
 
     cfs_weight: float | None = None
-    """Weight of cross-frequency supervision, at least 0; none: 0.65 with the evos selector, 0 with any other."""
+    """Weight of cross-frequency supervision, at least 0; none: 0.65 with the evos selector, 0 with any other
+    and for a picture that stays on disk."""
 
     cfs_ratio: float = 0.3
     """Fraction of the steps, from the first, with cross-frequency supervision, in [0, 1]; dense key steps always have
@@ -155,14 +158,22 @@ class Options:
         """The same, those of the given names left for a recipe to size to the signal."""
         return replace(self, run=replace(self.run, recipe=recipe, parameters=parameters), sized=tuple(names))
 
-    def sized_to(self, shape: tuple[int, ...], channels: int, table_log2: int = LARGEST_TABLE_LOG2) -> "Options":
+    def sized_to(
+        self,
+        shape: tuple[int, ...],
+        channels: int,
+        table_log2: int = LARGEST_TABLE_LOG2,
+        *,
+        on_disk: bool = False,
+    ) -> "Options":
         """The options for a signal of this shape, nothing left open; raises InputError where a budget is too small.
 
-        ``table_log2``: of the largest table.
+        ``table_log2`` and ``on_disk``: see ``sized_options``.
         """
         if not self.sized:
             return self
-        found = sized_options(self.run.recipe, shape, channels, self.run.parameters, table_log2)
+        run = self.run
+        found = sized_options(run.recipe, shape, channels, run.parameters, table_log2, on_disk=on_disk)
         parts = {}
         for part in ("field", "selector"):
             values = {name.partition(".")[2]: found[name] for name in self.sized if name.startswith(f"{part}.")}

@@ -26,7 +26,7 @@ from evos.fields.hashgrid import HashGridConfig
 from evos.rasters import Raster
 from evos.recipes import LARGEST_TABLE_LOG2
 from evos.seeding import mixed_seed
-from evos.selection import Pool, Selection, SelectorConfig, TileErrorConfig
+from evos.selection import Pool, Selection, SelectorConfig, TileErrorConfig, TilesConfig
 from evos.signals import Signal, subsample
 from evos.transforms import Transform, fit_transform
 from image_regression.options import Options
@@ -39,8 +39,8 @@ MOST_TILES = 2**18
 """Tiles of a picture on disk: ranking them takes a few hundredths of a second."""
 SMALLEST_TILE = 8
 """Least side of a tile in pixels."""
-MOST_POINTS = 2**16
-"""Points of a step on a picture on disk where none are given: as many as 16 √P of 4096²."""
+POINTS = 2**15
+"""Points of a step on a picture on disk where none are given: as many as the recipe fast takes of 2048²."""
 PROGRAM_BYTES = 900 * 2**20
 """What the program itself takes: PyTorch and the libraries, most of it mapped from their files."""
 WEIGHT_BYTES = 44
@@ -135,8 +135,6 @@ class GridSource(Source):
     @staticmethod
     def options(signal: Signal, options: Options) -> Options:
         """What a recipe leaves open, sized to the signal."""
-        if options.run.selector == "tiles":
-            raise InputError("--selector", "tiles", "any other for a signal in memory: tiles are of pictures on disk")
         return options.sized_to(signal.shape, signal.values.shape[-1])
 
     def on_training_grid(self, values: Float[Tensor, "P V"]) -> Float[Tensor, "p V"]:
@@ -160,9 +158,9 @@ class GridSource(Source):
 OVER_TILES: dict[str, Callable[[Any], SelectorConfig]] = {
     "uniform": lambda config: config,
     "error": lambda config: TileErrorConfig(uniform_ratio=config.uniform_ratio),
-    "tiles": lambda config: config,
+    "evos": lambda config: TilesConfig(crossover=config.crossover, laplacian_weight=config.laplacian_weight),
 }
-"""The selectors that go with tiles, each as it is over tiles."""
+"""The selectors that go with tiles, each as it is over tiles; the fractions are those of the method over tiles."""
 
 
 class TileSource(Source):
@@ -192,17 +190,17 @@ class TileSource(Source):
 
     @staticmethod
     def options(signal: Raster, options: Options) -> Options:
-        """The selector over tiles; the grid that a recipe sizes, of tables that leave half of the memory."""
+        """The selector over tiles, and the grid that a recipe sizes, its tables as large as memory allows."""
         check_for_disk(options)
         over_tiles = OVER_TILES[options.run.selector]
         memory, sized = options.run.memory, options
-        for table_log2 in range(LARGEST_DISK_TABLE_LOG2, LARGEST_TABLE_LOG2 - 5, -1):
-            sized = options.sized_to(signal.shape, signal.channels, table_log2)
+        for table_log2 in range(LARGEST_TABLE_LOG2, LARGEST_TABLE_LOG2 - 5, -1):
+            sized = options.sized_to(signal.shape, signal.channels, table_log2, on_disk=True)
             if memory is None or not options.sized or needed_bytes(sized, signal) <= memory:
                 break
         if memory is not None and (needed := needed_bytes(sized, signal)) > memory:
             raise InputError("--memory", f"{memory:,} bytes", f"at least {needed:,} for this field and its points")
-        return replace(sized, selector=over_tiles(sized.selector))
+        return replace(sized, run=replace(sized.run, cfs_weight=0.0), selector=over_tiles(sized.selector))
 
     def points(self, selection: Selection) -> Points:
         """A uniformly random pixel of each tile drawn."""
@@ -231,26 +229,22 @@ class TileSource(Source):
         self.generator.set_state(state["generator"].cpu())
 
 
-LARGEST_DISK_TABLE_LOG2 = 22
-"""The most that the tables of a recipe's grid have for a picture on disk, 2^22 rows a level, where memory allows."""
-
-
 def check_for_disk(options: Options) -> None:
     """Raise InputError for options that do not go with a picture on disk."""
     run, why = options.run, "for a picture that is larger than --memory"
     if run.selector not in OVER_TILES:
-        raise InputError("--selector", run.selector, f"uniform, error or tiles (EVOS over tiles) {why}")
+        raise InputError("--selector", run.selector, f"uniform, error or evos {why}")
     defaults = {"factor": 1, "supervision": "val", "polish": 0, "longer_side": None}
     for name, default in defaults.items():
         if (got := getattr(run, name)) != default:
             raise InputError(f"--{name}", got, f"{'none' if default is None else default} {why}")
-    if options.cfs_weight > 0:
-        raise InputError("--cfs_weight", options.cfs_weight, f"0 {why}")
+    if run.cfs_weight:
+        raise InputError("--cfs_weight", run.cfs_weight, f"0 {why}")
 
 
 def points_of(shape: tuple[int, int], points: int | None) -> int:
     """Points of a step: those asked for, at most as many as there are."""
-    return min(MOST_POINTS if points is None else points, math.prod(shape))
+    return min(POINTS if points is None else points, math.prod(shape))
 
 
 def tile_side(shape: tuple[int, int]) -> int:
