@@ -89,7 +89,10 @@ def plain_step(
                 parameter.copy_(value)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
     fit = our_fit(size, device, "full")
-    points, target = coords.grid(fit.signal.shape, device), fit.target  # the same signal, transformed the same way
+    points, target = (
+        coords.grid(fit.signal.shape, device),
+        fit.source.target,
+    )  # the same signal, transformed the same way
     predict = torch.compile(network) if compile else network
 
     def step() -> torch.Tensor:

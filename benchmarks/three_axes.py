@@ -171,7 +171,7 @@ class NearSurface(Selector[ErrorConfig]):
     def __init__(self, fit: Fit) -> None:
         config = ErrorConfig(keep_ratio=fit.options.selector.keep_ratio)
         super().__init__(config, fit.pool, total_steps=1, device="cpu", seed=fit.options.run.seed)
-        distance = (fit.trained[:, 0] - 0.5) * 2 * TRUNCATION
+        distance = (fit.source.trained[:, 0] - 0.5) * 2 * TRUNCATION
         near = (-0.5 * (distance / SIGMA) ** 2).exp() * (distance.abs() < TRUNCATION)
         self.odds = (0.5 + 0.5 * near / near.mean())[None]
 

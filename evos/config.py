@@ -165,8 +165,8 @@ def parse_value(argument: str, option: Option, text: Any) -> Any:
 
 
 def expanded(text: Any) -> Any:
-    """A whole number's text with its unit written out: 200k is 200000, 2M is 2000000; anything else as it is."""
-    zeros = {"k": "000", "M": "000000"}
+    """A whole number's text with its unit written out: 200k is 200000, 2M and 2G as well; anything else as it is."""
+    zeros = {"k": "000", "M": "000000", "G": "000000000"}
     if isinstance(text, str) and text[:-1].isdecimal() and text[-1] in zeros:
         return text[:-1] + zeros[text[-1]]
     return text

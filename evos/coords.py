@@ -22,7 +22,19 @@ def grid(
     shape: tuple[int, ...], device: torch.device | str = "cpu", *, centres: Centres = "corner"
 ) -> Float[Tensor, "P D"]:
     """Coordinates of all P cells of a D-dimensional grid, each axis in [-1, 1]; an axis of one cell sits at 0."""
-    axes = [axis(size, centres) for size in shape]
+    return window(shape, (0,) * len(shape), shape, device, centres=centres)
+
+
+def window(
+    shape: tuple[int, ...],
+    start: tuple[int, ...],
+    size: tuple[int, ...],
+    device: torch.device | str = "cpu",
+    *,
+    centres: Centres = "corner",
+) -> Float[Tensor, "N D"]:
+    """Coordinates of the cells of a box within a grid of ``shape``: ``size`` of them along each axis from ``start``."""
+    axes = [axis(n, centres)[first : first + count] for n, first, count in zip(shape, start, size, strict=True)]
     # Made on the CPU, so that every device sees the same bits.
     return rearrange(torch.stack(torch.meshgrid(*axes, indexing="ij")), "d ... -> (...) d").contiguous().to(device)
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from evos.coords import grid
+from evos.coords import window
 from evos.errors import InputError
 from evos.fields import Field, FieldConfig, build_field, field_config
 from evos.runs.files import replace_file
@@ -84,8 +84,13 @@ class FittedField(nn.Module):
         shape = self.shape if shape is None else shape
         if len(shape) != len(self.shape):
             raise InputError("shape", shape, f"{len(self.shape)} axes, as the signal has")
-        places = grid(shape, self.shift.device)
-        return torch.cat([self(piece) for piece in places.split(POINTS)]).unflatten(0, shape)
+        return self.window(shape, (0,) * len(shape), shape)
+
+    @torch.no_grad()
+    def window(self, shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...]) -> Float[Tensor, "*S C"]:
+        """The values on a box of ``size`` within the grid of ``shape``, without gradient: ``evos.coords.window``."""
+        places = window(shape, start, size, self.shift.device)
+        return torch.cat([self(piece) for piece in places.split(POINTS)]).unflatten(0, size)
 
 
 def save_field(path: str | Path, fitted: FittedField) -> None:

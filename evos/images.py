@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import imageio.v3 as iio
 import numpy as np
@@ -60,6 +60,13 @@ class Image:
     """What the file holds: Pillow's name at 8 bits ("P", "CMYK", ...), else "L;16", "RGB;F" and the like."""
 
 
+class Samples(NamedTuple):
+    """The numbers in an image's file, (H, W, C), and what they are, as Image has it."""
+
+    array: np.ndarray
+    mode: str
+
+
 def read_image(path: str | Path) -> Image:
     """Read an 8- or 16-bit image, or a float TIFF in [0, 1], upright as its EXIF orientation says.
 
@@ -70,10 +77,24 @@ def read_image(path: str | Path) -> Image:
     unsupported extension or kind of sample, of more than 4 bands, larger than 2^28 pixels, or (floats) not finite or
     outside [0, 1]; and for a 16-bit PNG without OpenCV.
     """
+    samples = read_samples(path)
+    array, mode = samples.array, samples.mode
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise InputError(str(path), "values that are not finite", "finite values in [0, 1]")
+        if array.min() < 0 or array.max() > 1:
+            raise InputError(str(path), f"values from {array.min():g} to {array.max():g}", "values in [0, 1]")
+        return Image(torch.from_numpy(array.astype(np.float32)), 32, mode)
+    scaled = array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
+    return Image(torch.from_numpy(scaled), 8 * array.dtype.itemsize, mode)
+
+
+def read_samples(path: str | Path) -> Samples:
+    """The numbers in an image's file, as ``read_image`` takes them, and with its errors."""
     path = Path(path)
     data = _read_bytes(path)
     try:
-        with _quiet_decoders():
+        with quiet_decoders():
             array, mode, frames = _decode(data, path)
     except InputError:
         raise
@@ -84,14 +105,7 @@ def read_image(path: str | Path) -> Image:
         raise InputError(str(path), f"a truncated, damaged or unsupported file ({error})", _WHOLE) from error
     if frames > 1:
         warnings.warn(f"{path}: {frames} frames or pages, only the first is read", stacklevel=2)
-    if array.dtype.kind == "f":
-        if not np.isfinite(array).all():
-            raise InputError(str(path), "values that are not finite", "finite values in [0, 1]")
-        if array.min() < 0 or array.max() > 1:
-            raise InputError(str(path), f"values from {array.min():g} to {array.max():g}", "values in [0, 1]")
-        return Image(torch.from_numpy(array.astype(np.float32)), 32, mode)
-    scaled = array.astype(np.float32) / np.float32(np.iinfo(array.dtype).max)
-    return Image(torch.from_numpy(scaled), 8 * array.dtype.itemsize, mode)
+    return Samples(array, mode)
 
 
 def write_image(path: str | Path, pixels: Float[Tensor, "H W C"], bits: int = 8) -> None:
@@ -114,7 +128,9 @@ def write_image(path: str | Path, pixels: Float[Tensor, "H W C"], bits: int = 8)
     if not pixels.isfinite().all():
         raise InputError("pixels", "values that are not finite", "finite values")
     largest = 2**bits - 1
-    array = (pixels.detach().cpu().double().clamp(0, 1) * largest).round().numpy().astype(f"u{bits // 8}")
+    array = np.empty(pixels.shape, f"u{bits // 8}")
+    for part, row in zip(array, pixels.detach(), strict=True):  # a row at a time: doubles take eight times the memory
+        part[:] = (row.cpu().double().clamp(0, 1) * largest).round().numpy()
     try:
         data = _encode(array, extension)
     except ImportError as error:
@@ -320,7 +336,7 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 
 @contextmanager
-def _quiet_decoders() -> Iterator[None]:
+def quiet_decoders() -> Iterator[None]:
     """Silence decoders: damage is reported as one InputError, and large images are `_check_size`'s concern."""
     most, log = PIL.Image.MAX_IMAGE_PIXELS, logging.getLogger("tifffile")
     PIL.Image.MAX_IMAGE_PIXELS, log.disabled = None, True

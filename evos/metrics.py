@@ -5,6 +5,7 @@ PSNR, SSIM and LPIPS of one image, as torchmetrics computes them; SNR and the di
 Images are (H, W, C) in [0, 1]; both are clamped to that range first, because predictions may leave it.
 """
 
+import math
 import socket
 import warnings
 from functools import cache
@@ -14,12 +15,14 @@ import torch
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
 from evos.errors import InputError
 
 SSIM_WINDOW = 11
+STRIP_PIXELS = 2**17
+"""Pixels of a strip of an image; larger images are measured strip by strip, in memory that does not grow with them."""
 LUMA = (65.738 / 256, 129.057 / 256, 25.064 / 256)
 LPIPS_SMALLEST = 32
 STFT_WINDOWS = (512, 1024, 2048)
@@ -33,7 +36,19 @@ def psnr(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"], data_rang
     Raises InputError where the shapes differ.
     """
     _check_shapes(pred, target)
-    return peak_signal_noise_ratio(pred.clamp(0, data_range), target.clamp(0, data_range), data_range=data_range).item()
+    error = mean_square_error(pred, target, data_range)
+    return 10 * math.log10(data_range**2 / error) if error else math.inf
+
+
+def mean_square_error(pred: Float[Tensor, "*N C"], target: Float[Tensor, "*N C"], largest: float = 1.0) -> float:
+    """Mean over all values of the squared error, both clamped to [0, largest]."""
+    pieces = zip(*(each.flatten(0, -2).split(STRIP_PIXELS) for each in (pred, target)), strict=True)
+    return sum(squared_error(a, b, largest) for a, b in pieces) / pred.numel()
+
+
+def squared_error(pred: Float[Tensor, "*N C"], target: Float[Tensor, "*N C"], largest: float = 1.0) -> float:
+    """Sum of the squared errors, both clamped to [0, largest]."""
+    return (pred.clamp(0, largest) - target.clamp(0, largest)).square().sum(dtype=torch.float64).item()
 
 
 def ssim(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"]) -> float:
@@ -48,9 +63,17 @@ def ssim(pred: Float[Tensor, "H W C"], target: Float[Tensor, "H W C"]) -> float:
     radius = (min(SSIM_WINDOW, *pred.shape[:2]) - 1) // 2
     # torchmetrics derives the window from sigma (radius = round(3.5 sigma)); below 1/7 it is one pixel.
     sigma = 0.3 * radius if radius else 0.1
-    a, b = (rearrange(image.clamp(0, 1), "H W C -> 1 C H W") for image in (pred, target))
-    value = structural_similarity_index_measure(a, b, sigma=sigma, data_range=1.0)
-    return torch.as_tensor(value).item()
+    # The mean is over the pixels that are at least ``radius`` from every side, so strips that overlap by twice as much
+    # have it among them.
+    height, width = pred.shape[:2]
+    rows = max(1, STRIP_PIXELS // width)
+    total = 0.0
+    for first in range(0, height - 2 * radius, rows):
+        strip = slice(first, first + rows + 2 * radius)
+        a, b = (rearrange(image[strip].clamp(0, 1), "H W C -> 1 C H W") for image in (pred, target))
+        value = structural_similarity_index_measure(a, b, sigma=sigma, data_range=1.0)
+        total += torch.as_tensor(value).item() * (a.shape[2] - 2 * radius)
+    return total / (height - 2 * radius)
 
 
 @torch.no_grad()

@@ -35,6 +35,11 @@ OVERSAMPLING_3D = 0.9
 """The same along the longest of three axes or more, where neighbours say more of a point."""
 LARGEST_TABLE_LOG2 = 20
 """Levels of more than 2^20 vertices are hashed: at 512² none is."""
+LEVELS = 6
+"""Levels of a grid, but of a picture that stays on disk."""
+COARSEST = 64
+"""Most vertices of its coarsest level along an axis. Where all levels are hashed a picture of 16,384² has 15.7 dB after
+40 s, with six levels of which one is not 22.9, with ten from 51 vertices on 25.9 (the same table, one thread)."""
 BUDGET = 200_000
 """Parameters of ``compact`` where none are given: a SIREN of 3×256 has 198,915."""
 
@@ -45,7 +50,15 @@ def recipe_options(recipe: str, field: str | None = None) -> dict[str, Any]:
     return NETWORK if found is GRID and field not in (None, "hashgrid") else found
 
 
-def sized_options(recipe: str, shape: tuple[int, ...], channels: int, parameters: int | None = None) -> dict[str, Any]:
+def sized_options(
+    recipe: str,
+    shape: tuple[int, ...],
+    channels: int,
+    parameters: int | None = None,
+    table_log2: int = LARGEST_TABLE_LOG2,
+    *,
+    on_disk: bool = False,
+) -> dict[str, Any]:
     """What a recipe makes of a signal's shape: the sizes of the grid, and the fraction of points in a step.
 
     Six levels of two features, each about twice as fine as the one before, and one hidden layer. With ``fast`` the
@@ -57,6 +70,8 @@ def sized_options(recipe: str, shape: tuple[int, ...], channels: int, parameters
         shape: of the signal's grid, one to seven axes.
         channels: C.
         parameters: the budget of ``compact``, at least 1; None: 200,000.
+        table_log2: log2 of the rows above which a level is hashed.
+        on_disk: of a picture that stays on disk: as many levels as it takes from at most 64 vertices on.
 
     Raises:
         InputError: no grid is so small.
@@ -68,28 +83,31 @@ def sized_options(recipe: str, shape: tuple[int, ...], channels: int, parameters
         budget = parameters or BUDGET
         resolutions = range(16, finest + 1)
         # The largest within the budget: their parameters grow with the resolution.
-        fitting = bisect_right(resolutions, budget, key=lambda size: grid(size, axes).parameters(axes, channels))
+        fitting = bisect_right(
+            resolutions, budget, key=lambda size: grid(size, axes, table_log2).parameters(axes, channels)
+        )
         if fitting == 0:
             least = grid(16, axes).parameters(axes, channels)
             raise InputError("--parameters", budget, f"at least {least} for {axes} axes and {channels} channels")
         finest = resolutions[fitting - 1]
+    levels = max(LEVELS, 1 + math.ceil(math.log2(finest / COARSEST))) if on_disk and recipe == "fast" else LEVELS
     keep = min(MOST_POINTS, POINTS_PER_SIDE / math.sqrt(points))
-    sizes = {f"field.{name}": value for name, value in asdict(grid(finest, axes)).items()}
+    sizes = {f"field.{name}": value for name, value in asdict(grid(finest, axes, table_log2, levels)).items()}
     return sizes | {"selector.keep_ratio": round(keep, 6)}
 
 
-def grid(finest: int, axes: int) -> HashGridConfig:
+def grid(finest: int, axes: int, table_log2: int = LARGEST_TABLE_LOG2, levels: int = LEVELS) -> HashGridConfig:
     """The recipes' grid of so many vertices along each axis at its finest level, at least 16."""
-    base = max(16, finest // 32)
+    base = max(16, finest // 2 ** (levels - 1))
     needed = math.ceil(math.log2(finest**axes + 8))  # a level is stored in whole eights
     return HashGridConfig(
         hidden_features=64,
         hidden_layers=0,
-        levels=6,
+        levels=levels,
         level_features=2,
         base_resolution=base,
         finest_resolution=finest,
-        table_log2=min(needed, LARGEST_TABLE_LOG2),
+        table_log2=min(needed, table_log2),
     )
 
 

@@ -15,6 +15,8 @@ from evos.errors import InputError
 from evos.folders import find_files, natural_order
 from evos.images import EXTENSIONS as PICTURES
 from evos.images import list_images, read_image, reduce_image
+from evos.raster_files import NPY, holds_picture
+from evos.rasters import open_raster
 from evos.shapes import EXTENSIONS as SHAPES
 from evos.shapes import Mesh, ShapeFormat, is_shape, read_shape
 from evos.sounds import EXTENSIONS as SOUNDS
@@ -134,8 +136,18 @@ def cropped(signal: Signal, factor: int) -> Signal:
 # ---- kinds of signals
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file is a picture by its extension and, of a TIFF or a NumPy array, by its axes."""
+    if path.suffix[1:].lower() == NPY:
+        return holds_picture(path)
+    return path.suffix[1:].lower() in PICTURES and not is_volume(path)
+
+
 def read_picture_signal(path: Path, longer_side: int | None, frames: int | None) -> Signal:
     """A picture; see ``load``."""
+    if path.suffix[1:].lower() == NPY:
+        raster = open_raster(path, path.parent)
+        return from_pixels(path.stem, raster.window(0, 0, *raster.shape), longer_side, raster.bits)
     image = read_image(path)
     return from_pixels(path.stem, image.pixels, longer_side, image.bits)
 
@@ -190,9 +202,9 @@ class Kind:
 KINDS = {
     "video": Kind(is_video, read_video_signal, VIDEOS, from_folder=True),
     "sound": Kind(is_sound, read_sound_signal, SOUNDS),
+    "picture": Kind(is_picture, read_picture_signal, PICTURES),
     "volume": Kind(is_volume, read_volume_signal, (*VOLUMES, "gz"), from_folder=True),
     "shape": Kind(is_shape, read_shape_signal, SHAPES),
-    "picture": Kind(lambda path: path.suffix[1:].lower() in PICTURES, read_picture_signal, PICTURES),
 }
 """By name, in the order in which files are tried."""
 
@@ -244,7 +256,7 @@ def find_inputs(path: str | None, argument: str = "--input", kind: str = "auto")
             return {given.resolve().name: given}
         if given.exists() and kind == "auto" and not any(each.is_one(given) for each in KINDS.values()):
             raise InputError(path, f"the extension {given.suffix or '(none)'}", READ)
-        if kind_of(given, kind) == "picture":
+        if kind_of(given, kind) == "picture" and given.suffix[1:].lower() != NPY:
             return {folder_name(Path(file.name)): file for file in list_images(given)}
         return {folder_name(Path(given.name)): given}
     taken = KINDS if kind == "auto" else {kind: KINDS[kind]}

@@ -6,7 +6,7 @@ A map is fitted to all values of a signal, all channels together. Its numbers ar
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -99,6 +99,9 @@ _KINDS_BY_CLASS = {kind: name for name, kind in _KINDS.items()}
 class TransformConfig(ABC):
     """Options of one transform; `fit` sees all values of a signal that is not constant, sorted, in float64."""
 
+    ends_suffice: ClassVar[bool] = False
+    """Whether `fit` uses the first and the last value alone: others are then not given, nor sorted."""
+
     @abstractmethod
     def fit(self, values: Float[Tensor, " N"]) -> Transform:
         """The map for these values."""
@@ -107,6 +110,8 @@ class TransformConfig(ABC):
 @dataclass(frozen=True)
 class MinMaxConfig(TransformConfig):
     """The signal's own range to [-1, 1]."""
+
+    ends_suffice = True
 
     def fit(self, values: Float[Tensor, " N"]) -> Transform:
         return PowerTransform(*_low_and_span(values))
@@ -125,6 +130,7 @@ class ZScoreConfig(TransformConfig):
 class GammaConfig(TransformConfig):
     """The signal's own range to [0, 1], a fixed power, then to [-1, 1]."""
 
+    ends_suffice = True
     exponent: float = 1.0
     """Power applied to the normalised signal; above 0. Below 1 spreads dark values, above 1 bright ones."""
 
@@ -226,15 +232,16 @@ def fit_transform(config: TransformConfig, signal: Float[Tensor, "*N C"]) -> Tra
 
     Raises InputError for a signal that is empty, not finite or outside [0, 1].
     """
-    values = signal.detach().flatten().to(torch.float64).sort().values
+    values = signal.detach().flatten()
     if len(values) == 0:
         raise InputError("signal", tuple(signal.shape), "at least one value")
-    first, last = values[[0, -1]].tolist()  # NaN sorts last
+    ends = torch.stack(values.aminmax()).double()
+    first, last = ends.tolist()  # both NaN where any value is
     if not 0 <= first <= last <= 1:
         raise InputError("signal", f"values from {first} to {last}", "finite values in [0, 1]")
     if last - first < CONSTANT:
         return PowerTransform(low=first - 0.5, span=1.0)
-    return config.fit(values)
+    return config.fit(ends if config.ends_suffice else values.double().sort().values)
 
 
 def load_transform(state: dict[str, str | float]) -> Transform:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from evos.errors import InputError, exit_on_input_error
 from evos.runs import Stopped, Stopper, resolve_device, resume_command
-from evos.signals import find_inputs, is_folder_of_signals, load
+from evos.signals import find_inputs, is_folder_of_signals
+from image_regression.huge import load_signal
 from image_regression.options import parse
 from image_regression.run import check_lpips, fit_signal
 from image_regression.summary import check_summary, sentence, write_summary
@@ -27,16 +28,15 @@ def main(argv: list[str] | None = None) -> None:
     is_folder = is_folder_of_signals(options.run.input, options.run.kind)
     if is_folder:
         check_summary(out)
-    if options.run.lpips:
+    if options.run.lpips and options.run.memory is None:  # a picture on disk has none
         check_lpips(inputs.values(), options.run.kind)
     results, failures = [], []
     with Stopper() as stopper:
         try:
             for name, path in inputs.items():
                 try:
-                    run = options.run
-                    signal = load(path, run.longer_side, run.factor, kind=run.kind, frames=run.frames)
                     folder = out / name if is_folder else out
+                    signal = load_signal(path, options, folder)
                     results.append(fit_signal(signal, options, folder, stopper))
                 except InputError as error:
                     if not is_folder:

@@ -1,4 +1,7 @@
-"""The modules that know one kind of signal each, by the names in evos/signals.py's KINDS, and what they share."""
+"""The modules that know one kind of signal each, by the names in evos/signals.py's KINDS, and what they share.
+
+A picture that stays on disk is a kind of its own: huge.
+"""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -7,7 +10,7 @@ from torch import Tensor
 
 from evos.fitted import FittedField
 from evos.runs import EventLog, Run
-from image_regression import pictures, recordings, shapes, videos, volumes
+from image_regression import huge, pictures, recordings, shapes, videos, volumes
 from image_regression.report import Panel
 from image_regression.trainer import Fit
 
@@ -31,8 +34,8 @@ class Medium(Protocol):
         ...
 
     @staticmethod
-    def write(run: Run, fit: Fit, values: Tensor) -> None:
-        """Write the reconstruction and pictures of it."""
+    def write(run: Run, fit: Fit, values: Tensor) -> dict[str, Any] | None:
+        """Write the reconstruction and pictures of it; returns metrics that this has measured better, if any."""
         ...
 
     @staticmethod
@@ -46,12 +49,14 @@ class Medium(Protocol):
         ...
 
     @staticmethod
-    def render(path: Path, fitted: FittedField, values: Tensor) -> None:
-        """Write values "*S C" of a fitted field on such a grid."""
+    def render(
+        path: Path, fitted: FittedField, shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...]
+    ) -> None:
+        """Write the part that begins at ``start`` and is of ``size``, of a fitted signal on a grid of ``shape``."""
         ...
 
 
 MEDIA: dict[str, Medium] = {
-    **{"picture": pictures, "sound": recordings},
+    **{"picture": pictures, "huge": huge, "sound": recordings},
     **{"video": videos, "volume": volumes, "shape": shapes},
 }

@@ -13,17 +13,22 @@ from evos.command_line import Given, Program, read_command_line, write_config
 from evos.config import build_config, check_choice, check_range, options
 from evos.errors import InputError
 from evos.fields import FIELDS, FieldConfig
-from evos.recipes import RECIPES, SIZED, recipe_options, sized_options
-from evos.selection import SELECTORS, SelectorConfig
+from evos.recipes import LARGEST_TABLE_LOG2, RECIPES, SIZED, recipe_options, sized_options
+from evos.selection import SELECTORS, SelectorConfig, TileErrorConfig, TilesConfig
 from evos.training_options import OptimizerOptions, RunOptions
 from evos.transforms import TRANSFORMS, TransformConfig
 
+OF_TILES = (TilesConfig, TileErrorConfig)
+"""Selectors of cells that are many points each: what evos and error become on a picture that stays on disk."""
 PARTS: dict[str, Mapping[str, Any]] = {
-    "selector": {name: config for name, (config, _) in SELECTORS.items() if name != "tiles"},  # tiles are for rays
+    "selector": {name: config for name, (config, _) in SELECTORS.items() if config not in OF_TILES},
     "field": FIELDS,
     "transform": TRANSFORMS,
 }
-FREE = ("recipe", "parameters", "out", "resume", "overwrite", "save_every", "eval_every", "device", "quiet")
+FREE = (
+    *("recipe", "parameters", "out", "resume", "overwrite", "save_every", "eval_every", "device", "quiet"),
+    *("whole_seconds", "animate"),
+)
 """Options that may differ between a run and its resumption."""
 GROWING = ("steps",)
 """Options that may be larger on resumption."""
@@ -55,6 +60,17 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     out: str = "runs/image"
     """Folder the run is written to."""
 
+    memory: int | None = None
+    """Bytes of memory that the run may take (4G is 4,000,000,000), at least 1; a picture that doesn't fit stays on
+    disk: see docs/regression.md. none: all that it takes."""
+
+    points: int | None = None
+    """Points of a step on a picture that stays on disk, at least 1; none: 32768."""
+
+    whole_seconds: float | None = None
+    """Seconds that the end of a run on a picture that stays on disk may take to evaluate all pixels and to write them,
+    at least 0; none: as many as it trained."""
+
     longer_side: int | None = None
     """Downscale a picture, each frame of a video or a volume first, antialiased, so that its longest side has this many
     pixels or voxels; none: original size. Of a shape, the grid points along each axis; none: 64."""
@@ -75,7 +91,7 @@ class RegressionConfig(OptimizerOptions, RunOptions):
 
     selector: str = "evos"
     """Strategy that chooses the points of each step: full, uniform, egra, expansive, soft, int, nint, evos or
-    error."""
+    error; uniform, evos or error for a picture that stays on disk."""
 
     field: Literal["siren", "finer", "wire", "gauss", "relu", "pemlp", "fourier", "hashgrid"] = "siren"
     """Network: siren, finer, wire, gauss, relu, pemlp, fourier or hashgrid."""
@@ -91,11 +107,16 @@ class RegressionConfig(OptimizerOptions, RunOptions):
     weights used for evaluation (averaged ones, if any). Not in bf16."""
 
     cfs_weight: float | None = None
-    """Weight of cross-frequency supervision, at least 0; none: 0.65 with the evos selector, 0 with any other."""
+    """Weight of cross-frequency supervision, at least 0; none: 0.65 with the evos selector, 0 with any other
+    and for a picture that stays on disk."""
 
     cfs_ratio: float = 0.3
     """Fraction of the steps, from the first, with cross-frequency supervision, in [0, 1]; dense key steps always have
     it."""
+
+    animate: bool = False
+    """Draw the training at 24 steps, evenly in their logarithm (truth, fit, error × 10, where the selector looked), and
+    write animation.gif at the end."""
 
     compile: bool = False
     """Compile the field with torch.compile: slower start, faster steps."""
@@ -112,10 +133,11 @@ class RegressionConfig(OptimizerOptions, RunOptions):
         OptimizerOptions.__post_init__(self)
         for part, table in PARTS.items():
             check_choice(part, getattr(self, part), table)
-        for name in ("longer_side", "factor", "steps", "chunk"):
+        for name in ("longer_side", "factor", "steps", "chunk", "memory", "points"):
             check_range(name, getattr(self, name), 1)
         check_range("frames", self.frames, 2)
         check_range("lambda_der", self.lambda_der, 0)
+        check_range("whole_seconds", self.whole_seconds, 0)
         check_range("polish", self.polish, 0, self.steps)
         if self.precision == "fp16":
             raise InputError("precision", self.precision, "fp32, tf32 or bf16, which needs no loss scaling")
@@ -146,11 +168,22 @@ class Options:
         """The same, those of the given names left for a recipe to size to the signal."""
         return replace(self, run=replace(self.run, recipe=recipe, parameters=parameters), sized=tuple(names))
 
-    def sized_to(self, shape: tuple[int, ...], channels: int) -> "Options":
-        """The options for a signal of this shape, nothing left open; raises InputError where a budget is too small."""
+    def sized_to(
+        self,
+        shape: tuple[int, ...],
+        channels: int,
+        table_log2: int = LARGEST_TABLE_LOG2,
+        *,
+        on_disk: bool = False,
+    ) -> "Options":
+        """The options for a signal of this shape, nothing left open; raises InputError where a budget is too small.
+
+        ``table_log2`` and ``on_disk``: see ``sized_options``.
+        """
         if not self.sized:
             return self
-        found = sized_options(self.run.recipe, shape, channels, self.run.parameters)
+        run = self.run
+        found = sized_options(run.recipe, shape, channels, run.parameters, table_log2, on_disk=on_disk)
         parts = {}
         for part in ("field", "selector"):
             values = {name.partition(".")[2]: found[name] for name in self.sized if name.startswith(f"{part}.")}

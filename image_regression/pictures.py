@@ -1,5 +1,6 @@
 """What a run on a picture measures, logs and writes; media.py lists the modules of other signals."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ from evos.fitted import FittedField
 from evos.images import write_image
 from evos.metrics import held_out_metrics, image_metrics
 from evos.runs import EventLog, Run
+from evos.tiled_tiff import TILE, write_tiled
 from image_regression.grids import in_proportion, visit_ratio
 from image_regression.report import Panel
 from image_regression.trainer import Fit
+
+STREAMED = 2**24
+"""Pixels above which a TIFF is written tile by tile."""
 
 
 def measure(fit: Fit, values: Float[Tensor, "P C"], with_lpips: bool) -> dict[str, float | None]:
@@ -56,9 +61,20 @@ def resized(shape: tuple[int, ...], size: int | None, frames: int | None) -> tup
     return in_proportion(shape, size)
 
 
-def render(path: Path, fitted: FittedField, values: Float[Tensor, "H W C"]) -> None:
-    """Write a fitted picture."""
-    write_image(path, values)
+def render(
+    path: Path, fitted: FittedField, shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...]
+) -> None:
+    """Write a part of a fitted picture; to a TIFF tile by tile where it is large."""
+    if path.suffix.lower() not in (".tif", ".tiff") or math.prod(size) <= STREAMED:
+        write_image(path, fitted.window(shape, start, size))
+        return
+    bottom, right = (first + count for first, count in zip(start, size, strict=True))
+    boxes = (
+        ((top, left), (min(TILE, bottom - top), min(TILE, right - left)))
+        for top in range(start[0], bottom, TILE)
+        for left in range(start[1], right, TILE)
+    )
+    write_tiled(path, (fitted.window(shape, *box).numpy() for box in boxes), (size[0], size[1]), fitted.channels)
 
 
 def error_map(fit: Fit, prediction: Float[Tensor, "H W C"]) -> Float[Tensor, "H W 1"]:

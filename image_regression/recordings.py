@@ -91,8 +91,11 @@ def resized(shape: tuple[int, ...], size: int | None, frames: int | None) -> tup
     return in_proportion(shape, size)
 
 
-def render(path: Path, fitted: FittedField, values: Float[Tensor, "T C"]) -> None:
+def render(
+    path: Path, fitted: FittedField, shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...]
+) -> None:
     """Write a fitted sound, as long as it was, so at a rate in proportion."""
+    values = fitted.window(shape, start, size)
     assert fitted.rate is not None and fitted.peak is not None
     rate = round(fitted.rate * len(values) / fitted.shape[0])
     write_sound(path, (2 * values - 1) * fitted.peak, rate, "PCM_16")

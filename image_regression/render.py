@@ -4,6 +4,7 @@
     evos render run=runs/speech out=speech.wav
     evos render runs/clip --size 512 --frames 240 --out slow.mp4
     evos render runs/bunny --size 256 --out bunny.obj
+    evos render runs/huge --crop 4000,9000,1024,1024 --out part.png
 
 New pixels, frames and voxels lie between the corners of the old grid: its first and last keep their places.
 """
@@ -39,6 +40,9 @@ class RenderConfig:
     frames: int | None = None
     """Of a video, number of frames over the same time, at least 2; none: its own."""
 
+    crop: str | None = None
+    """Part to write of a picture of that size: top,left,height,width in pixels; none: all of it."""
+
     overwrite: bool = False
     """Replace a file that exists."""
 
@@ -61,10 +65,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     fitted = load(config.run)
     if config.frames is not None and fitted.kind != "video":
         raise InputError("frames", config.frames, f"none for a {fitted.kind}")
+    if config.crop is not None and fitted.kind != "picture":
+        raise InputError("crop", config.crop, f"none for a {fitted.kind}")
     medium = MEDIA[fitted.kind]
     shape = medium.resized(fitted.shape, config.size, config.frames)
-    medium.render(Path(config.out), fitted, fitted.sample(shape))
-    print(f"{fitted.name}: {' x '.join(map(str, shape))} -> {config.out}")
+    start, size = box_of(config.crop, shape)
+    medium.render(Path(config.out), fitted, shape, start, size)
+    print(f"{fitted.name}: {' x '.join(map(str, size))} -> {config.out}")
+
+
+def box_of(crop: str | None, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Start and size of the part of a grid that is written.
+
+    Raises InputError where the crop is not four whole numbers of a rectangle within the picture.
+    """
+    if crop is None:
+        return (0,) * len(shape), shape
+    allowed = f"top,left,height,width of a part of {' x '.join(map(str, shape))} pixels"
+    try:
+        top, left, height, width = (int(part) for part in crop.split(","))
+    except ValueError:
+        raise InputError("crop", crop, allowed) from None
+    inside = len(shape) == 2 and min(top, left) >= 0 and top + height <= shape[0] and left + width <= shape[-1]
+    if not inside or min(height, width) < 1:
+        raise InputError("crop", crop, allowed)
+    return (top, left), (height, width)
 
 
 if __name__ == "__main__":

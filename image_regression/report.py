@@ -8,7 +8,11 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from evos.images import reduce_image
 from evos.runs.files import save_figure
+
+LARGEST = 1024
+"""Longer side in pixels that a picture is reduced to: it is shown smaller."""
 
 
 @dataclass(frozen=True)
@@ -40,33 +44,33 @@ class Curve:
     entries: list[dict[str, Any]]
 
 
-def as_picture(pixels: Float[Tensor, "H W C"]) -> np.ndarray:
-    """Pixels that matplotlib can show: grey, RGB or RGBA in [0, 1]."""
-    shown = pixels.detach().cpu().clamp(0, 1).numpy()
-    return shown[..., 0] if shown.shape[-1] <= 2 else shown
+def shown(pixels: Float[Tensor, "H W C"]) -> np.ndarray:
+    """Pixels that matplotlib can show, no more than can be seen: grey, RGB or RGBA in [0, 1]."""
+    small = reduce_image(pixels.detach(), LARGEST).cpu().clamp(0, 1).numpy()
+    return small[..., 0] if small.shape[-1] <= 2 else small
 
 
 def write_report(path: Path, truth: Float[Tensor, "H W C"], panels: list[Panel], curves: list[Curve]) -> None:
     """Write the picture; errors are shown on one scale for all runs, whose end is the largest 99th percentile."""
     import matplotlib.pyplot as plt
 
-    errors = [(panel.reconstruction - truth).abs().mean(-1).detach().cpu().numpy() for panel in panels]
+    errors = [shown(panel.reconstruction.sub(truth).abs_().mean(-1, keepdim=True)) for panel in panels]
     scale = max(float(np.percentile(error, 99)) for error in errors) or 1.0
     rows = len(panels) + 1
     columns = 3 + any(panel.plot is not None for panel in panels)
     figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 4 * rows), squeeze=False, layout="constrained")
-    axes[0, 0].imshow(as_picture(truth), cmap="gray", vmin=0, vmax=1)
+    axes[0, 0].imshow(shown(truth), cmap="gray", vmin=0, vmax=1)
     axes[0, 0].set_title("truth")
     for row, (panel, error) in enumerate(zip(panels, errors, strict=True), start=1):
         final = next((c.entries[-1]["psnr"] for c in curves if c.title == panel.title and c.entries), None)
         quality = "" if final is None else f", {final:.2f} dB"
-        axes[row, 0].imshow(as_picture(panel.reconstruction), cmap="gray", vmin=0, vmax=1)
+        axes[row, 0].imshow(shown(panel.reconstruction), cmap="gray", vmin=0, vmax=1)
         axes[row, 0].set_title(f"{panel.title}{quality}")
-        shown = axes[row, 1].imshow(error, cmap="magma", vmin=0, vmax=scale)
+        image = axes[row, 1].imshow(error, cmap="magma", vmin=0, vmax=scale)
         axes[row, 1].set_title(f"{panel.title}: absolute error")
-        figure.colorbar(shown, ax=axes[row, 1], shrink=0.8)
+        figure.colorbar(image, ax=axes[row, 1], shrink=0.8)
         if panel.selection is not None and float(panel.selection.max()) > 0:
-            axes[row, 2].imshow(as_picture(panel.selection), cmap="viridis")
+            axes[row, 2].imshow(shown(panel.selection), cmap="viridis")
             axes[row, 2].set_title(f"{panel.title}: where it looked")
         else:
             axes[row, 2].text(

@@ -1,5 +1,6 @@
 """One run on one signal: training, evaluation and the files written."""
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ from torch import Tensor
 from evos.fields import build_field
 from evos.fields.hashgrid import HashGridConfig
 from evos.fitted import FILE, FittedField, save_field
+from evos.images import write_image
 from evos.metrics import lpips_network
 from evos.optimizers import evaluation_weights
+from evos.rasters import Raster
 from evos.runs import (
     EventLog,
+    Run,
     Stopper,
     Trainable,
     TrainingLoop,
@@ -27,14 +31,18 @@ from evos.runs import (
     write_json,
 )
 from evos.signals import Signal, kind_of
+from image_regression.animation import frame_steps, progress_picture, write_animation, write_frame
 from image_regression.media import MEDIA
 from image_regression.options import FREE, GROWING, Options, as_config_file
 from image_regression.report import Curve, write_report
 from image_regression.trainer import Fit
 
+LARGE = 2**20
+"""Points of a signal whose blocks of memory are given back."""
+
 
 def fit_signal(
-    signal: Signal, options: Options, path: Path, stopper: Stopper, *, lpips_steps: Sequence[int] = ()
+    signal: Signal | Raster, options: Options, path: Path, stopper: Stopper, *, lpips_steps: Sequence[int] = ()
 ) -> dict[str, Any]:
     """Fit a signal into the run folder ``path``; returns what its metrics.json holds.
 
@@ -52,9 +60,10 @@ def fit_signal(
     settings = options.run
     device = resolve_device(settings.device)
     seed_everything(settings.seed)
-    keep_freed_memory(device)
     # Built before the run folder, so that invalid options leave no folder behind.
+    keep_freed_memory(device)
     training = SignalTraining(Fit(signal, options, device), lpips_steps)
+    keep_freed_memory(device, blocks=kept_blocks(training.fit))
     if options.sized and not settings.quiet:
         print(choice(training.fit))
     options = training.fit.options
@@ -70,6 +79,7 @@ def fit_signal(
         metrics = read_json(run.metrics_path)
         if metrics["steps"] == settings.steps:
             return metrics
+    training.run = run
     text = "# Repeats this run: --config FILE --out ANOTHER_FOLDER\n" + as_config_file(options)
     replace_file(run.path / "config.txt", text.encode())
     loop = TrainingLoop(
@@ -86,8 +96,11 @@ def fit_signal(
     loop.train(stopper)
     details = training.medium.final_metrics(training.fit, training.values)
     metrics = training.metrics() | details | loop.metrics()
-    training.medium.write(run, training.fit, training.values)
+    training.fit.train_seconds = loop.clock.seconds
+    metrics |= training.medium.write(run, training.fit, training.values) or {}
     save_field(run.path / FILE, fitted_field(training.fit))
+    if settings.animate:
+        write_animation(run)
     truth, panel = training.medium.panel(training.fit, training.values)
     write_report(run.path / "report.png", truth, [panel], [Curve(panel.title, loop.curve)])
     write_json(run.metrics_path, metrics)
@@ -102,11 +115,25 @@ def choice(fit: Fit) -> str:
     sizes = f"{grid.levels} levels of {grid.level_features} features, {grid.finest_resolution} vertices at the finest"
     tables = f"tables of 2^{grid.table_log2} rows" if hashed else "no hashing"
     ratio = 1.0 if run.selector == "full" else fit.options.selector.keep_ratio
+    of_points = f"{ratio:.2g} of {fit.pool.cells:,} points a step"
+    if fit.source.count is not None:
+        of_points = f"{fit.source.count:,} points a step from {fit.pool.cells:,} tiles of {fit.pool.tile}²"
     return (
         f"{fit.signal.name}: recipe {run.recipe}: {run.field} of {sizes}, {tables}, "
         f"{count_parameters(fit.field.parameters()):,} parameters; {run.optimizer} {fit.options.lr:g}; "
-        f"{ratio:.2g} of {fit.pool.cells:,} points a step, selector {run.selector}"
+        f"{of_points}, selector {run.selector}"
     )
+
+
+def kept_blocks(fit: Fit) -> int:
+    """Bytes of the largest blocks of memory that are worth keeping when they are freed.
+
+    A step's are: the system takes longer to clear them than the step to fill them. Those of a large signal's own size
+    are not: they come once in many steps, and what lies between them keeps their memory from being used for others.
+    """
+    if not fit.source.is_whole or len(fit.values) < LARGE:
+        return 2**30
+    return 1 + max(2**24 - 1, *(4 * weight.numel() for weight in fit.field.parameters()))
 
 
 def fitted_field(fit: Fit) -> FittedField:
@@ -148,10 +175,13 @@ class SignalTraining(Trainable):
 
     values: Float[Tensor, "P C"]
     quality: dict[str, float | None]
+    run: Run | None
 
     def __init__(self, fit: Fit, lpips_steps: Collection[int] = ()) -> None:
         """``lpips_steps``: steps at which evaluations measure LPIPS too."""
-        self.fit, self.lpips_steps = fit, lpips_steps
+        self.fit, self.lpips_steps, self.run = fit, lpips_steps, None
+        run = fit.options.run
+        self.frame_steps = frozenset(frame_steps(run.steps) if run.animate else ())
         self.medium = MEDIA[fit.signal.kind]
 
     def step(self, step: int) -> Float[Tensor, ""]:
@@ -165,7 +195,22 @@ class SignalTraining(Trainable):
         self.quality = self.medium.measure(self.fit, self.values, with_lpips=with_lpips)
         if events:
             self.medium.log(events, self.fit, step, self.values)
+        if self.run and not self.fit.source.is_whole:
+            write_image(self.run.images / "preview.png", self.picture(step, self.values))
         return {"points": self.fit.work.evaluated} | self.quality
+
+    def picture(self, step: int, values: Float[Tensor, "P C"]) -> Float[Tensor, "h w 3"]:
+        """Truth, fit, error and selection after a step."""
+        return progress_picture(*self.medium.panel(self.fit, values), f"step {step:,}")
+
+    def draws_at(self, step: int) -> bool:
+        """Whether a frame of the animation is due."""
+        return step in self.frame_steps
+
+    def draw(self, step: int) -> None:
+        """Keep a frame of the animation."""
+        assert self.run is not None
+        write_frame(self.run, step, self.picture(step, self.fit.predict()))
 
     def parameters(self) -> Iterable[Tensor]:
         """The field's weights."""
@@ -186,10 +231,10 @@ class SignalTraining(Trainable):
         return {
             "name": fit.signal.name,
             "kind": fit.signal.kind,
-            "shape": [*fit.signal.shape, fit.signal.values.shape[-1]],
+            "shape": [*fit.signal.shape, fit.values.shape[-1]],
             **({"psnr": None, "ssim": None, "lpips": None} | self.quality),
             "bytes": size,
-            "bits_per_value": 8 * size / fit.values.numel(),
+            "bits_per_value": 8 * size / (math.prod(fit.signal.shape) * fit.values.shape[-1]),
             "points_evaluated": fit.work.evaluated,
             "points_trained": fit.work.trained,
             "options": options.resolved() | {"cfs_weight": options.cfs_weight, "lr": options.lr},

@@ -66,8 +66,11 @@ def resized(shape: tuple[int, ...], size: int | None, frames: int | None) -> tup
     return in_proportion(shape, size)
 
 
-def render(path: Path, fitted: FittedField, values: Float[Tensor, "Z Y X C"]) -> None:
+def render(
+    path: Path, fitted: FittedField, shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...]
+) -> None:
     """Write the surface of a fitted shape."""
+    values = fitted.window(shape, start, size)
     form = fitted.form
     assert isinstance(form, ShapeFormat)
     write_mesh(path, values[..., 0], form)

@@ -1,8 +1,9 @@
 """Fit one signal with one field on the points that a selector chooses: training step, evaluation and state.
 
-The whole signal is evaluated; with a ``factor`` above 1 the training grid, the pool that the
-selector chooses from, is every factor-th cell of it along each axis. Derivatives are per cell of the signal's grid, so
-targets made of the whole signal go with any factor (Sobolev training, ECCV 2022, arXiv 2207.10395).
+The whole signal is evaluated, or of a picture on disk a sample (sources.py); with a ``factor`` above 1 the training
+grid, the pool that the selector chooses from, is every factor-th cell of it along each axis. Derivatives are per cell
+of the signal's grid, so targets made of the whole signal go with any factor (Sobolev training, ECCV 2022, arXiv
+2207.10395).
 """
 
 import math
@@ -11,12 +12,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from evos import coords
-from evos.derivatives import parameter_jvp, spatial_gradient, value_and_jacobian
+from evos.derivatives import parameter_jvp, value_and_jacobian
 from evos.errors import InputError
 from evos.fields import build_field
 from evos.fields.fused import Fused, compiled
@@ -30,10 +30,14 @@ from evos.optimizers import (
     replace_weights,
     update_average,
 )
-from evos.selection import Feedback, Pool, ResidualCache, Selection, build_selector
-from evos.signals import Signal, subsample
-from evos.transforms import fit_transform
+from evos.rasters import Raster
+from evos.selection import Feedback, ResidualCache, Selection, build_selector
+from evos.signals import Signal
 from image_regression.options import Options
+from image_regression.sources import PIECE, SOURCES, Points
+
+CPU_NUMBERS = 2**21
+"""Numbers of a layer in one pass, on a CPU, where a batch is split: more take more memory, and no less time."""
 
 
 @dataclass
@@ -47,28 +51,18 @@ class Work:
 class Fit:
     """A field being fitted to a signal: ``step`` trains, ``predict`` evaluates, the state dict resumes exactly."""
 
-    def __init__(self, signal: Signal, options: Options, device: torch.device) -> None:
-        options = options.sized_to(signal.shape, signal.values.shape[-1])
-        self.signal, self.options, self.device = signal, options, device
+    def __init__(self, signal: Signal | Raster, options: Options, device: torch.device) -> None:
+        kind: Any = SOURCES[type(signal)]
+        options = kind.options(signal, options)
+        self.options, self.device = options, device
+        self.signal: Any = signal
         run = options.run
-        self.values = signal.values.to(device)
-        self.grid = coords.grid(signal.shape, device)
-        self.transform = fit_transform(options.transform, self.values)
-        self.mean = float(signal.values.double().mean())  # identifies the signal in a checkpoint
-
-        # On the training grid: coordinates, values, targets, and derivative targets with channels and axes flattened.
-        whole_target = self.transform.forward(self.values)
-        self.coords, self.trained, self.target = map(self.on_training_grid, (self.grid, self.values, whole_target))
-        shape = tuple(len(range(0, size, run.factor)) for size in signal.shape)
-        self.pool = Pool(1, shape, axes=len(shape))
+        self.source: Any = kind(signal, options, device)
+        self.pool, self.transform = self.source.pool, self.source.transform
+        self.values, self.grid = self.source.values, self.source.grid  # what is evaluated
         self.cell = torch.tensor(coords.spacing(signal.shape), device=device)
-        self.derivatives: Float[Tensor, "p V"] | None = None
-        if run.supervision != "val":
-            maps = rearrange(whole_target.unflatten(0, signal.shape), "... c -> 1 c ...")
-            derivatives = spatial_gradient(maps, run.der_operator)
-            self.derivatives = self.on_training_grid(rearrange(derivatives, "1 c d ... -> (...) (c d)"))
-
-        channels = signal.values.shape[-1]
+        self.supervises_derivatives = run.supervision != "val"
+        channels = self.values.shape[-1]
         self.field = build_field(options.field, len(signal.shape), channels, seed=run.seed, device=device)
         self.network = Fused(self.field, compile=run.compile)
         derive = partial(value_and_jacobian, self.field)
@@ -83,19 +77,18 @@ class Fit:
             total_steps=run.steps,
             device=device,
             seed=run.seed,
-            target=self.trained[None],
+            target=None if self.source.trained is None else self.source.trained[None],
         )
         self.cfs_steps = math.floor(run.cfs_ratio * run.steps)
         # Cross-frequency supervision needs residuals of cells not selected: without a selector's cache, keep our own.
         self.own_cache = ResidualCache(self.pool, device) if self.selector.cache is None else None
-        self.work = Work()
+        self.work, self.train_seconds = Work(), 0.0
         self.visits = torch.zeros(self.pool.cells, dtype=torch.int32, device=device)
+        # What is split is split as finely as costs no time: a pass keeps every layer's activations.
+        fine = CPU_NUMBERS // options.field.hidden_features if device.type == "cpu" else run.chunk
+        self.piece = max(1, min(run.chunk, fine))
         if run.precision == "tf32":
             torch.set_float32_matmul_precision("high")
-
-    def on_training_grid(self, values: Float[Tensor, "P V"]) -> Float[Tensor, "p V"]:
-        """The values at the cells of the training grid."""
-        return subsample(values, self.signal.shape, self.options.run.factor)
 
     # ---- one step --------------------------------------------------------------------------------------------
 
@@ -104,19 +97,20 @@ class Fit:
         if step > self.options.run.steps - self.options.run.polish:
             return self.polish(step)
         self.set_learning_rate(step)
-        selection = self.selector.select(step, evaluate=self.evaluate)
-        points = self.pool.cells if selection.index is None else selection.index.shape[1]
-        self.work.trained += points
-        self.work.evaluated += points
+        selection = self.selector.select(step, count=self.source.count, evaluate=self.evaluate)
+        count = self.pool.cells if selection.index is None else selection.index.shape[1]
+        self.work.trained += count
+        self.work.evaluated += count
         if selection.index is not None:
             self.visits.index_add_(0, selection.index[0], torch.ones_like(selection.index[0], dtype=torch.int32))
 
-        coordinates = selection.gather(self.coords)
+        points = self.source.points(selection)
+        coordinates = points.coords
         # With derivatives in the loss, its gradient by coordinate is no longer that of the value error.
-        if "coord_grad" in self.selector.needs and self.derivatives is None:
+        if "coord_grad" in self.selector.needs and not self.supervises_derivatives:
             coordinates = coordinates.detach().requires_grad_()
         self.optimizer.zero_grad(set_to_none=True)
-        selection, loss, residual = self.backward(selection, coordinates)
+        selection, loss, residual = self.backward(points, coordinates)
         if self.clip is not None:
             self.clip(self.field.parameters())
         follows_update = selection.is_key and "update" in self.selector.needs
@@ -144,7 +138,8 @@ class Fit:
             self.work.trained += self.pool.cells
             self.work.evaluated += self.pool.cells
             self.optimizer.zero_grad()
-            return self.backward(selection, selection.gather(self.coords))[1]
+            points = self.source.points(selection)
+            return self.backward(points, points.coords)[1]
 
         optimizer: Any = self.optimizer  # torch declares losses as floats
         loss: Tensor = optimizer.step(closure)
@@ -155,24 +150,24 @@ class Fit:
         self.polishing, self.optimizer, self.average = True, polisher(self.field), None
 
     def backward(
-        self, selection: Selection, coordinates: Float[Tensor, "B K D"]
+        self, points: Points, coordinates: Float[Tensor, "B K D"]
     ) -> tuple[Selection, Float[Tensor, ""], Float[Tensor, "B K C"]]:
         """Gradient of the loss; returns the selection as weighed, the loss and the residual, both without gradient."""
         if coordinates.shape[1] <= self.options.run.chunk:
-            selection, loss, residual = self.loss(selection, *self.outputs(coordinates))
+            selection, loss, residual = self.loss(points, *self.outputs(coordinates))
             loss.backward()
             return selection, loss.detach(), residual
         # Too large for one pass: first the loss's gradient with respect to the outputs, then the network in pieces.
-        pieces = [piece.detach() for piece in coordinates.split(self.options.run.chunk, dim=1)]
+        pieces = [piece.detach() for piece in coordinates.split(self.piece, dim=1)]
         with torch.no_grad():
             parts = zip(*(self.outputs(piece) for piece in pieces), strict=True)
             outputs = [torch.cat(part, dim=1) for part in parts]
         for output in outputs:
             output.requires_grad_()
-        selection, loss, residual = self.loss(selection, *outputs)
+        selection, loss, residual = self.loss(points, *outputs)
         # With derivative supervision alone the values have no gradient.
         output_grads = torch.autograd.grad(loss, outputs, allow_unused=True, materialize_grads=True)
-        piece_grads = zip(*(grad.split(self.options.run.chunk, dim=1) for grad in output_grads), strict=True)
+        piece_grads = zip(*(grad.split(self.piece, dim=1) for grad in output_grads), strict=True)
         point_grads = []
         for piece, piece_grad in zip(pieces, piece_grads, strict=True):
             piece.requires_grad_(coordinates.requires_grad)
@@ -195,13 +190,13 @@ class Fit:
         self.work.evaluated += self.pool.cells
         parameters = self.field.named_parameters()
         direction = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters}
-        pieces = self.coords.split(self.options.run.chunk)
+        pieces = self.source.coords.split(self.piece)
         change = torch.cat([parameter_jvp(self.field, piece, before, direction) for piece in pieces])
         return change[None] / (self.transform.derivative or 2.0)
 
     def outputs(self, coordinates: Float[Tensor, "B K D"]) -> tuple[Tensor, ...]:
         """Inputs of the loss: predictions and, where they are supervised, their derivatives "B K C D" per cell."""
-        if self.derivatives is None:
+        if not self.supervises_derivatives:
             return (self.forward(coordinates),)
         # In float32 whatever the run's precision: differences of neighbours are below what bfloat16 resolves.
         values, jacobian = self.derive(coordinates.flatten(0, 1))
@@ -209,21 +204,22 @@ class Fit:
         return values.unflatten(0, size), (jacobian * self.cell).unflatten(0, size)
 
     def loss(
-        self, selection: Selection, prediction: Float[Tensor, "B K C"], jacobian: Float[Tensor, "B K C D"] | None = None
+        self, points: Points, prediction: Float[Tensor, "B K C"], jacobian: Float[Tensor, "B K C D"] | None = None
     ) -> tuple[Selection, Float[Tensor, ""], Float[Tensor, "B K C"]]:
         """Value and derivative loss on the transformed target, plus cross-frequency supervision if due.
 
         The residual, in the signal's [0, 1] units, is without gradient.
         """
-        run, target, cfs = self.options.run, selection.gather(self.target), self.supervises_frequencies(selection)
+        run, target, cfs = self.options.run, points.target, self.supervises_frequencies(points.selection)
         with torch.set_grad_enabled(cfs):
-            residual = self.residual(self.aligned(prediction, prediction, target), target, selection)
+            residual = self.residual(self.aligned(prediction, prediction, target), points)
+        selection = points.selection
         selection = self.selector.weigh(selection, residual.detach())
         loss = prediction.new_zeros(())
         if run.supervision != "der":
             loss = value_loss(prediction, target, selection)
-        if jacobian is not None and self.derivatives is not None:
-            derivatives = selection.gather(self.derivatives).view_as(jacobian)
+        if jacobian is not None and points.derivatives is not None:
+            derivatives = points.derivatives.view_as(jacobian)
             loss = loss + run.lambda_der * derivative_loss(jacobian, derivatives, selection.weight)
         if cfs and (cache := self.own_cache or self.selector.cache) is not None:
             cached = cache.read(selection.rows)
@@ -238,13 +234,11 @@ class Fit:
         dense_key = selection.is_key and selection.index is None
         return self.options.cfs_weight > 0 and (selection.step <= self.cfs_steps or dense_key)
 
-    def residual(
-        self, prediction: Float[Tensor, "B K C"], target: Float[Tensor, "B K C"], selection: Selection
-    ) -> Float[Tensor, "B K C"]:
+    def residual(self, prediction: Float[Tensor, "B K C"], points: Points) -> Float[Tensor, "B K C"]:
         """Signed error in the signal's [0, 1] units."""
         if self.transform.derivative is not None:
-            return (prediction - target) / self.transform.derivative
-        return self.transform.inverse(prediction) - selection.gather(self.trained)
+            return (prediction - points.target) / self.transform.derivative
+        return self.transform.inverse(prediction) - points.values
 
     def aligned(
         self, prediction: Float[Tensor, "*N P C"], known: Float[Tensor, "*N K C"], target: Float[Tensor, "*N K C"]
@@ -263,7 +257,7 @@ class Fit:
         if self.options.run.supervision != "der":
             return None
         with evaluation_weights(self.field, self.optimizer, self.average):
-            return (self.target - self.evaluate_at(self.coords)).mean(-2)
+            return (self.source.target - self.evaluate_at(self.source.coords)).mean(-2)
 
     def forward(self, coordinates: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
         """The field's prediction of the transformed target, in the run's precision."""
@@ -283,18 +277,25 @@ class Fit:
         """The whole signal predicted with the evaluation weights (averaged, if any), in [0, 1] units, unclamped."""
         with evaluation_weights(self.field, self.optimizer, self.average):
             output = self.evaluate_at(self.grid)
-        return self.transform.inverse(self.aligned(output, self.on_training_grid(output), self.target))
+        if self.options.run.supervision == "der":
+            output = self.aligned(output, self.source.on_training_grid(output), self.source.target)
+        for piece in output.split(PIECE):
+            piece.copy_(self.transform.inverse(piece))
+        return output
 
     @torch.no_grad()
     def evaluate_at(self, coordinates: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         """Predictions of the transformed target, a chunk at a time."""
-        return torch.cat([self.forward(piece[None])[0] for piece in coordinates.split(self.options.run.chunk)])
+        output = coordinates.new_empty(len(coordinates), self.values.shape[-1])
+        for part, piece in zip(output.split(self.piece), coordinates.split(self.piece), strict=True):
+            part.copy_(self.forward(piece[None])[0])
+        return output
 
     def evaluate(self, rows: Tensor) -> Float[Tensor, "B P C"]:
         """Residuals on the whole training grid, for strategies that evaluate all cells before they select."""
         self.work.evaluated += self.pool.cells
-        output = self.evaluate_at(self.coords)
-        return (self.transform.inverse(self.aligned(output, output, self.target)) - self.trained)[None]
+        output, source = self.evaluate_at(self.source.coords), self.source
+        return (self.transform.inverse(self.aligned(output, output, source.target)) - source.trained)[None]
 
     def psnr(self) -> float:
         """PSNR of the whole signal in dB."""
@@ -316,7 +317,8 @@ class Fit:
             "transform": self.transform.state_dict(),
             "residual": None if self.own_cache is None else self.own_cache.residual,
             "visits": self.visits,
-            "mean": self.mean,
+            "mean": self.source.mean,
+            "source": self.source.state_dict(),
             "work": [self.work.evaluated, self.work.trained],
         }
 
@@ -324,7 +326,7 @@ class Fit:
         """Continue from what ``state_dict`` returned; raises InputError where it doesn't fit the options."""
         try:
             same_shape = state["visits"].shape == self.visits.shape
-            if not (same_shape and math.isclose(state["mean"], self.mean, abs_tol=1e-6)):
+            if not (same_shape and math.isclose(state["mean"], self.source.mean, abs_tol=1e-6)):
                 raise ValueError("one of another signal")
             self.field.load_state_dict(state["field"])
             if state["polishing"]:
@@ -335,6 +337,7 @@ class Fit:
             for (name, _), mine in zip(self.field.named_parameters(), self.average or (), strict=False):
                 mine.copy_(state["average"][name])
             self.selector.load_state_dict(state["selector"])
+            self.source.load_state_dict(state["source"])
             if self.own_cache is not None and state["residual"] is not None:
                 self.own_cache.residual = state["residual"].to(self.device, copy=True)
             self.visits = state["visits"].to(self.device, copy=True)

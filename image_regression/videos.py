@@ -76,8 +76,11 @@ def resized(shape: tuple[int, ...], size: int | None, frames: int | None) -> tup
     return frames or shape[0], *in_proportion(shape[1:], size)
 
 
-def render(path: Path, fitted: FittedField, values: Float[Tensor, "T H W C"]) -> None:
+def render(
+    path: Path, fitted: FittedField, shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...]
+) -> None:
     """Write a fitted video, as long as it was."""
+    values = fitted.window(shape, start, size)
     form = fitted.form
     assert isinstance(form, VideoFormat)
     write_video(path, values, form.rate * len(values) / fitted.shape[0])
@@ -99,7 +102,7 @@ def frame_psnr(fit: Fit, values: Float[Tensor, "P C"]) -> Float[Tensor, " T"]:
 
 def motion(fit: Fit) -> Float[Tensor, " t"]:
     """Mean absolute difference of each training frame from the one before; the first has the second's."""
-    frames = fit.trained.unflatten(0, fit.pool.shape)
+    frames = fit.source.trained.unflatten(0, fit.pool.shape)
     change = frames.diff(dim=0).abs().flatten(1).mean(1)
     return torch.cat([change[:1], change]) if len(change) else frames.new_zeros(1)
 

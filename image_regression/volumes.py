@@ -57,8 +57,11 @@ def resized(shape: tuple[int, ...], size: int | None, frames: int | None) -> tup
     return in_proportion(shape, size)
 
 
-def render(path: Path, fitted: FittedField, values: Float[Tensor, "Z Y X C"]) -> None:
+def render(
+    path: Path, fitted: FittedField, shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...]
+) -> None:
     """Write a fitted volume between the same first and last voxels."""
+    values = fitted.window(shape, start, size)
     form = fitted.form
     assert isinstance(form, VolumeFormat)
     write_volume(path, values, form.resized(fitted.shape, tuple(values.shape[:3])))

@@ -20,8 +20,9 @@ OWNED = (
     "events.out.tfevents.*",
     *("config.txt", "summary.md", "summary.csv", "table.md", "table.csv", "psnr_over_time.png"),
     *("best.pt", "network.pt", "field.safetensors", "archive.jsonl", "errors.jsonl", "generations/*.json", "front.csv"),
+    *("frames/*.png", "animation.gif"),
     *("pareto.png", "hypervolume.png", "brackets.jsonl", "fields/*.txt"),
-    *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "mp3", "npy")),
+    *(f"images/*.{suffix}" for suffix in ("png", "jpg", "tif", "wav", "flac", "ogg", "mp3", "npy")),
     *(f"eval/*.{suffix}" for suffix in ("json", "png", "wav")),
 )
 """Patterns of all files that a run writes: `overwrite` deletes these and nothing else."""

@@ -74,6 +74,13 @@ class Trainable(ABC):
     def load_process_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - the default is to do nothing
         """Continue from `process_state`; not called if the number of processes has changed."""
 
+    def draws_at(self, step: int) -> bool:
+        """Whether a picture of the training is drawn after `step` steps; none by default."""
+        return False
+
+    def draw(self, step: int) -> None:  # noqa: B027 - the default is to do nothing
+        """Draw it; the time does not count, and nothing that training continues from may change."""
+
     def scalars(self, step: int) -> dict[str, float]:
         """What to log with the loss after `step` steps, such as the learning rate; nothing by default."""
         return {}
@@ -195,6 +202,9 @@ class TrainingLoop:
         if log or save:
             self.clock.pause()
             self._read_losses()
+        if self.trainable.draws_at(step):
+            self.clock.pause()
+            self.trainable.draw(step)
         if log:
             self._log_loss(events)
         if evaluate and not last:

@@ -47,14 +47,16 @@ def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
-def keep_freed_memory(device: str | torch.device) -> None:
+def keep_freed_memory(device: str | torch.device, *, blocks: int = 2**30) -> None:
     """On the CPU with glibc, let this process keep the memory that it frees; elsewhere do nothing.
+
+    ``blocks``: bytes above which a block is given back all the same. Kept blocks of a large signal's size fragment.
 
     By default glibc returns every large block to the system as soon as it is freed. A training step then page-faults
     on each of its activations, which can take longer than computing them.
     """
     if torch.device(device).type == "cpu":
-        set_malloc_thresholds(mmap=2**30, trim=2**31 - 1)
+        set_malloc_thresholds(mmap=blocks, trim=2**31 - 1)
 
 
 def set_malloc_thresholds(*, mmap: int, trim: int) -> None:

@@ -16,6 +16,7 @@ from evos.selection.evos import EvosConfig, EvosSelector
 from evos.selection.nint import NintConfig, NintSelector
 from evos.selection.nonparametric import IntConfig, IntSelector
 from evos.selection.soft_mining import SoftConfig, SoftSelector
+from evos.selection.tile_error import TileErrorConfig, TileErrorSelector
 from evos.selection.tiles import TilesConfig, TilesSelector
 
 SELECTORS: dict[str, tuple[type[SelectorConfig], type[Selector[Any]]]] = {
@@ -29,6 +30,7 @@ SELECTORS: dict[str, tuple[type[SelectorConfig], type[Selector[Any]]]] = {
     "evos": (EvosConfig, EvosSelector),
     "error": (ErrorConfig, ErrorSelector),
     "tiles": (TilesConfig, TilesSelector),
+    "tile_error": (TileErrorConfig, TileErrorSelector),
 }
 """The strategies by name. To add one, write its config and selector in a file of its own and name them here."""
 
@@ -84,6 +86,7 @@ __all__ = [
     "Selector",
     "SelectorConfig",
     "SoftConfig",
+    "TileErrorConfig",
     "TilesConfig",
     "UniformConfig",
     "build_selector",

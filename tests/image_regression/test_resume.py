@@ -12,7 +12,9 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 
 from evos.optimizers import OPTIMIZERS
@@ -33,6 +35,20 @@ STRATEGIES = {
     "expansive": ["--selector", "expansive"],
 }
 KILLED = ("evos", "error", "soft", "int", "uniform")
+ON_DISK = [
+    "--quiet",
+    "--device",
+    "cpu",
+    "--lpips",
+    "false",
+    "--memory",
+    "1100M",
+    "--points",
+    "500",
+    "--cfs_weight",
+    "0",
+]
+ON_DISK += ["--field", "hashgrid", "--field.levels", "3", "--field.finest_resolution", "64"]
 RUN = ["--steps", "40", "--eval_every", "2", "--save_every", "5"]
 
 
@@ -47,7 +63,7 @@ def equal(a: Any, b: Any) -> bool:
     return a == b
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(one: Path, other: Path, picture: str = "reconstruction.png") -> None:
     """Equal in all but the time it took."""
     states = [load_checkpoint(folder / "checkpoint.pt") for folder in (one, other)]
     for part in states[0]["fit"]:
@@ -122,6 +138,23 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(place, tmp_p
     assert program.wait() == 0, program.stderr
     assert_same_run(whole, killed)
     assert not (killed / ".checkpoint.pt.tmp").exists()
+
+
+def test_a_killed_run_on_disk_ends_as_if_it_had_not_been(tmp_path, start):
+
+    array = np.random.default_rng(0).integers(0, 256, (1300, 1200, 3), dtype=np.uint8)
+    tifffile.imwrite(tmp_path / "photo.tif", array, compression="zlib", tile=(256, 256), photometric="rgb")
+    options = [*ON_DISK, "--selector", "error", "--steps", "40", "--save_every", "5"]
+    options += ["--eval_every", "10", "--whole_seconds", "0", "--animate", "--input", str(tmp_path / "photo.tif")]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(*options, "--out", str(whole)).wait() == 0
+    for place in ("os.replace 9", "os.replace 25"):
+        assert start(*options, "--out", str(killed), "--resume", kill_at=place).wait() == -signal.SIGKILL
+    program = start(*options, "--out", str(killed), "--resume")
+    assert program.wait() == 0, program.stderr
+    assert_same_run(whole, killed, picture="preview.png")
+    assert (whole / "animation.gif").read_bytes() == (killed / "animation.gif").read_bytes()
+    assert {file.name for file in tmp_path.iterdir()} <= {"photo.tif", "whole", "killed", "stdout", "stderr"}
 
 
 def test_a_kill_after_the_last_step_loses_nothing(tmp_path, tiny, start):

@@ -216,14 +216,14 @@ def test_frames_and_extensions_of_other_kinds_are_refused(tmp_path, runs, capsys
 def test_bad_signals_are_one_line_and_leave_nothing(tmp_path, refused, three_axes):
     out = ["--out", str(tmp_path / "out")]
     np.save(tmp_path / "nan.npy", np.full((4, 4, 4), np.nan))
-    np.save(tmp_path / "flat.npy", np.zeros((4, 4)))
+    np.save(tmp_path / "flat.npy", np.zeros(4))
     (tmp_path / "cut.mp4").write_bytes(three_axes("clip.mp4").read_bytes()[:-200])
     mesh = trimesh.load_mesh(three_axes("box.ply"))
     mesh.update_faces(np.arange(len(mesh.faces)) > 0)
     mesh.export(tmp_path / "open.ply")
     for name, part in {
         "nan.npy": "not finite",
-        "flat.npy": "an array of (4, 4); allowed: 3 axes (z, y, x)",
+        "flat.npy": "an array of (4,); allowed: 3 axes (z, y, x)",
         "cut.mp4": "a truncated, damaged or unsupported video",
         "open.ply": "an open mesh (3 edges with one face)",
         "missing.mp4": "no such file",

@@ -113,7 +113,7 @@ def test_residuals_are_in_the_units_of_the_picture(transform, fit, photo):
     run.selector.observe = lambda selection, feedback: seen.append(feedback.residual)
     run.step(1)
     torch.testing.assert_close(seen[0][0], expected, atol=1e-5, rtol=1e-4)
-    assert torch.allclose(run.transform.inverse(run.target), photo.values, atol=1e-5)
+    assert torch.allclose(run.transform.inverse(run.source.target), photo.values, atol=1e-5)
 
 
 # ---- in pieces

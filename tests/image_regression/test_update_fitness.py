@@ -20,7 +20,7 @@ def test_nint_is_told_on_key_steps_how_the_field_changes_everywhere(pieces, fit,
     for sign in (1, -1):
         state = {name: before[name].double() + sign * 1e-4 * moves[name].double() for name in before}
         twin.load_state_dict(state, strict=False)
-        moved.append(twin(run.coords.double()).detach())
+        moved.append(twin(run.source.coords.double()).detach())
     low, high = float(photo.values.min()), float(photo.values.max())
     expected = (moved[0] - moved[1]) / 2e-4 / 2 * (high - low)
     assert [update is None for update in seen] == [False, True, False]

@@ -22,6 +22,7 @@ from evos.selection import (
     Selector,
     SelectorConfig,
     SoftConfig,
+    TileErrorConfig,
     TilesConfig,
     UniformConfig,
     build_selector,
@@ -40,6 +41,7 @@ STRATEGIES: dict[str, SelectorConfig] = {
     "nint": NintConfig(keep_ratio=0.3, key_interval=4.0),
     "error": ErrorConfig(keep_ratio=0.3),
     "tiles": TilesConfig(keep_ratio=0.3, rank_interval=4, warmup_steps=2),
+    "tile_error": TileErrorConfig(keep_ratio=0.3, odds_interval=4),
 }
 
 

@@ -10,7 +10,7 @@ from evos.errors import InputError
 from evos.selection import FullConfig, Pool, SelectorConfig, UniformConfig, build_selector
 
 # Points of soft mining walk freely, those of tiles are drawn with replacement: these may coincide.
-MAY_COINCIDE = ("error", "soft", "tiles")
+MAY_COINCIDE = ("error", "soft", "tiles", "tile_error")
 
 
 def random_mask(rows: int, cells: int) -> torch.Tensor:
