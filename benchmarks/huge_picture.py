@@ -3,7 +3,7 @@
     python benchmarks/huge_picture.py picture --side 16384 --out DIR/16384.tif   generate the picture
     python benchmarks/huge_picture.py time --input DIR/16384.tif --seconds 300    PSNR over time under --memory 4G
     python benchmarks/huge_picture.py bound --input DIR/32768.tif --steps 1500    the program itself, and its peak
-    python benchmarks/huge_picture.py size --photo PHOTO                          the gain over the size of a photo
+    python benchmarks/huge_picture.py size --photos FOLDER                        the gain over the size of a picture
 
 Sides are trained in turn in one process. The picture has its detail where real ones of that size have it: in places.
 Photos that ship with scikit-image, at their own resolution, fill about a fifth of it; the rest is smooth.
@@ -25,7 +25,9 @@ import torch
 from common import write_result
 from torch.nn.functional import interpolate
 
-from evos.images import read_image, write_image
+from evos.images import list_images, read_image, write_image
+from evos.metrics import psnr
+from evos.rasters import open_raster
 from evos.runs import keep_freed_memory
 from evos.tiled_tiff import TILE
 from image_regression.huge import load_signal
@@ -35,6 +37,8 @@ from image_regression.trainer import Fit
 ROOT = Path(__file__).parents[1]
 PHOTOS = ("astronaut", "coffee", "chelsea", "rocket", "hubble_deep_field", "brick", "grass", "gravel", "page", "coins")
 SELECTORS = ("uniform", "error", "evos")
+SAMPLE = 2**18
+"""Points that an evaluation looks at."""
 DETAILED = 0.2
 """Fraction of the picture that photos fill."""
 
@@ -115,7 +119,11 @@ class Side:
     def __init__(self, name: str, words: Sequence[str], path: Path, seconds: float) -> None:
         options = parse([*words, "--recipe", "fast", "--steps", "1000000", "--quiet"])
         began = time.perf_counter()
-        self.fit = Fit(load_signal(path, options, Path("runs/none")), options, torch.device("cpu"))
+        on_disk = name.startswith("tiles")  # whatever the memory
+        signal = open_raster(path, path.parent) if on_disk else load_signal(path, options, Path("runs/none"))
+        self.fit = Fit(signal, options, torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        self.sample = torch.randint(len(self.fit.grid), (SAMPLE,), generator=generator)
         self.name, self.opened = name, time.perf_counter() - began
         self.times = [seconds * 2.0**-i for i in range(6, -1, -1)]
         self.spent, self.step = 0.0, 0
@@ -130,8 +138,13 @@ class Side:
         self.spent += time.perf_counter() - start
         while self.times and self.spent >= self.times[0]:
             self.times.pop(0)
-            self.curve.append({"seconds": round(self.spent, 2), "step": self.step, "psnr": round(self.fit.psnr(), 3)})
+            self.curve.append({"seconds": round(self.spent, 2), "step": self.step, "psnr": round(self.psnr(), 3)})
             print(self.name, self.curve[-1], file=sys.stderr, flush=True)
+
+    def psnr(self) -> float:
+        """Of 2^18 random points, as of a picture on disk: all of a large picture take longer than the training."""
+        found = self.fit.transform.inverse(self.fit.evaluate_at(self.fit.grid[self.sample]))
+        return psnr(found[None], self.fit.values[self.sample][None])
 
     def result(self) -> dict[str, Any]:
         """What is recorded of it."""
@@ -169,21 +182,44 @@ def over_time(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def over_size(args: argparse.Namespace) -> dict[str, Any]:
-    """One photo at several sizes, in memory: uniform draws of as many points a step, and draws by error."""
-    photo = read_image(args.photo).pixels.permute(2, 0, 1)[None, :3]
-    side, found = min(photo.shape[2:]), {}
+    """One picture at several sizes: draws of as many points a step, uniform and by error, of pixels and from tiles."""
+    photo, found = mosaic(args.photos, max(args.sizes)), {}
     with tempfile.TemporaryDirectory() as folder:
         for size in args.sizes:
             path = Path(folder, f"{size}.png")
-            small = interpolate(photo[..., :side, :side], (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+            small = interpolate(photo, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
             write_image(path, small[0].permute(1, 2, 0))
-            keep = parse(["--recipe", "fast"]).sized_to((size, size), 3).selector.keep_ratio
-            sides = {"uniform": ["--selector", "uniform", "--selector.keep_ratio", str(keep)], "error": []}
-            found[size] = race(sides, path, args.seconds * size / 512)
-            gain = found[size]["error"]["psnr"] - found[size]["uniform"]["psnr"]
-            found[size] |= {"seconds": args.seconds * size / 512, "gain_db": round(gain, 3)}
-            print(size, found[size]["gain_db"], file=sys.stderr, flush=True)
+            fast = parse(["--recipe", "fast"]).sized_to((size, size), 3)
+            grid: Any = fast.field
+            uniform = ["--selector", "uniform", "--selector.keep_ratio", str(fast.selector.keep_ratio)]
+            same = ["--points", str(round(fast.selector.keep_ratio * size**2))]
+            same += ["--field.levels", str(grid.levels), "--field.base_resolution", str(grid.base_resolution)]
+            sides = {
+                "uniform": uniform,
+                "error": [],
+                "tiles uniform": ["--selector", "uniform", *same],
+                "tiles error": same,
+            }
+            seconds = args.seconds * size / 512
+            found[size] = {"seconds": seconds, **race(sides, path, seconds)}
+            best = max(found[size][name]["psnr"] for name in ("uniform", "tiles uniform"))
+            for name in ("error", "tiles error"):
+                found[size][f"gain of {name}"] = round(found[size][name]["psnr"] - best, 3)
+            print(size, found[size]["gain of error"], found[size]["gain of tiles error"], file=sys.stderr, flush=True)
     return found
+
+
+def mosaic(folder: Path, side: int) -> torch.Tensor:
+    """A picture (1, 3, side, side) of the photos in a folder at their own resolution, each turned where it repeats."""
+    photos = [read_image(path).pixels[..., :3].permute(2, 0, 1) for path in list_images(folder)]
+    size = min(min(photo.shape[1:]) for photo in photos)
+    across = -(-side // size)
+    squares = [
+        photos[number % len(photos)][:, :size, :size].rot90(number // len(photos), (1, 2))
+        for number in range(across**2)
+    ]
+    rows = [torch.cat(squares[row * across : (row + 1) * across], dim=2) for row in range(across)]
+    return torch.cat(rows, dim=1)[None, :, :side, :side]
 
 
 def bound(args: argparse.Namespace) -> dict[str, Any]:
@@ -225,7 +261,7 @@ def main() -> None:
     parser.add_argument("what", choices=["picture", "time", "bound", "size"])
     parser.add_argument("--side", type=int, default=16384)
     parser.add_argument("--input", type=Path)
-    parser.add_argument("--photo", type=Path)
+    parser.add_argument("--photos", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--seconds", type=float, default=300, help="of training; size: at 512², in proportion to the side"

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--chunks", type=int, nargs="+", default=[16384, 262144])
-    parser.add_argument("--selectors", nargs="+", default=["evos", "full"])
+    parser.add_argument("--selectors", nargs="+", default=["evos", "full"], help="or fast, the recipe")
     args = parser.parse_args()
     numbers = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def main() -> None:
                     "--quiet",
                 ]
                 command += [
-                    "--selector",
+                    "--recipe" if selector == "fast" else "--selector",
                     selector,
                     "--steps",
                     str(args.steps),

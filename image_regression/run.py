@@ -133,7 +133,7 @@ def kept_blocks(fit: Fit) -> int:
     """
     if not fit.source.is_whole or len(fit.values) < LARGE:
         return 2**30
-    return 1 + max(2**24 - 1, *(4 * weight.numel() for weight in fit.field.parameters()))
+    return max(2**24, *(4 * weight.numel() + 2**16 for weight in fit.field.parameters()))
 
 
 def fitted_field(fit: Fit) -> FittedField:
