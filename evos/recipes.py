@@ -7,7 +7,7 @@ way measured for coordinate networks.
 
 import math
 from bisect import bisect_right
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from evos.errors import InputError
@@ -50,7 +50,7 @@ def sized_options(recipe: str, shape: tuple[int, ...], channels: int, parameters
 
     Six levels of two features, each about twice as fine as the one before, and one hidden layer. With ``fast`` the
     finest has 1.6 times as many vertices along an axis as the longest one has points (0.9 times with three axes or
-    more), with ``compact`` at most so many, and as many as the budget allows.
+    more, and the other axes in proportion), with ``compact`` at most so many, and as many as the budget allows.
 
     Args:
         recipe: fast or compact.
@@ -68,29 +68,34 @@ def sized_options(recipe: str, shape: tuple[int, ...], channels: int, parameters
         budget = parameters or BUDGET
         resolutions = range(16, finest + 1)
         # The largest within the budget: their parameters grow with the resolution.
-        fitting = bisect_right(resolutions, budget, key=lambda size: grid(size, axes).parameters(axes, channels))
+        fitting = bisect_right(resolutions, budget, key=lambda size: grid(size, axes, shape).parameters(axes, channels))
         if fitting == 0:
-            least = grid(16, axes).parameters(axes, channels)
+            least = grid(16, axes, shape).parameters(axes, channels)
             raise InputError("--parameters", budget, f"at least {least} for {axes} axes and {channels} channels")
         finest = resolutions[fitting - 1]
     keep = min(MOST_POINTS, POINTS_PER_SIDE / math.sqrt(points))
-    sizes = {f"field.{name}": value for name, value in asdict(grid(finest, axes)).items()}
+    sizes = {f"field.{name}": value for name, value in asdict(grid(finest, axes, shape)).items()}
     return sizes | {"selector.keep_ratio": round(keep, 6)}
 
 
-def grid(finest: int, axes: int) -> HashGridConfig:
-    """The recipes' grid of so many vertices along each axis at its finest level, at least 16."""
-    base = max(16, finest // 32)
-    needed = math.ceil(math.log2(finest**axes + 8))  # a level is stored in whole eights
-    return HashGridConfig(
+def grid(finest: int, axes: int, shape: tuple[int, ...] | None = None) -> HashGridConfig:
+    """The recipes' grid of so many vertices along the longest axis at its finest level, at least 16.
+
+    With three axes or more those of the others are in proportion to the signal's ``shape``; else all have as many.
+    """
+    is_cube = axes <= 2 or shape is None or len(set(shape)) == 1
+    largest = HashGridConfig(
         hidden_features=64,
         hidden_layers=0,
         levels=6,
         level_features=2,
-        base_resolution=base,
+        base_resolution=max(16, finest // 32),
         finest_resolution=finest,
-        table_log2=min(needed, LARGEST_TABLE_LOG2),
+        table_log2=LARGEST_TABLE_LOG2,
+        proportions=None if is_cube else "x".join(map(str, shape or ())),
     )
+    needed = math.ceil(math.log2(max(largest.table_sizes(axes))))
+    return replace(largest, table_log2=min(needed, LARGEST_TABLE_LOG2))
 
 
 SIZED = tuple(sized_options("fast", (2,), 1))
