@@ -4,6 +4,7 @@ Letters: L levels, V = 2^D corners of a cell, F features per level, T rows of a 
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from evos.config import check_range
+from evos.errors import InputError
 from evos.fields.base import Field, FieldConfig
 from evos.fields.mlp import ReluField
 
@@ -53,6 +55,9 @@ class HashGridConfig(FieldConfig):
     """Vertices per axis of the coarsest level; at least 2."""
     finest_resolution: int = 512
     """Vertices per axis of the finest level; at least base_resolution, at most 2^20."""
+    proportions: str | None = None
+    """Sides of a signal, such as 64x128x128: an axis has vertices in proportion to its side, and the longest as many as
+    the resolutions say; none: every axis as many."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +66,8 @@ class HashGridConfig(FieldConfig):
         check_range("level_features", self.level_features, 1, 8)
         check_range("base_resolution", self.base_resolution, 2)
         check_range("finest_resolution", self.finest_resolution, self.base_resolution, 2**20)
+        if self.proportions is not None and not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", self.proportions):
+            raise InputError("proportions", self.proportions, "whole numbers above 0 joined by x, one an axis")
 
     @property
     def growth(self) -> float:
@@ -76,9 +83,24 @@ class HashGridConfig(FieldConfig):
         """Cells per axis of each level, the vertices less one; not whole numbers."""
         return [self.base_resolution * self.growth**level - 1 for level in range(self.levels)]
 
+    def axis_cells(self, in_features: int) -> list[list[float]]:
+        """Cells of each level, for each axis: those of ``cells``, and fewer, at least 1, where ``proportions`` say so.
+
+        Raises InputError where these are of another number of axes.
+        """
+        sides = [1] * in_features if self.proportions is None else [int(side) for side in self.proportions.split("x")]
+        if len(sides) != in_features:
+            raise InputError("proportions", self.proportions, f"{in_features} numbers, as many as the signal has axes")
+        ratios = [side / max(sides) for side in sides]
+        return [[n if ratio == 1 else max(1.0, (n + 1) * ratio - 1) for n in self.cells] for ratio in ratios]
+
+    def vertices(self, in_features: int) -> list[tuple[int, ...]]:
+        """Vertices along each axis, for each level."""
+        return list(zip(*([math.ceil(n) + 1 for n in axis] for axis in self.axis_cells(in_features)), strict=True))
+
     def table_sizes(self, in_features: int) -> list[int]:
         """Rows that each level would have in the table if none were hashed: its vertices, rounded up to eights."""
-        return [math.ceil((math.ceil(n) + 1) ** in_features / 8) * 8 for n in self.cells]
+        return [math.ceil(math.prod(level) / 8) * 8 for level in self.vertices(in_features)]
 
     def parameters(self, in_features: int, out_features: int) -> int:
         """How many numbers the tables and the network have, without building them."""
@@ -102,14 +124,15 @@ class HashGrid(nn.Module):
     (appendix A); and that in grids stored in full, vertices past the upper edge wrap around into the table.
 
     Args:
-        config: levels, table_log2, level_features and resolutions are used.
+        config: levels, table_log2, level_features, resolutions and proportions are used.
         in_features: D, 1 to 7 (the hash has seven primes).
 
     Raises:
-        InputError: more than 7 axes.
+        InputError: more than 7 axes, or another number than the proportions have.
     """
 
     cells: Tensor
+    """For each axis, those of each level."""
     strides: Tensor
     corner_strides: Tensor
     dense_sizes: Tensor
@@ -121,19 +144,18 @@ class HashGrid(nn.Module):
         self.config = config
         self.out_features = config.levels * config.level_features
 
-        cells = config.cells
-        resolutions = [math.ceil(n) + 1 for n in cells]
         limit = 2**config.table_log2
         sizes = torch.tensor([min(size, limit) for size in config.table_sizes(in_features)])
-        dense = [r for r in resolutions if r**in_features <= limit]
+        dense = [level for level in config.vertices(in_features) if math.prod(level) <= limit]
 
         self.table = nn.Parameter(torch.empty(int(sizes.sum()), config.level_features))
         nn.init.uniform_(self.table, -1e-4, 1e-4)  # section 4
         self.mask = limit - 1
-        strides = torch.tensor(dense, dtype=torch.long)[:, None] ** torch.arange(in_features)
+        strides = [[math.prod(level[:axis]) for axis in range(in_features)] for level in dense]
+        strides = torch.tensor(strides, dtype=torch.long).reshape(-1, in_features)
         corners = torch.tensor(list(product((0, 1), repeat=in_features)))
         constants = {
-            "cells": torch.tensor(cells),
+            "cells": torch.tensor(config.axis_cells(in_features)),
             # Rows in 32 bits: a wider product would be cut down to the mask's anyway, and takes twice the time.
             "strides": strides[:, None].int(),
             "corner_strides": (corners @ strides.T)[..., None].int(),
@@ -147,6 +169,7 @@ class HashGrid(nn.Module):
         """The features at coordinates in [-1, 1], level by level."""
         unit = (coords + 1) / 2
         fusible = coords.is_cuda and self.table.dtype == torch.float32
+        fusible = fusible and self.config.proportions is None  # which tiny-cuda-nn does not know
         fused = fused_grid(self.config, coords.shape[-1], coords.device) if fusible else None
         if fused is None:
             return self.interpolate(unit)
@@ -164,9 +187,12 @@ class HashGrid(nn.Module):
         """The features, and their derivatives along each tangent; tiny-cuda-nn has no forward mode."""
         factors, rows = self.corners((coords + 1) / 2)
         # A weight is a product of one factor per axis, each linear in its coordinate with derivative +-cells / 2.
-        rise = self.cells[:, None].expand_as(factors[0][0]) / 2
+        rises = [cells[:, None].expand_as(factors[0][0]) / 2 for cells in self.cells]
         jacobian = torch.stack(
-            [self.blend([*factors[:axis], (-rise, rise), *factors[axis + 1 :]], rows) for axis in range(len(factors))]
+            [
+                self.blend([*factors[:axis], (-rise, rise), *factors[axis + 1 :]], rows)
+                for axis, rise in enumerate(rises)
+            ]
         )
         return self.blend(factors, rows), einsum(tangents, jacobian, "k n d, d n e -> k n e")
 
@@ -176,8 +202,8 @@ class HashGrid(nn.Module):
         A corner's weight is the product of its factors. Points vary fastest, so that an operation is one long loop.
         """
         factors, vertices = [], []
-        for coordinate in unit.unbind(-1):
-            position = coordinate * self.cells[:, None] + 0.5
+        for coordinate, cells in zip(unit.unbind(-1), self.cells, strict=True):
+            position = coordinate * cells[:, None] + 0.5
             cell = position.floor()
             fraction = position - cell
             factors.append((1 - fraction, fraction))
@@ -206,7 +232,7 @@ class HashGrid(nn.Module):
             features = einsum(weights, self.table[rows], "l n v, l n v f -> n l f")
         else:
             sums = WeightedRows.apply(self.table, rows.flatten(0, 1), weights.flatten(0, 1))
-            features = rearrange(sums, "(l n) f -> n l f", l=len(self.cells))
+            features = rearrange(sums, "(l n) f -> n l f", l=self.config.levels)
         return features.flatten(1)
 
 

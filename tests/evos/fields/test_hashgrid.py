@@ -7,8 +7,10 @@ from itertools import product
 from types import SimpleNamespace
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
+from scipy.interpolate import RegularGridInterpolator
 
 from evos.errors import InputError
 from evos.fields import build_field
@@ -66,6 +68,47 @@ def test_features_equal_a_slow_loop(axes, table_log2, hashed_levels):
     torch.testing.assert_close(grid(coords), expected.double(), rtol=0, atol=5e-4)
 
 
+def test_an_axis_has_vertices_in_proportion_to_its_side():
+    """Between them a level is scipy's linear interpolation of its part of the table."""
+    config = HashGridConfig(levels=2, base_resolution=9, finest_resolution=16, proportions="4x8x2")
+    assert config.vertices(3) == [(5, 9, 3), (8, 16, 4)]
+    grid = random_grid(config, 3)
+    points = 0.75 * torch.rand(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    features, offset = grid.interpolate(points).detach().unflatten(1, (2, 2)), 0
+    for level, (size, rows) in enumerate(zip(config.vertices(3), config.table_sizes(3), strict=True)):
+        vertices = grid.table[offset : offset + math.prod(size)].detach().view(*size[::-1], 2).numpy()
+        cells = np.array([axis[level] for axis in config.axis_cells(3)])
+        axes = [np.arange(n) for n in size[::-1]]
+        expected = RegularGridInterpolator(axes, vertices)((points.numpy() * cells + 0.5)[:, ::-1])
+        np.testing.assert_allclose(features[:, level], expected, rtol=0, atol=1e-5)  # cells are in single precision
+        offset += rows
+    assert offset == len(grid.table) and config.parameters(3, 1) == sum(
+        weight.numel() for weight in build_field(config, 3, 1, seed=0).parameters()
+    )
+
+
+def test_derivatives_follow_the_proportions():
+    field = build_field(HashGridConfig(levels=3, finest_resolution=40, proportions="4x8"), 2, 1, seed=0).double()
+    torch.nn.init.normal_(field.encoding.table, generator=torch.Generator().manual_seed(1))
+    coords = torch.rand(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - 0.5
+    features, tangents = field.encoding.forward_with_tangents(coords, torch.eye(2).double()[:, None].expand(2, 20, 2))
+    step = 1e-7 * torch.eye(2, dtype=torch.float64)
+    for axis in range(2):
+        difference = (field.encoding(coords + step[axis]) - features) / 1e-7
+        torch.testing.assert_close(tangents[axis], difference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["4x", "4x0", "4 x 8", "four", "4x8x2"])
+def test_proportions_are_a_number_an_axis(text):
+    with pytest.raises(InputError, match="proportions: got"):
+        HashGrid(HashGridConfig(proportions=text), 2)
+
+
+def test_equal_sides_are_no_proportions():
+    plain, same = (HashGrid(HashGridConfig(proportions=text), 2) for text in (None, "3x3"))
+    assert all(torch.equal(a, b) for a, b in zip(plain.buffers(), same.buffers(), strict=True))
+
+
 def test_a_vertex_holds_its_row_of_the_table():
     config = HashGridConfig(levels=1, base_resolution=8, finest_resolution=8, level_features=3)
     grid = random_grid(config, 2)
@@ -87,7 +130,7 @@ def test_linear_functions_of_the_vertices_are_reproduced_between_them():
 
 def plain_features(grid, coords):
     """The features by indexing: the weighted sum over a cell's corners, point by point."""
-    position = (coords + 1)[:, None] / 2 * grid.cells[:, None] + 0.5
+    position = (coords + 1)[:, None] / 2 * grid.cells.T + 0.5
     corner = torch.tensor(list(product((0, 1), repeat=coords.shape[1])))
     fraction = (position - position.floor())[:, :, None]
     weights = torch.where(corner == 1, fraction, 1 - fraction).prod(-1)
