@@ -221,6 +221,9 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Means and deviations over seeds."""
     names = [name for name, value in runs[0].items() if isinstance(value, float | int)]
     found: dict[str, Any] = {name: mean_and_deviation([float(run[name]) for run in runs]) for name in names}
+    if "chamfer" in found:
+        found["chamfer_x1000"] = mean_and_deviation([1000 * run["chamfer"] for run in runs])
+        del found["chamfer"]
     found["psnr_seeds"] = [round(run["psnr"], 3) for run in runs]
     found["psnr_over_time"] = [
         {"seconds": round(entries[0]["seconds"], 1), "psnr": round(sum(e["psnr"] for e in entries) / len(entries), 3)}
@@ -249,7 +252,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
     for signal, by_strategy in results.items():
         for strategy, found in by_strategy.items():
             iou = f"{found['iou']['mean']:.4f}" if "iou" in found else "-"
-            distance = f"{1000 * found['chamfer']['mean']:.2f}" if "chamfer" in found else "-"
+            distance = f"{found['chamfer_x1000']['mean']:.3f}" if "chamfer_x1000" in found else "-"
             psnr = f"{found['psnr']['mean']:.2f} ± {found['psnr']['std']:.2f}"
             lines.append(f"| {signal} | {strategy} | {psnr} | {iou} | {distance} | {found['step']['mean']:.0f} |")
     return "\n".join(lines)

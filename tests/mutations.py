@@ -48,6 +48,7 @@ SEARCH = (
     f"{NEUTRAL}::test_rates_are_ranked_by_their_mean_over_inputs_and_the_lower_of_equals_is_taken"
 )
 RESUME = "tests/image_regression/test_resume.py"
+VIDEOS, VOLUMES, SHAPES = (f"tests/evos/test_{name}.py" for name in ("videos", "volumes", "shapes"))
 MOVED = f"{RESUME}::test_half_a_fit_and_the_other_half_are_a_whole_fit_however_weights_are_moved"
 HALVES = f"{RESUME}::test_half_a_fit_and_the_other_half_are_a_whole_fit"
 FIELD_SPACE, FIELD_TRAINING = (f"tests/evonas/test_field_{name}.py" for name in ("space", "training"))
@@ -610,6 +611,52 @@ MUTATIONS = [
         'self.clip.mean = state["gradient_norm"].to(self.device, copy=True)',
         "pass",
         MOVED,
+    ),
+    Mutation(
+        "threeaxes: cells have neighbours along two axes only",
+        "image_regression/trainer.py",
+        "axes=len(shape)",
+        "axes=min(2, len(shape))",
+        "tests/image_regression/test_three_axes.py::test_cells_have_neighbours_along_all_three_axes",
+    ),
+    Mutation("threeaxes: an open mesh passes", "evos/shapes.py", "if not mesh.is_watertight:", "if False:", SHAPES),
+    Mutation(
+        "threeaxes: a mesh that is inside out stays so",
+        "evos/shapes.py",
+        "if mesh.is_watertight and not mesh.is_volume:",
+        "if False:",
+        SHAPES,
+    ),
+    Mutation(
+        "threeaxes: a film without its end passes", "evos/videos.py", "if len(frames) < wanted:", "if False:", VIDEOS
+    ),
+    Mutation(
+        "threeaxes: frames shown longer are read once",
+        "evos/videos.py",
+        "for _ in range(number))",
+        "for _ in range(min(number, 1)))",
+        VIDEOS,
+    ),
+    Mutation(
+        "threeaxes: whole numbers are cut, not rounded",
+        "evos/volumes.py",
+        "array.round() if dtype.kind",
+        "array if dtype.kind",
+        VOLUMES,
+    ),
+    Mutation(
+        "threeaxes: a reduced volume moves in the world",
+        "evos/volumes.py",
+        "[(each - 1) / 2 for each in scale]",
+        "[0.0 for each in scale]",
+        VOLUMES,
+    ),
+    Mutation(
+        "threeaxes: all axes have as many vertices",
+        "evos/fields/hashgrid.py",
+        "ratios = [side / max(sides) for side in sides]",
+        "ratios = [1 for side in sides]",
+        "tests/evos/fields/test_hashgrid.py::test_an_axis_has_vertices_in_proportion_to_its_side",
     ),
     Mutation(
         "image_regression: visits are not restored",
