@@ -614,7 +614,7 @@ MUTATIONS = [
     ),
     Mutation(
         "threeaxes: cells have neighbours along two axes only",
-        "image_regression/trainer.py",
+        "image_regression/sources.py",
         "axes=len(shape)",
         "axes=min(2, len(shape))",
         "tests/image_regression/test_three_axes.py::test_cells_have_neighbours_along_all_three_axes",
