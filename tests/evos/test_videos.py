@@ -103,9 +103,12 @@ def test_a_film_of_fewer_frames_than_its_header_says_is_refused(tmp_path):
         file.mux(stream.encode())
     data = (tmp_path / "a.mp4").read_bytes()
     assert len(read_video(tmp_path / "a.mp4")[0]) == 20
-    (tmp_path / "a.mp4").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match="truncated"):
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        ends = sorted(packet.pos + packet.size for packet in file.demux(video=0) if packet.size)
+    (tmp_path / "a.mp4").write_bytes(data[: ends[9]])  # between two frames, so that no decoder complains
+    with pytest.raises(InputError, match="a truncated video, of 10 frames in place of 20"):
         read_video(tmp_path / "a.mp4")
+    assert len(read_video(tmp_path / "a.mp4", most_frames=5)[0]) == 5
 
 
 def test_one_frame_is_no_video(tmp_path):

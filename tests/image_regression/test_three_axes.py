@@ -45,9 +45,8 @@ def test_a_video_is_fitted_and_written_back(tmp_path, three_axes):
     assert metrics["kind"] == "video" and metrics["shape"] == [8, 12, 16, 3] and metrics["psnr"] > 30
     truth = read_video(path)[0]
     found, form = read_video(tmp_path / "run" / "images" / "reconstruction.mp4")
-    assert form.rate == 12
-    assert -10 * np.log10(squared(found, truth)) == pytest.approx(metrics["psnr"], abs=1)  # its compression
     fitted = evos.load(tmp_path / "run").sample().clamp(0, 1)
+    assert form.rate == 12 and squared(found, fitted) < (2 / 255) ** 2  # two grey levels of compression
     by_frame = [-10 * np.log10(squared(a, b)) for a, b in zip(fitted, truth, strict=True)]
     assert metrics["frame_psnr"] == pytest.approx(by_frame, abs=1e-2)
     assert metrics["frame_psnr_min"] == pytest.approx(min(by_frame), abs=1e-2)
