@@ -7,6 +7,7 @@ of the signal's grid, so targets made of the whole signal go with any factor (So
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -160,8 +161,7 @@ class Fit:
         # Too large for one pass: first the loss's gradient with respect to the outputs, then the network in pieces.
         pieces = [piece.detach() for piece in coordinates.split(self.piece, dim=1)]
         with torch.no_grad():
-            parts = zip(*(self.outputs(piece) for piece in pieces), strict=True)
-            outputs = [torch.cat(part, dim=1) for part in parts]
+            outputs = joined((self.outputs(piece) for piece in pieces), coordinates.shape[1])
         for output in outputs:
             output.requires_grad_()
         selection, loss, residual = self.loss(points, *outputs)
@@ -345,3 +345,15 @@ class Fit:
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = f"one without {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
             raise InputError("checkpoint", reason, "one of the same signal and options") from None
+
+
+def joined(pieces: Iterable[tuple[Tensor, ...]], count: int) -> list[Tensor]:
+    """Tensors "B K *V" of ``count`` points from pieces of them, of which no two are held at a time."""
+    whole, first = [], 0
+    for piece in pieces:
+        whole = whole or [part.new_empty(len(part), count, *part.shape[2:]) for part in piece]
+        last = first + piece[0].shape[1]
+        for mine, part in zip(whole, piece, strict=True):
+            mine[:, first:last] = part
+        first = last
+    return whole
