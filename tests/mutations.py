@@ -262,8 +262,8 @@ MUTATIONS = [
     Mutation(
         "stratified draws whose odds are not capped",
         "evos/selection/draws.py",
-        "capped = odds.minimum(odds.sum(1, keepdim=True) / count)",
-        "capped = odds",
+        "return odds.minimum(odds.sum(1, keepdim=True) / count).cumsum(",
+        "return odds.cumsum(",
         "tests/evos/selection/test_draws.py",
     ),
     Mutation(
@@ -290,8 +290,8 @@ MUTATIONS = [
     Mutation(
         "masked cells keep their odds",
         "evos/selection/error_sampling.py",
-        "odds = odds.masked_fill(~self.valid[rows], 0.0)",
-        "pass",
+        "odds if self.valid is None else odds.masked_fill(~self.valid[rows], 0.0), count",
+        "odds, count",
         CONTRACT,
     ),
     # ---- tiles

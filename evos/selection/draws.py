@@ -26,20 +26,27 @@ def weighted_draw(odds: Float[Tensor, "B P"], count: int, generator: torch.Gener
     return (odds / log_uniform).topk(count, dim=1, largest=False, sorted=False).indices
 
 
-def weighted_stratified_draw(odds: Float[Tensor, "B P"], count: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
-    """One cell from each of ``count`` segments of a row, in the order of its cells, that have equal sums of ``odds``.
+def capped_sums(odds: Float[Tensor, "B P"], count: int) -> Float[Tensor, "B P"]:
+    """Running sums of a row's odds, for ``count`` stratified draws: see ``stratified_draw``.
 
-    The odds, at least 0 and not all 0, are capped first at one ``count``-th of their sum: a few cells would otherwise
-    take most of the draws. A cell is then drawn ``count`` · odds / sum of all odds times on average; twice in a step
-    only where it reaches into two segments. Draws spread more evenly over the row than those of ``weighted_draw``, and
-    only the draws take random numbers, not all cells.
+    The odds, at least 0 and not all 0, are capped at one ``count``-th of their sum: a few cells would otherwise take
+    most of the draws.
     """
-    capped = odds.minimum(odds.sum(1, keepdim=True) / count)
-    ends = capped.cumsum(1, dtype=widest_float(odds.device))
-    uniform = torch.rand(len(odds), count, generator=generator, device=odds.device, dtype=ends.dtype)
-    place = (torch.arange(count, device=odds.device) + uniform) * (ends[:, -1:] / count)
+    return odds.minimum(odds.sum(1, keepdim=True) / count).cumsum(1, dtype=widest_float(odds.device))
+
+
+def stratified_draw(sums: Float[Tensor, "B P"], count: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
+    """One cell from each of ``count`` segments of a row, in the order of its cells, that have equal sums of odds.
+
+    ``sums`` are the running sums of the odds. A cell is drawn ``count`` · odds / sum of all odds times on average; of
+    odds that are capped, twice in a step only where it reaches into two segments. Draws spread more evenly over the row
+    than those of ``weighted_draw``, and only the draws take random numbers, not all cells.
+    """
+    total = sums[:, -1:]
+    uniform = torch.rand(len(sums), count, generator=generator, device=sums.device, dtype=sums.dtype)
+    place = (torch.arange(count, device=sums.device) + uniform) * (total / count)
     # Cells of odds 0 end where the one before them does, and are passed over. The last place may be rounded up.
-    return torch.searchsorted(ends, place.minimum(ends[:, -1:].nextafter(ends.new_zeros(()))), right=True)
+    return torch.searchsorted(sums, place.minimum(total.nextafter(torch.zeros_like(total))), right=True)
 
 
 def uniform_draw(

@@ -8,7 +8,8 @@ draws cover the signal more evenly than independent ones, and cost less time tha
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import count as counting
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -16,11 +17,14 @@ from torch import Tensor
 
 from evos.config import check_range
 from evos.fitness import mean_square
-from evos.selection.base import Evaluate, Feedback, Selection, SelectorConfig
+from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector, ResidualCache
-from evos.selection.draws import weighted_stratified_draw
+from evos.selection.draws import capped_sums, stratified_draw
 
 TINY = torch.finfo(torch.float32).tiny
+RENEWED = 0.25
+"""Fraction of the cells that is trained on before the odds of a pool of one row are computed anew: a large pool's take
+longer than a step of a small network."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +45,38 @@ class ErrorConfig(SelectorConfig):
 
 
 class ErrorSelector(CachingSelector[ErrorConfig]):
-    """Draws cells with odds uniform_ratio + (1 - uniform_ratio) · error / mean error, one from each of K segments."""
+    """Draws cells with odds uniform_ratio + (1 - uniform_ratio) · error / mean error, one from each of K segments.
 
+    Its state is the cache and, of a pool of one row, the running sums of the odds last computed.
+    """
+
+    state = ("sums",)
     cache: ResidualCache
+
+    def __init__(self, config: ErrorConfig, pool: Pool, **kwargs: Any) -> None:
+        super().__init__(config, pool, **kwargs)
+        self.sums: Float[Tensor, "R P"] = self.sums_of(self.all_rows[: pool.rows == 1], 1)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """``keep_ratio`` of the cells, drawn anew in every step."""
-        rows = self.all_rows if rows is None else rows
+        count = self.keep_count(step)
+        if self.pool.rows == 1 and rows is None:
+            if self.renews_at(step):
+                self.sums = self.sums_of(self.all_rows, count)
+            rows, sums = self.all_rows, self.sums
+        else:
+            rows = self.all_rows if rows is None else rows
+            sums = self.sums_of(rows, count)
+        return self.selection(rows, stratified_draw(sums, count, self.generator), step)
+
+    def renews_at(self, step: int) -> bool:
+        """Whether the odds of a pool of one row are computed anew."""
+        return (step - 1) % max(1, int(RENEWED * self.usable_cells / self.keep_count(step))) == 0
+
+    def sums_of(self, rows: Int[Tensor, " B"], count: int) -> Float[Tensor, "B P"]:
+        """Running sums of the odds of some rows, for ``count`` draws; masked cells have none."""
         odds = self.odds(rows)
-        if self.valid is not None:
-            odds = odds.masked_fill(~self.valid[rows], 0.0)
-        drawn = weighted_stratified_draw(odds, self.keep_count(step), self.generator)
-        return self.selection(rows, drawn, step)
+        return capped_sums(odds if self.valid is None else odds.masked_fill(~self.valid[rows], 0.0), count)
 
     def odds(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
         """Odds of each cell, 1 at the mean error, which unseen cells are assumed to have."""
@@ -65,3 +89,15 @@ class ErrorSelector(CachingSelector[ErrorConfig]):
     def observe(self, selection: Selection, feedback: Feedback) -> None:
         """Cache the errors of the points just trained on."""
         self.cache.write(selection, feedback.residual)
+
+    def steps_alike(self, step: int) -> int:
+        """Steps up to the next time that the odds are computed."""
+        if self.pool.rows > 1:
+            return 1
+        return next(later for later in counting(1) if self.renews_at(step + later))
+
+    def forget(self, rows: Int[Tensor, " B"]) -> None:
+        """All cells of these rows have the same odds."""
+        super().forget(rows)
+        if self.pool.rows == 1:
+            self.sums = self.sums_of(self.all_rows, 1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from evos.config import check_range
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector, RunningCache
-from evos.selection.draws import widest_float
+from evos.selection.draws import stratified_draw, widest_float
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -82,12 +82,7 @@ class TileErrorSelector(CachingSelector[TileErrorConfig]):
             self.bounds[looked] = self.odds(looked).cumsum(1)
         rows = self.all_rows if rows is None else rows
         count = self.keep_count(step) if count is None else count
-        bounds = self.bounds[rows]
-        jitter = torch.rand(len(rows), count, generator=self.generator, device=self.device, dtype=bounds.dtype)
-        place = (torch.arange(count, device=self.device) + jitter) / count * bounds[:, -1:]
-        # A place that rounding puts on the end is the last tile's that has odds.
-        place = place.minimum(bounds[:, -1:].nextafter(torch.zeros_like(bounds[:, -1:])))
-        return Selection(rows, torch.searchsorted(bounds, place, right=True), step=step)
+        return Selection(rows, stratified_draw(self.bounds[rows], count, self.generator), step=step)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """As ``select``."""

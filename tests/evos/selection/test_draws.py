@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from evos.selection.draws import (
+    capped_sums,
     cells_within,
     draw_from_two_groups,
     effective_sample_fraction,
     random_order,
     stratified,
+    stratified_draw,
     survivors_and_mutants,
     uniform_draw,
     weighted_draw,
-    weighted_stratified_draw,
 )
 
 
@@ -41,6 +42,11 @@ def test_weighted_draws_take_cells_without_odds_last():
     assert all(set(row) == {0, 1, 2} for row in weighted_draw(odds, 3, generator()).tolist())
 
 
+def drawn_by(odds, count, generator):
+    """Stratified draws by odds "B P"."""
+    return stratified_draw(capped_sums(odds, count), count, generator)
+
+
 def capped(odds, count):
     """The odds of one row, none above one ``count``-th of their sum."""
     return [min(each, sum(odds) / count) for each in odds]
@@ -53,7 +59,7 @@ def test_stratified_draws_are_where_the_running_sum_of_the_odds_passes_a_random_
 ):
     count = data.draw(st.integers(1, 2 * cells))
     odds = data.draw(st.lists(st.integers(0, 8), min_size=cells, max_size=cells).filter(any))
-    drawn = weighted_stratified_draw(torch.tensor([odds], dtype=torch.float32), count, generator(seed))[0].tolist()
+    drawn = drawn_by(torch.tensor([odds], dtype=torch.float32), count, generator(seed))[0].tolist()
     places = torch.rand(1, count, generator=generator(seed), dtype=torch.float64)[0].tolist()
     ends = list(itertools.accumulate(capped(odds, count)))
     for segment, (cell, place) in enumerate(zip(drawn, places, strict=True)):
@@ -64,7 +70,7 @@ def test_stratified_draws_are_where_the_running_sum_of_the_odds_passes_a_random_
 
 def test_stratified_draws_take_each_cell_as_often_as_its_odds_say():
     odds, count, times = [1.0, 0.0, 2.0, 0.5, 30.0, 1.5, 4.0, 1.0], 4, 20_000
-    drawn = weighted_stratified_draw(torch.tensor(odds).expand(times, 8), count, generator())
+    drawn = drawn_by(torch.tensor(odds).expand(times, 8), count, generator())
     one = capped(odds, count)
     for cell, each in enumerate(one):
         seen = (drawn == cell).double().sum(1).mean().item()
@@ -72,7 +78,7 @@ def test_stratified_draws_take_each_cell_as_often_as_its_odds_say():
 
 
 def test_stratified_draws_of_equal_odds_are_one_of_each_segment():
-    drawn = weighted_stratified_draw(torch.full((500, 24), 0.3), 6, generator())
+    drawn = drawn_by(torch.full((500, 24), 0.3), 6, generator())
     assert torch.equal(drawn // 4, torch.arange(6).expand(500, 6))
     assert 1e-3 < chisquare(torch.bincount(drawn.flatten(), minlength=24).numpy()).pvalue < 1 - 1e-3
 
@@ -80,7 +86,7 @@ def test_stratified_draws_of_equal_odds_are_one_of_each_segment():
 def test_stratified_draws_reach_every_cell_of_a_pool_beyond_single_precision():
     """2^24 odds of 1 in single precision add up to 2^24 and no further."""
     odds = torch.ones(1, 2**24 + 4)
-    drawn = weighted_stratified_draw(odds, 2**22 + 1, generator())
+    drawn = drawn_by(odds, 2**22 + 1, generator())
     assert drawn[0, -1] >= 2**24 and drawn.diff(dim=1).min() > 0
 
 

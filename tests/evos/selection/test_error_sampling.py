@@ -54,6 +54,33 @@ def test_single_draws_follow_the_odds():
     assert chisquare(counts.numpy(), (expected / expected.sum() * rows).numpy()).pvalue > 1e-3
 
 
+def test_the_odds_of_one_row_are_renewed_after_a_quarter_of_its_cells_was_trained_on_and_those_of_many_in_every_step():
+    for rows, renewed in ((1, [1, 6, 11]), (2, list(range(1, 12)))):
+        one = build_selector(ErrorConfig(keep_ratio=0.05), Pool(rows, (100,)), total_steps=20, device="cpu")
+        found, last = [], None
+        for step in range(1, 12):
+            selection = one.select(step)
+            twin = torch.Generator().manual_seed(0)
+            sums = one.sums if rows == 1 else one.sums_of(one.all_rows, 5)
+            if last is None or not torch.equal(sums, last):
+                found.append(step)
+            last = sums
+            residual = torch.rand(rows, 5, 1, generator=twin) + 0.1 * step
+            one.observe(selection, Feedback(residual))
+            if rows == 1:
+                assert step + one.steps_alike(step) == min(each for each in (6, 11, 16) if each > step)
+        assert found == renewed
+    assert one.steps_alike(1) == 1
+
+
+def test_a_signal_that_takes_another_s_place_is_drawn_uniformly_at_first():
+    one = selector_with(torch.arange(100.0)[None, :, None])
+    one.select(1)
+    assert one.sums.diff(dim=1).std() > 0.1
+    one.forget(torch.tensor([0]))
+    assert torch.equal(one.sums, torch.arange(1.0, 101, dtype=torch.float64)[None])
+
+
 def test_without_error_and_with_only_uniform_odds_all_are_alike():
     assert selector_with(torch.zeros(1, 5, 1)).odds(torch.tensor([0])).tolist() == [[0.5] * 5]
     assert selector_with(torch.rand(1, 5, 1), uniform_ratio=1.0).odds(torch.tensor([0])).tolist() == [[1.0] * 5]
