@@ -63,7 +63,7 @@ def sized_options(
 
     Six levels of two features, each about twice as fine as the one before, and one hidden layer. With ``fast`` the
     finest has 1.6 times as many vertices along an axis as the longest one has points (0.9 times with three axes or
-    more, and the other axes in proportion), with ``compact`` at most so many, and as many as the budget allows.
+    more), with ``compact`` at most so many, and as many as the budget allows.
 
     Args:
         recipe: fast or compact.
@@ -84,26 +84,20 @@ def sized_options(
         resolutions = range(16, finest + 1)
         # The largest within the budget: their parameters grow with the resolution.
         fitting = bisect_right(
-            resolutions, budget, key=lambda size: grid(size, shape, table_log2).parameters(axes, channels)
+            resolutions, budget, key=lambda size: grid(size, axes, table_log2).parameters(axes, channels)
         )
         if fitting == 0:
-            least = grid(16, shape, table_log2).parameters(axes, channels)
+            least = grid(16, axes, table_log2).parameters(axes, channels)
             raise InputError("--parameters", budget, f"at least {least} for {axes} axes and {channels} channels")
         finest = resolutions[fitting - 1]
     levels = max(LEVELS, 1 + math.ceil(math.log2(finest / COARSEST))) if on_disk and recipe == "fast" else LEVELS
     keep = min(MOST_POINTS, POINTS_PER_SIDE / math.sqrt(points))
-    sizes = {f"field.{name}": value for name, value in asdict(grid(finest, shape, table_log2, levels)).items()}
+    sizes = {f"field.{name}": value for name, value in asdict(grid(finest, axes, table_log2, levels)).items()}
     return sizes | {"selector.keep_ratio": round(keep, 6)}
 
 
-def grid(
-    finest: int, shape: tuple[int, ...], table_log2: int = LARGEST_TABLE_LOG2, levels: int = LEVELS
-) -> HashGridConfig:
-    """The recipes' grid of so many vertices along the longest axis at its finest level, at least 16.
-
-    With three axes or more those of the others are in proportion to the signal's ``shape``; else all have as many.
-    """
-    is_cube = len(shape) <= 2 or len(set(shape)) == 1
+def grid(finest: int, axes: int, table_log2: int = LARGEST_TABLE_LOG2, levels: int = LEVELS) -> HashGridConfig:
+    """The recipes' grid of so many vertices along each axis at its finest level, at least 16."""
     largest = HashGridConfig(
         hidden_features=64,
         hidden_layers=0,
@@ -112,9 +106,8 @@ def grid(
         base_resolution=max(16, finest // 2 ** (levels - 1)),
         finest_resolution=finest,
         table_log2=table_log2,
-        proportions=None if is_cube else "x".join(map(str, shape)),
     )
-    needed = math.ceil(math.log2(max(largest.table_sizes(len(shape)))))
+    needed = math.ceil(math.log2(max(largest.table_sizes(axes))))
     return replace(largest, table_log2=min(needed, table_log2))
 
 
