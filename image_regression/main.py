@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 from evos.errors import InputError, exit_on_input_error
+from evos.metrics import lpips_network
 from evos.runs import Stopped, Stopper, resolve_device, resume_command
 from evos.signals import find_inputs, is_folder_of_signals
 from image_regression.huge import load_signal
 from image_regression.options import parse
-from image_regression.run import check_lpips, fit_signal
+from image_regression.run import fit_signal
 from image_regression.summary import check_summary, sentence, write_summary
 
 
@@ -28,8 +29,6 @@ def main(argv: list[str] | None = None) -> None:
     is_folder = is_folder_of_signals(options.run.input, options.run.kind)
     if is_folder:
         check_summary(out)
-    if options.run.lpips and options.run.memory is None:  # a picture on disk has none
-        check_lpips(inputs.values(), options.run.kind)
     results, failures = [], []
     with Stopper() as stopper:
         try:
@@ -37,6 +36,8 @@ def main(argv: list[str] | None = None) -> None:
                 try:
                     folder = out / name if is_folder else out
                     signal = load_signal(path, options, folder)
+                    if options.run.lpips and signal.kind == "picture":
+                        lpips_network()  # where it can't be had, the one warning comes before training
                     results.append(fit_signal(signal, options, folder, stopper))
                 except InputError as error:
                     if not is_folder:

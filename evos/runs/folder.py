@@ -22,7 +22,9 @@ OWNED = (
     *("best.pt", "network.pt", "field.safetensors", "archive.jsonl", "errors.jsonl", "generations/*.json", "front.csv"),
     *("frames/*.png", "animation.gif"),
     *("pareto.png", "hypervolume.png", "brackets.jsonl", "fields/*.txt"),
-    *(f"images/*.{suffix}" for suffix in ("png", "jpg", "tif", "wav", "flac", "ogg", "mp3", "npy")),
+    *(f"images/*.{suffix}" for suffix in ("png", "jpg", "wav", "flac", "ogg", "mp3", "npy")),
+    *(f"images/reconstruction.{suffix}" for suffix in ("tif", "gif", "mp4", "mov", "mkv", "nii", "nii.gz")),
+    "images/mesh.ply",
     *(f"eval/*.{suffix}" for suffix in ("json", "png", "wav")),
 )
 """Patterns of all files that a run writes: `overwrite` deletes these and nothing else."""

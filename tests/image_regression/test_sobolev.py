@@ -112,7 +112,9 @@ def test_the_training_grid_is_every_factor_th_pixel_in_the_coordinates_of_the_wh
     rows, columns = torch.meshgrid(torch.arange(0, 16, 4), torch.arange(0, 16, 4), indexing="ij")
     cells = (rows * 16 + columns).flatten()
     assert run.pool.shape == (4, 4)
-    assert torch.equal(run.coords, grid((16, 16))[cells]) and torch.equal(run.trained, photo.values[cells])
+    assert torch.equal(run.source.coords, grid((16, 16))[cells]) and torch.equal(
+        run.source.trained, photo.values[cells]
+    )
 
 
 @pytest.mark.parametrize("selector", PARTS["selector"])
@@ -152,7 +154,7 @@ def test_a_picture_is_cropped_to_a_multiple_of_the_factor_with_a_notice(capsys):
 def test_derivatives_alone_leave_a_constant_that_the_trained_pixels_give(fit, photo):
     run = fit("--supervision", "der", *FULL, "--factor", "2", *FAST)
     before = run.predict()
-    loss = float(run.loss(run.selector.select(1), *run.outputs(run.coords[None]))[1].detach())
+    loss = float(run.loss(run.source.points(run.selector.select(1)), *run.outputs(run.source.coords[None]))[1].detach())
     mean = subsample(before, (16, 16), 2).mean(0)
     torch.testing.assert_close(mean, subsample(photo.values, (16, 16), 2).mean(0), atol=1e-6, rtol=1e-5)
     with torch.no_grad():
@@ -227,6 +229,6 @@ def test_the_configs_of_a_method_differ_in_their_supervision_alone(name):
 def test_a_signal_of_one_line_has_derivatives_along_it_alone(fit):
     line = Signal("line", torch.rand(12, 3), (1, 12))
     run = fit(*FULL, *VAL_DER, *FAST, signal=line)
-    assert run.derivatives is not None
-    assert torch.equal(run.derivatives.view(12, 3, 2)[..., 0], torch.zeros(12, 3))
+    assert run.source.derivatives is not None
+    assert torch.equal(run.source.derivatives.view(12, 3, 2)[..., 0], torch.zeros(12, 3))
     assert train(run, 20)[-1] < float("inf") and all_finite(run.field.parameters())

@@ -138,7 +138,7 @@ def test_a_spectrogram_shows_a_tone_where_it_is():
 
 def test_every_fifth_sample_is_trained_on_and_the_others_are_measured(sound_fit, tone):
     run = sound_fit("--selector", "full", "--factor", "5", "--steps", "4")
-    assert run.pool.shape == (80,) and torch.equal(run.trained, tone.values[::5])
+    assert run.pool.shape == (80,) and torch.equal(run.source.trained, tone.values[::5])
     values = run.predict()
     held_out = [i for i in range(400) if i % 5]
     error = (values - tone.values)[held_out].double()
@@ -153,7 +153,7 @@ def test_the_derivative_loss_is_per_sample_and_of_central_differences(sound_fit,
     run = sound_fit("--selector", "full", "--supervision", "der", "--der_operator", "diff", "--factor", "5")
     low, high = float(tone.values.min()), float(tone.values.max())
     target = 2 * (tone.values[:, 0].double() - low) / (high - low) - 1
-    places = run.coords.clone().requires_grad_()
+    places = run.source.coords.clone().requires_grad_()
     (slope,) = torch.autograd.grad(run.field(places).sum(), places)
     losses = []
     for index, i in enumerate(range(0, 400, 5)):
