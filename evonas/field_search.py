@@ -143,6 +143,7 @@ def as_config_file(space: FieldSpace, genome: Genome, values: dict[str, float], 
         **({} if run.longer_side is None else {"longer_side": run.longer_side}),
         **space.decode(genome).values(),
         "selector.keep_ratio": RECIPE["selector.keep_ratio"],  # which the recipe would suit to a grid
+        "decay": 1.0,  # whose length is not known when it begins, a search trains at constant rates
         "steps": int(values["steps"]),
         **({"seed": run.seed} if run.seed else {}),
     }

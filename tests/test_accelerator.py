@@ -22,9 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from evos.distributed import World
 from evos.runs import on_device
-from evos.selection import SELECTORS
 from evos.signals import astronaut
-from image_regression.options import from_values
+from image_regression.options import PARTS, from_values
 from image_regression.trainer import Fit
 
 DEVICE = torch.device("lazy", 0)
@@ -143,7 +142,7 @@ def test_what_waits_is_noticed() -> None:
 
 
 FITS: list[dict[str, Any]] = [
-    *({"selector": name} for name in SELECTORS if name != "tiles"),
+    *({"selector": name} for name in PARTS["selector"]),
     *({"optimizer": name} for name in ("muon", "soap")),
     *({"field": name} for name in ("finer", "wire", "gauss", "relu", "pemlp", "fourier", "hashgrid")),
     *({"transform": name} for name in ("z_score", "box_cox", "gamma")),

@@ -82,7 +82,7 @@ def test_optimizers_of_matrices_go_along_in_a_batch(optimizer, targets):
 @pytest.mark.parametrize("name, optimizer", [("siren", "schedule_free"), ("hashgrid", "adam"), ("gauss", "adam")])
 def test_a_batch_trains_as_image_regression_does(name, optimizer, targets):
     own = candidate(name, optimizer)
-    values = {"recipe": "fast", "selector.keep_ratio": 0.1, **own.values(), "steps": 25, "seed": 3}
+    values = {"recipe": "fast", "decay": 1.0, "selector.keep_ratio": 0.1, **own.values(), "steps": 25, "seed": 3}
     options = from_values(values, {"selector": "error", "transform": "min_max", "field": name})
     fit = Fit(targets[0].signal, options, CPU)
     for step in range(1, 26):
