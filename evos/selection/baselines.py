@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from evos.selection.base import Evaluate, Selection, Selector, SelectorConfig
-from evos.selection.draws import draw_from_two_groups
+from evos.selection.draws import draw_from_two_groups, spaced_draw
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,7 @@ class UniformSelector(Selector[UniformConfig]):
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """``keep_ratio`` of the cells, all equally likely."""
-        rows = self.all_rows if rows is None else rows
-        return self.selection(rows, self.uniform(rows, self.keep_count(step)), step)
+        rows, count = self.all_rows if rows is None else rows, self.keep_count(step)
+        if self.valid is None:
+            return self.selection(rows, spaced_draw(rows, self.pool.cells, count, self.generator), step)
+        return self.selection(rows, self.uniform(rows, count), step)

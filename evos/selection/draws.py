@@ -61,6 +61,19 @@ def uniform_draw(
     return masked(keys, valid).topk(count, dim=1, sorted=False).indices
 
 
+def spaced_draw(rows: Int[Tensor, " B"], cells: int, count: int, generator: torch.Generator) -> Int[Tensor, "B K"]:
+    """``count`` distinct cells of each of ``rows``, all equally likely, one from each of ``count`` segments of a row.
+
+    The segments are as equal as whole numbers of cells can be, and begin at a random cell, the first following the
+    last. Unlike those of ``uniform_draw``, which sorts the row, draws cost no more where there are more cells.
+    """
+    starts = torch.arange(count + 1, device=rows.device) * cells // count
+    lengths = starts.diff()
+    uniform = torch.rand(len(rows), count, generator=generator, device=rows.device)
+    turn = torch.randint(cells, (len(rows), 1), generator=generator, device=rows.device)
+    return (starts[:-1] + (uniform * lengths).long().minimum(lengths - 1) + turn) % cells
+
+
 def random_order(
     rows: Int[Tensor, " B"], cells: int, generator: torch.Generator, valid: Bool[Tensor, "B P"] | None = None
 ) -> Int[Tensor, "B P"]:

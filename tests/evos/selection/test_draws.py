@@ -14,6 +14,7 @@ from evos.selection.draws import (
     draw_from_two_groups,
     effective_sample_fraction,
     random_order,
+    spaced_draw,
     stratified,
     stratified_draw,
     survivors_and_mutants,
@@ -107,6 +108,27 @@ def test_uniform_draws_and_orders_are_distinct_and_take_masked_cells_last(cells,
         assert len(set(drawn[row].tolist())) == count
         assert int(valid[row, drawn[row]].sum()) == min(count, usable)
         assert valid[row, order[row, :usable]].all()
+
+
+@settings(max_examples=60)
+@given(cells=st.integers(1, 40), data=st.data(), seed=st.integers(0, 99))
+def test_spaced_draws_are_distinct_and_no_gap_is_longer_than_two_segments(cells, data, seed):
+    count = data.draw(st.integers(1, cells))
+    drawn = spaced_draw(torch.arange(3), cells, count, generator(seed))
+    assert drawn.shape == (3, count) and drawn.min() >= 0 and drawn.max() < cells
+    for row in drawn.sort(dim=1).values.tolist():
+        assert len(set(row)) == count
+        gaps = [after - before for before, after in zip(row, [*row[1:], row[0] + cells], strict=True)]
+        assert max(gaps) < 2 * -(-cells // count) or count == 1
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 8, 20])
+def test_spaced_draws_are_uniform_and_others_in_other_rows_and_steps(count):
+    random = generator(1)
+    drawn = torch.cat([spaced_draw(torch.arange(500), 20, count, random) for _ in range(20)])
+    counts = torch.bincount(drawn.flatten(), minlength=20)
+    assert chisquare(counts.numpy()).pvalue > 1e-3
+    assert len(drawn.unique(dim=0)) > 15
 
 
 def test_uniform_draws_are_uniform(p_value):
