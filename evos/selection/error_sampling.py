@@ -22,9 +22,10 @@ from evos.selection.cache import CachingSelector, ResidualCache
 from evos.selection.draws import capped_sums, stratified_draw
 
 TINY = torch.finfo(torch.float32).tiny
-RENEWED = 0.25
+RENEWED = 0.15
 """Fraction of the cells that is trained on before the odds of a pool of one row are computed anew: a large pool's take
-longer than a step of a small network."""
+longer than a step of a small network. At a quarter a SIREN on a tenth of 256² points, with odds of two steps, ends 0.9
+dB lower after 400 steps (two seeds); grids do not mind."""
 
 
 @dataclass(frozen=True)
