@@ -91,13 +91,18 @@ def holds_picture(path: Path) -> bool:
         shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
     except (OSError, ValueError, EOFError):
         return False
+    return is_picture_shape(shape)
+
+
+def is_picture_shape(shape: tuple[int, ...]) -> bool:
+    """Whether these are (H, W), or (H, W, C) of 1 to 4 channels."""
     return len(shape) == 2 or (len(shape) == 3 and 1 <= shape[2] <= 4)
 
 
 def npy_layout(path: Path) -> Layout:
     """Of a NumPy array (H, W) or (H, W, C)."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.ndim not in (2, 3) or (array.ndim == 3 and not 1 <= array.shape[2] <= 4) or 0 in array.shape:
+    if not is_picture_shape(array.shape) or 0 in array.shape:
         raise InputError(str(path), f"an array of {array.shape}", "(H, W), or (H, W, C) of 1 to 4 channels")
     check_kind(path, array.dtype)
     if not array.flags.c_contiguous:

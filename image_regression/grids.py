@@ -1,4 +1,4 @@
-"""What the media have in common: where the selector looked, several pictures as one, and sizes in proportion."""
+"""What the media have in common: where the selector looked, pictures of it, and sizes in proportion."""
 
 import math
 
@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from evos.images import write_image
+from evos.metrics import psnr
+from evos.runs import EventLog, Run
+from image_regression.report import Panel
 from image_regression.trainer import Fit
 
 
@@ -13,6 +17,20 @@ def visit_ratio(fit: Fit) -> Float[Tensor, "*s 1"]:
     """How often each cell of the training grid was selected, the most frequent 1."""
     visits = fit.visits.float()
     return (visits / visits.max().clamp(min=1)).view(*fit.pool.shape, 1)
+
+
+def log_panel(events: EventLog, step: int, shown: Panel) -> None:
+    """A panel's reconstruction and selection for TensorBoard."""
+    events.image(step, "reconstruction", shown.reconstruction)
+    if shown.selection is not None:
+        events.image(step, "selection", shown.selection)
+
+
+def write_panel(run: Run, name: str, shown: Panel) -> None:
+    """A panel's reconstruction as ``name`` and its selection, among a run's images."""
+    write_image(run.images / name, shown.reconstruction)
+    if shown.selection is not None:
+        write_image(run.images / "selection.png", shown.selection)
 
 
 def montage(pictures: list[Float[Tensor, "_ _ C"]], *, ground: float = 1.0) -> Float[Tensor, "h w C"]:
@@ -38,12 +56,6 @@ def slices(block: Float[Tensor, "Z Y X C"]) -> list[Float[Tensor, "_ _ C"]]:
     return [block[z], block[:, y], block[:, :, x]]
 
 
-def psnr_of(prediction: Float[Tensor, "*N C"], truth: Float[Tensor, "*N C"]) -> float:
-    """PSNR in dB of values clamped to [0, 1]; inf where they are equal."""
-    error = (prediction.clamp(0, 1).double() - truth.double()).square().mean()
-    return float(-10 * error.log10())
-
-
 def held_out_psnr(fit: Fit, values: Float[Tensor, "P C"]) -> dict[str, float | None]:
     """PSNR of the cells that training left out, by name; nothing where it left none out."""
     factor = fit.options.run.factor
@@ -52,7 +64,7 @@ def held_out_psnr(fit: Fit, values: Float[Tensor, "P C"]) -> dict[str, float | N
     left_out = torch.ones(fit.signal.shape, dtype=torch.bool, device=values.device)
     left_out[(slice(None, None, factor),) * left_out.ndim] = False
     chosen = left_out.flatten()
-    return {"held_out_psnr": psnr_of(values[chosen], fit.values[chosen])}
+    return {"held_out_psnr": psnr(values[chosen][None], fit.values[chosen][None])}
 
 
 def in_proportion(shape: tuple[int, ...], size: int | None) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from evos.runs import EventLog, Run
 from evos.runs.folder import check_run_folder
 from evos.signals import Signal, kind_of, load
 from evos.tiled_tiff import TILE, write_tiled
+from image_regression.grids import colours, visit_ratio
 from image_regression.options import Options
 from image_regression.pictures import final_metrics as final_metrics
 from image_regression.pictures import render as render
@@ -92,15 +92,14 @@ def measure(fit: Fit, values: Float[Tensor, "P C"], with_lpips: bool) -> dict[st
 def log(events: EventLog, fit: Fit, step: int, values: Float[Tensor, "P C"]) -> None:
     """The pyramid for TensorBoard, without alpha, and the selection."""
     truth, shown = panel(fit, values)
-    colours = 3 if truth.shape[-1] >= 3 else 1
-    events.image(step, "pyramid", torch.cat([truth, shown.reconstruction], dim=1)[..., :colours])
+    events.image(step, "pyramid", colours(torch.cat([truth, shown.reconstruction], dim=1)))
     assert shown.selection is not None
     events.image(step, "selection", shown.selection)
 
 
 def write(run: Run, fit: Fit, values: Float[Tensor, "P C"]) -> dict[str, Any]:
     """The selection; within ``whole_seconds`` all pixels as a tiled TIFF, and their PSNR in place of the sample's."""
-    write_image(run.images / "selection.png", selection_map(fit))
+    write_image(run.images / "selection.png", visit_ratio(fit))
     seconds = fit.options.run.whole_seconds
     budget = fit.train_seconds if seconds is None else seconds
     expected = seconds_a_pixel(fit) * fit.signal.shape[0] * fit.signal.shape[1]
@@ -132,7 +131,7 @@ def panel(fit: Fit, values: Float[Tensor, "P C"]) -> tuple[Float[Tensor, "H W C"
     for y, x in levels(fit):
         truth.append(fit.signal.gather(*pairs(y, x)).unflatten(0, (len(y), len(x))))
         found.append(predicted(fit, y, x).cpu())
-    return torch.cat(truth), Panel(f"{fit.options.run.selector} selector", torch.cat(found), selection_map(fit))
+    return torch.cat(truth), Panel(f"{fit.options.run.selector} selector", torch.cat(found), visit_ratio(fit))
 
 
 # ---- parts of the picture ------------------------------------------------------------------------------------
@@ -179,12 +178,6 @@ def predicted(fit: Fit, y: Tensor, x: Tensor) -> Float[Tensor, "h w C"]:
     with evaluation_weights(fit.field, fit.optimizer, fit.average):
         output = fit.evaluate_at(places)
     return fit.transform.inverse(output).unflatten(0, (len(y), len(x)))
-
-
-def selection_map(fit: Fit) -> Float[Tensor, "h w 1"]:
-    """How often a pixel of each tile was drawn, the most frequent 1."""
-    visits = rearrange(fit.visits.float(), "(h w) -> h w 1", w=fit.pool.shape[1])
-    return visits / visits.max().clamp(min=1)
 
 
 def seconds_a_pixel(fit: Fit) -> float:

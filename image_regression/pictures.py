@@ -12,7 +12,7 @@ from evos.images import write_image
 from evos.metrics import held_out_metrics, image_metrics
 from evos.runs import EventLog, Run
 from evos.tiled_tiff import TILE, write_tiled
-from image_regression.grids import in_proportion, visit_ratio
+from image_regression.grids import colours, in_proportion, visit_ratio
 from image_regression.report import Panel
 from image_regression.trainer import Fit
 
@@ -36,8 +36,7 @@ def final_metrics(fit: Fit, values: Float[Tensor, "P C"]) -> dict[str, Any]:
 def log(events: EventLog, fit: Fit, step: int, values: Float[Tensor, "P C"]) -> None:
     """Reconstruction, error and selection for TensorBoard."""
     prediction = fit.signal.picture(values)
-    colours = 3 if prediction.shape[-1] >= 3 else 1  # without alpha
-    events.image(step, "reconstruction", prediction[..., :colours])
+    events.image(step, "reconstruction", colours(prediction))
     events.image(step, "error_x10", error_map(fit, prediction))
     events.image(step, "selection", visit_ratio(fit))
 

@@ -8,10 +8,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.fitted import FittedField
-from evos.images import write_image
+from evos.metrics import psnr
 from evos.runs import EventLog, Run
 from evos.shapes import FILLED, ShapeFormat, chamfer, has_surface, inside, iou, write_mesh
-from image_regression.grids import held_out_psnr, in_proportion, montage, psnr_of, slices, visit_ratio
+from image_regression.grids import (
+    held_out_psnr,
+    in_proportion,
+    log_panel,
+    montage,
+    slices,
+    visit_ratio,
+    write_panel,
+)
 from image_regression.report import Panel
 from image_regression.trainer import Fit
 
@@ -21,7 +29,7 @@ LIGHT = (-0.6, -0.6, 0.55)
 
 def measure(fit: Fit, values: Float[Tensor, "P C"], with_lpips: bool) -> dict[str, float | None]:
     """PSNR of the cut-off distances at all grid points, and IoU of what is inside."""
-    quality: dict[str, float | None] = {"psnr": psnr_of(values, fit.values), "iou": iou(values, fit.values)}
+    quality: dict[str, float | None] = {"psnr": psnr(values[None], fit.values[None]), "iou": iou(values, fit.values)}
     return quality | held_out_psnr(fit, values)
 
 
@@ -34,10 +42,7 @@ def final_metrics(fit: Fit, values: Float[Tensor, "P C"]) -> dict[str, Any]:
 
 def log(events: EventLog, fit: Fit, step: int, values: Float[Tensor, "P C"]) -> None:
     """A view of the reconstruction with its middle slices, and the selection in them, for TensorBoard."""
-    _, shown = panel(fit, values)
-    events.image(step, "reconstruction", shown.reconstruction)
-    if shown.selection is not None:
-        events.image(step, "selection", shown.selection)
+    log_panel(events, step, panel(fit, values)[1])
 
 
 def write(run: Run, fit: Fit, values: Float[Tensor, "P C"]) -> None:
@@ -46,10 +51,7 @@ def write(run: Run, fit: Fit, values: Float[Tensor, "P C"]) -> None:
     assert isinstance(form, ShapeFormat)
     if has_surface(block):
         write_mesh(run.images / "mesh.ply", block, form)
-    _, shown = panel(fit, values)
-    write_image(run.images / "slices.png", shown.reconstruction)
-    if shown.selection is not None:
-        write_image(run.images / "selection.png", shown.selection)
+    write_panel(run, "slices.png", panel(fit, values)[1])
 
 
 def panel(fit: Fit, values: Float[Tensor, "P C"]) -> tuple[Float[Tensor, "H W C"], Panel]:

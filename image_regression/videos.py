@@ -8,12 +8,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.fitted import FittedField
-from evos.images import write_image
-from evos.metrics import ssim
+from evos.metrics import psnr, ssim
 from evos.runs import EventLog, Run
 from evos.runs.files import save_figure
 from evos.videos import VideoFormat, write_video
-from image_regression.grids import colours, held_out_psnr, in_proportion, montage, psnr_of, visit_ratio
+from image_regression.grids import (
+    colours,
+    held_out_psnr,
+    in_proportion,
+    log_panel,
+    montage,
+    visit_ratio,
+    write_panel,
+)
 from image_regression.report import Panel, Plot
 from image_regression.trainer import Fit
 
@@ -24,7 +31,7 @@ SHOWN = 4
 def measure(fit: Fit, values: Float[Tensor, "P C"], with_lpips: bool) -> dict[str, float | None]:
     """PSNR of all pixels, the mean and least of the frames'; where not all are trained on, PSNR of the others."""
     frames = frame_psnr(fit, values)
-    quality: dict[str, float | None] = {"psnr": psnr_of(values, fit.values)}
+    quality: dict[str, float | None] = {"psnr": psnr(values[None], fit.values[None])}
     quality |= {"frame_psnr_mean": frames.mean().item(), "frame_psnr_min": frames.min().item()}
     return quality | held_out_psnr(fit, values)
 
@@ -37,16 +44,13 @@ def final_metrics(fit: Fit, values: Float[Tensor, "P C"]) -> dict[str, Any]:
         "ssim": sum(similar) / len(similar),
         "frame_psnr": frame_psnr(fit, values).tolist(),
         "frame_motion": motion(fit).tolist(),
-        "frame_visits": fit.visits.view(len(fit.visits) // area(fit), -1).double().mean(1).tolist(),
+        "frame_visits": frame_visits(fit).tolist(),
     }
 
 
 def log(events: EventLog, fit: Fit, step: int, values: Float[Tensor, "P C"]) -> None:
     """Some frames of the reconstruction, and the selection, for TensorBoard."""
-    _, shown = panel(fit, values)
-    events.image(step, "reconstruction", shown.reconstruction)
-    if shown.selection is not None:
-        events.image(step, "selection", shown.selection)
+    log_panel(events, step, panel(fit, values)[1])
 
 
 def write(run: Run, fit: Fit, values: Float[Tensor, "P C"]) -> None:
@@ -54,10 +58,7 @@ def write(run: Run, fit: Fit, values: Float[Tensor, "P C"]) -> None:
     form = fit.signal.form
     assert isinstance(form, VideoFormat)
     write_video(run.images / f"reconstruction.{form.extension}", fit.signal.block(values), form.rate)
-    _, shown = panel(fit, values)
-    write_image(run.images / "frames.png", shown.reconstruction)
-    if shown.selection is not None:
-        write_image(run.images / "selection.png", shown.selection)
+    write_panel(run, "frames.png", panel(fit, values)[1])
     write_curves(run.images / "frame_curves.png", fit, values)
 
 
@@ -89,9 +90,9 @@ def render(
 # ---- frame by frame
 
 
-def area(fit: Fit) -> int:
-    """Training pixels of a frame."""
-    return fit.pool.shape[1] * fit.pool.shape[2]
+def frame_visits(fit: Fit) -> Float[Tensor, " t"]:
+    """How often the pixels of each training frame were drawn, on average."""
+    return fit.visits.view(fit.pool.shape[0], -1).double().mean(1)
 
 
 def frame_psnr(fit: Fit, values: Float[Tensor, "P C"]) -> Float[Tensor, " T"]:
@@ -109,7 +110,7 @@ def motion(fit: Fit) -> Float[Tensor, " t"]:
 
 def draws_plot(fit: Fit) -> Plot | None:
     """Points drawn from each frame against its motion; None where all were in every step."""
-    visits = fit.visits.view(-1, area(fit)).double().mean(1)
+    visits = frame_visits(fit)
     if not float(visits.max()):
         return None
     return Plot(
@@ -130,7 +131,7 @@ def write_curves(path: Path, fit: Fit, values: Float[Tensor, "P C"]) -> None:
     trained = range(0, fit.signal.shape[0], factor)
     axes[0].plot(frame_psnr(fit, values).tolist())
     axes[1].plot(trained, motion(fit).tolist())
-    axes[2].plot(trained, fit.visits.view(-1, area(fit)).double().mean(1).tolist())
+    axes[2].plot(trained, frame_visits(fit).tolist())
     for axis, label in zip(axes, ("PSNR (dB)", "motion", "draws a pixel"), strict=True):
         axis.set(ylabel=label)
         axis.grid(alpha=0.3)

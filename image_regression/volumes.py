@@ -7,17 +7,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.fitted import FittedField
-from evos.images import write_image
+from evos.metrics import psnr
 from evos.runs import EventLog, Run
 from evos.volumes import VolumeFormat, write_volume
-from image_regression.grids import colours, held_out_psnr, in_proportion, montage, psnr_of, slices, visit_ratio
+from image_regression.grids import (
+    colours,
+    held_out_psnr,
+    in_proportion,
+    log_panel,
+    montage,
+    slices,
+    visit_ratio,
+    write_panel,
+)
 from image_regression.report import Panel
 from image_regression.trainer import Fit
 
 
 def measure(fit: Fit, values: Float[Tensor, "P C"], with_lpips: bool) -> dict[str, float | None]:
     """PSNR of all voxels, the volume's range as its peak; where not all are trained on, that of the others."""
-    return {"psnr": psnr_of(values, fit.values)} | held_out_psnr(fit, values)
+    return {"psnr": psnr(values[None], fit.values[None])} | held_out_psnr(fit, values)
 
 
 def final_metrics(fit: Fit, values: Float[Tensor, "P C"]) -> dict[str, Any]:
@@ -27,10 +36,7 @@ def final_metrics(fit: Fit, values: Float[Tensor, "P C"]) -> dict[str, Any]:
 
 def log(events: EventLog, fit: Fit, step: int, values: Float[Tensor, "P C"]) -> None:
     """The middle slices of the reconstruction, and the selection in them, for TensorBoard."""
-    _, shown = panel(fit, values)
-    events.image(step, "reconstruction", shown.reconstruction)
-    if shown.selection is not None:
-        events.image(step, "selection", shown.selection)
+    log_panel(events, step, panel(fit, values)[1])
 
 
 def write(run: Run, fit: Fit, values: Float[Tensor, "P C"]) -> None:
@@ -38,10 +44,7 @@ def write(run: Run, fit: Fit, values: Float[Tensor, "P C"]) -> None:
     form = fit.signal.form
     assert isinstance(form, VolumeFormat)
     write_volume(run.images / f"reconstruction.{form.extension}", fit.signal.block(values), form)
-    _, shown = panel(fit, values)
-    write_image(run.images / "slices.png", shown.reconstruction)
-    if shown.selection is not None:
-        write_image(run.images / "selection.png", shown.selection)
+    write_panel(run, "slices.png", panel(fit, values)[1])
 
 
 def panel(fit: Fit, values: Float[Tensor, "P C"]) -> tuple[Float[Tensor, "H W C"], Panel]:
