@@ -305,12 +305,14 @@ def timing(scene: Path, samplers: list[str], args: argparse.Namespace) -> dict[s
     steps = alternate({name: training.step for name, training in trainings.items()}, repeats=args.repeats)
     result = {}
     for name, training in trainings.items():
-        seconds = sampler_seconds(training)
+        # On a GPU with synchronization, which training doesn't have.
+        seconds = spent(training, 48, synchronized_clock)
         result[name] = {
             "step_seconds": (own := spread(steps[name])),
             **{f"step_over_{base}": ratio(steps, name, base) for base in (BASELINE, OWN_MANAGER) if base in steps},
-            "sampler_seconds": seconds,
-            "sampler_share": seconds / own["median"],
+            "sampler_seconds": seconds["sampler"],
+            "sampler_share": seconds["sampler"] / own["median"],
+            "rays_seconds": seconds["rays"],
             "kernels": kernels(training),
         }
     return result
@@ -337,41 +339,44 @@ def compare_trees(scene: str, args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def watched(training: Training, watch: Callable[[Callable[..., Any]], Callable[..., Any]], steps: int) -> None:
-    """Some steps in which drawing the rays and recording their errors go through ``watch``."""
-    sampler = training.pipeline.datamanager.train_pixel_sampler
-    with ExitStack() as patches:
-        for method in {"sample", "observe", "metrics"} & set(dir(sampler)):
-            patches.enter_context(mock.patch.object(sampler, method, watch(getattr(sampler, method))))
-        for _ in range(steps):
-            training.step()
+def spent(training: Training, steps: int, reading: Callable[[], float]) -> dict[str, float]:
+    """What a ``reading`` grows by a step in drawing pixels and recording their errors, and in making rays of pixels.
 
+    Rays are made while pixels are drawn where that is done for several steps at once; they count as rays all the same.
+    """
+    data, found = training.pipeline.datamanager, {"sampler": 0.0, "rays": 0.0}
+    within: list[float] = []  # of each call that is going on: what those within it took
 
-def sampler_seconds(training: Training, steps: int = 48) -> float:
-    """Seconds per step spent drawing rays; on a GPU with synchronization, which training doesn't have."""
-    total = 0.0
-
-    def timed(method: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(part: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            nonlocal total
-            start = synchronized_clock()
+            within.append(0.0)
+            start = reading()
             result = method(*args, **kwargs)
-            total += synchronized_clock() - start
+            took = reading() - start
+            found[part] += took - within.pop()
+            if within:
+                within[-1] += took
             return result
 
         return run
 
-    watched(training, timed, steps)
-    return total / steps
+    parts = [(data.train_pixel_sampler, "sampler", name) for name in ("sample", "observe", "metrics")]
+    parts.append((getattr(data, "train_ray_generator", None), "rays", "forward"))  # none of the host's own manager
+    with ExitStack() as patches:
+        for owner, part, name in parts:
+            if hasattr(owner, name):
+                patches.enter_context(mock.patch.object(owner, name, watched(part, getattr(owner, name))))
+        for _ in range(steps):
+            training.step()
+    return {part: total / steps for part, total in found.items()}
 
 
 def kernels(training: Training, steps: int = 16) -> dict[str, float]:
-    """Operations of a step, and of drawing its rays: on a GPU, where these are too small to keep it busy, their number
-    is their cost. The mean of as many steps as lie between two rankings."""
-    whole, own = Kernels(), Kernels()
-    with whole:
-        watched(training, own, steps)
-    return {"step": whole.count / steps, "sampler": own.count / steps}
+    """Operations of a step, and of drawing its pixels and making its rays: on a GPU, where these are too small to keep
+    it busy, their number is their cost. The mean of as many steps as lie between two rankings."""
+    with Kernels() as whole:
+        parts = spent(training, steps, lambda: whole.count)
+    return {"step": whole.count / steps, **parts}
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ image (two with masks). Bytes a pixel are the slope between the smallest and the
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[1080, 1920], help="height and width")
     parser.add_argument("--masks", action="store_true")
     parser.add_argument("--sides", nargs="+", default=SIDES, choices=SIDES)
+    parser.add_argument("--repeats", type=int, default=1, help="of each side, in turn; reported is the median")
     parser.add_argument("--side", help="measure this one here")
     parser.add_argument("--scene", type=Path)
     args = parser.parse_args()
@@ -144,8 +146,15 @@ def main() -> None:
         base = 2 if args.masks else 1  # nerfstudio's sampler fails on one image with a mask
         counts = [base, *sorted(args.frames)]
         scenes = {n: write_scene(Path(folder) / str(n), n, height, width, args.masks) for n in counts}
+        rounds = [  # the sides in turn: memory that the machine has not used before is slow
+            {side: {n: measured(side, scenes[n], n) for n in counts} for side in args.sides}
+            for _ in range(args.repeats)
+        ]
         for side in args.sides:
-            runs = {n: measured(side, scenes[n], n) for n in counts}
+            runs = {
+                n: {key: statistics.median(each[side][n][key] for each in rounds) for key in ("seconds", "peak_mib")}
+                for n in counts
+            }
             rise = runs[counts[-1]]["peak_mib"] - runs[counts[1]]["peak_mib"]
             pixels = (counts[-1] - counts[1]) * height * width
             table[side] = {
@@ -157,7 +166,10 @@ def main() -> None:
             }
             print(side, table[side], flush=True)
     masks = "_masks" if args.masks else ""
-    write_result(f"nerf_memory_{height}p{masks}", {"size": args.size, "masks": args.masks, "sides": table})
+    write_result(
+        f"nerf_memory_{height}p{masks}",
+        {"size": args.size, "masks": args.masks, "repeats": args.repeats, "sides": table},
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from evos.config import check_range
 from evos.errors import InputError
-from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig, warn
+from evos_nerf.pixel_sampler import BUNDLE, EvosPixelSampler, EvosPixelSamplerConfig, warn
 from evos_nerf.rays import RayPool, load_rays
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class EvosData(Host):
         )
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)  # type: ignore
         self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device)).to(self.device)
+        self.train_pixel_sampler.ray_generator = self.train_ray_generator
 
     def setup_eval(self) -> None:
         """As the host does; InputError for an image that cannot be read."""
@@ -95,7 +96,10 @@ class EvosData(Host):
         """The rays of ``step``, chosen by the sampler, and their pixels."""
         self.train_count += 1
         self.last_batch = self.train_pixel_sampler.sample(self.rays, step)
-        return self.train_ray_generator(self.last_batch["indices"]), self.last_batch
+        bundle = self.last_batch.pop(BUNDLE, None)
+        if bundle is None:  # nerfstudio drew the pixels
+            bundle = self.train_ray_generator(self.last_batch["indices"])
+        return bundle, self.last_batch
 
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes

@@ -6,6 +6,7 @@ own uniform sampling.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from jaxtyping import Float
+from nerfstudio.cameras.rays import RayBundle
 from nerfstudio.data.pixel_samplers import PixelSampler, PixelSamplerConfig
 from nerfstudio.utils import colormaps
 from nerfstudio.utils.rich_utils import CONSOLE
@@ -41,6 +43,9 @@ from evos_nerf.tiles import TileGrid, build_grid, largest_count, tile_side
 
 SELECTION = "evos_selection"
 """Where a batch carries the selection that it was drawn from; absent where nerfstudio drew the rays."""
+
+BUNDLE = "evos_ray_bundle"
+"""Where a batch carries its rays, if they were generated together with those of other steps."""
 
 STEPS_AHEAD = 64
 """Maximum number of steps whose rays are drawn at once, where feedback in between would not change the odds."""
@@ -116,6 +121,9 @@ class EvosPixelSampler(PixelSampler):
         self.total_steps = 30_000
         self.group: Any = None
         """Processes with which errors are shared once a ranking; a gloo group, as numbers on the CPU are shared too."""
+        self.ray_generator: Callable[[Tensor], RayBundle] | None = None
+        """Makes rays of pixels (image, y, x). With it those of all steps drawn together are generated at once: a lens'
+        distortion is inverted by a thousand operations, whatever the number of rays."""
         self.rays: RayPool | None = None
         self.grid: TileGrid | None = None
         self.selector: Selector[Any] | None = None
@@ -240,7 +248,11 @@ class EvosPixelSampler(PixelSampler):
         if changes:
             cells = cells[:, evenly(rays, cells.device)]
         points = self.grid.draw(cells.flatten(), self.selector.generator)
-        batch = {key: values.unflatten(0, (steps, rays)) for key, values in self.rays.gather(points).items()}
+        batch: dict[str, Any] = {
+            key: values.unflatten(0, (steps, rays)) for key, values in self.rays.gather(points).items()
+        }
+        if self.ray_generator is not None:
+            batch[BUNDLE] = self.ray_generator(batch["indices"].flatten(0, 1)).reshape((steps, rays))
         return RaysAhead(step, chosen, cells, batch, changes)
 
     def _discard_ahead(self) -> None:

@@ -310,7 +310,8 @@ class RaysAhead:
     selection: Selection
     """That of all steps; its index is not used."""
     cells: Int[Tensor, "n k"]
-    batch: dict[str, Shaped[Tensor, "n k ..."]]
+    batch: dict[str, Any]
+    """Tensors "n k ...", and the bundle of rays "n k" where there is one."""
 
     may_be_fewer: bool = False
     """Whether the first rays of a step stand for all of them; see ``evenly``."""
@@ -320,8 +321,8 @@ class RaysAhead:
         drawn = self.cells.shape[1]
         return 0 <= step - self.first < len(self.cells) and (rays == drawn or (self.may_be_fewer and rays < drawn))
 
-    def at(self, step: int, rays: int) -> tuple[Selection, dict[str, Shaped[Tensor, "k ..."]]]:
-        """Which cells were selected for ``step``, and the pixels drawn from them: views."""
+    def at(self, step: int, rays: int) -> tuple[Selection, dict[str, Any]]:
+        """Which cells were selected for ``step``, and the pixels drawn from them, and their rays: views."""
         number = step - self.first
         batch = {key: values[number, :rays] for key, values in self.batch.items()}
         is_key = self.selection.is_key and number == 0

@@ -155,8 +155,8 @@ MUTATIONS = [
     Mutation(
         "NaN written into the cache",
         "evos/selection/cache.py",
-        "taken = residual.abs().amax(-1) < torch.inf",
-        "taken = torch.ones_like(residual[..., 0], dtype=torch.bool)",
+        "finite = error < torch.inf",
+        "finite = torch.ones_like(error, dtype=torch.bool)",
         CACHE,
     ),
     Mutation(
@@ -190,8 +190,8 @@ MUTATIONS = [
     Mutation(
         "residuals cached unclamped",
         "evos/selection/cache.py",
-        "return residual.clamp(-LARGEST, LARGEST), taken",
-        "return residual, taken",
+        "return residual.clamp(-LARGEST, LARGEST), self",
+        "return residual, self",
         CACHE,
     ),
     Mutation(
@@ -211,8 +211,8 @@ MUTATIONS = [
     Mutation(
         "residuals of masked cells cached",
         "evos/selection/cache.py",
-        "taken = taken & (valid if selection.index is None else valid.gather(1, selection.index))",
-        "pass",
+        "return finite & (valid if selection.index is None else valid.gather(1, selection.index))",
+        "return finite",
         EVOS,
     ),
     # ---- the method
@@ -275,10 +275,17 @@ MUTATIONS = [
     ),
     Mutation(
         "odds by the squared error",
-        "evos/selection/error_sampling.py",
-        ".sqrt(), self.cache.seen",
-        ", self.cache.seen",
+        "evos/selection/cache.py",
+        "error = mean_square(residual.detach().float()).sqrt()",
+        "error = mean_square(residual.detach().float())",
         ERROR,
+    ),
+    Mutation(
+        "a cell without error counts as unseen",
+        "evos/selection/cache.py",
+        "error.clamp(TINY, LARGEST)",
+        "error.clamp(0.0, LARGEST)",
+        CACHE,
     ),
     Mutation(
         "mean error over unseen cells too",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Complex, Inexact
+from jaxtyping import Complex, Float, Inexact
 from torch import Tensor
 
 from evos.config import check_range
@@ -62,10 +62,10 @@ class Wire(MLPField):
         """Gabor wavelet, given omega z."""
         envelope = (self.scale / self.gains[layer_index]) ** 2
         if layer_index == 0:
-            return torch.polar(torch.exp(-envelope * z.square()), z)
+            return wavelet(-envelope * z.square(), z)
         # exp(i (a + ib) - c (a^2 + b^2)) by modulus and phase: cheaper than a complex exponential and a complex |z|.
         a, b = z.real, z.imag
-        return torch.polar(torch.exp(-b - envelope * (a.square() + b.square())), a)
+        return wavelet(-b - envelope * (a.square() + b.square()), a)
 
     def activation_tangents(
         self, z: Inexact[Tensor, "N H"], tangents: Inexact[Tensor, "K N H"], layer_index: int
@@ -77,3 +77,11 @@ class Wire(MLPField):
             return value, value * torch.complex(inward * z * tangents, tangents)
         radial = inward * (z.real * tangents.real + z.imag * tangents.imag)
         return value, value * torch.complex(radial - tangents.imag, tangents.real)
+
+
+def wavelet(exponent: Float[Tensor, "*N H"], phase: Float[Tensor, "*N H"]) -> Complex[Tensor, "*N H"]:
+    """exp(exponent + i phase), of a modulus that is at least the smallest normal number.
+
+    The gradient of ``torch.polar`` divides by the modulus: below that it overflows with the instructions of some CPUs.
+    """
+    return torch.polar(exponent.exp().clamp(min=torch.finfo(exponent.dtype).tiny), phase)

@@ -14,6 +14,8 @@ from evos.errors import InputError
 from evos.fitness import mean_square
 from evos.selection.base import ConfigT, Pool, Selection, Selector
 
+TINY = torch.finfo(torch.float32).tiny
+"""The least error that is told from none."""
 LARGEST = 1e6
 """Cached residuals are clamped to ± this, in [0, 1] units: fitness summed over ten million cells stays finite."""
 
@@ -57,11 +59,15 @@ class Cache(ABC):
     ) -> tuple[Float[Tensor, "B K C"], Bool[Tensor, "B K"]]:
         """Clamped residuals in single precision, and which of them may be written."""
         residual = residual.detach().float()
-        taken = residual.abs().amax(-1) < torch.inf  # false for nan, too
-        if self.valid is not None:
-            valid = self.valid[selection.rows]
-            taken = taken & (valid if selection.index is None else valid.gather(1, selection.index))
-        return residual.clamp(-LARGEST, LARGEST), taken
+        return residual.clamp(-LARGEST, LARGEST), self.writable(selection, residual.abs().amax(-1))
+
+    def writable(self, selection: Selection, error: Float[Tensor, "B K"]) -> Bool[Tensor, "B K"]:
+        """Which of the selected cells may be written: those of finite error that are not masked."""
+        finite = error < torch.inf  # false for nan, too
+        if self.valid is None:
+            return finite
+        valid = self.valid[selection.rows]
+        return finite & (valid if selection.index is None else valid.gather(1, selection.index))
 
     def forget(self, rows: Int[Tensor, " B"]) -> None:
         """Reset some rows, which hold another signal from now on."""
@@ -110,6 +116,37 @@ class ResidualCache(Cache):
         """Residual of every cell, and its square averaged over channels."""
         residual = self.read(rows)
         return residual, mean_square(residual)
+
+
+class ErrorCache(Cache):
+    """The last error of each cell, the root of the residual's square averaged over channels; 0 at unseen cells.
+
+    For strategies that need neither sign nor channels: less to write in each step, and less to read.
+    """
+
+    maps = ("error",)
+
+    def __init__(self, pool: Pool, device: torch.device) -> None:
+        super().__init__(pool, device)
+        self.error: Float[Tensor, "R P"] = torch.zeros(pool.rows, pool.cells, device=device)
+
+    def write(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> None:
+        """Overwrite the errors of the selected cells; a cell selected twice keeps one of its new errors."""
+        error = mean_square(residual.detach().float()).sqrt()
+        taken = self.writable(selection, error)
+        rows, index = selection.rows, selection.index
+        cells = rows if index is None else (rows[:, None], index)
+        # A seen cell's error is above 0.
+        self.error[cells] = torch.where(taken, error.clamp(TINY, LARGEST), self.error[cells])
+
+    def read_error(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
+        """Error of every cell of some rows, 0 at unseen ones; a view, not a copy, where the pool has one row."""
+        return self.error if self.pool.rows == 1 else self.error[rows]
+
+    def errors(self, rows: Int[Tensor, " B"]) -> Errors:
+        """Size of the residual, in place of its channels, and its square."""
+        error = self.read_error(rows)
+        return error[..., None], error.square()
 
 
 class RunningCache(Cache):

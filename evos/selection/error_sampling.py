@@ -16,12 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from evos.config import check_range
-from evos.fitness import mean_square
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
-from evos.selection.cache import CachingSelector, ResidualCache
+from evos.selection.cache import TINY, CachingSelector, ErrorCache
 from evos.selection.draws import capped_sums, stratified_draw
 
-TINY = torch.finfo(torch.float32).tiny
 RENEWED = 0.15
 """Fraction of the cells that is trained on before the odds of a pool of one row are computed anew: a large pool's take
 longer than a step of a small network. At a quarter a SIREN on a tenth of 256² points, with odds of two steps, ends 0.9
@@ -52,11 +50,15 @@ class ErrorSelector(CachingSelector[ErrorConfig]):
     """
 
     state = ("sums",)
-    cache: ResidualCache
+    cache: ErrorCache
 
     def __init__(self, config: ErrorConfig, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
         self.sums: Float[Tensor, "R P"] = self.sums_of(self.all_rows[: pool.rows == 1], 1)
+
+    def make_cache(self) -> ErrorCache:
+        """Errors without signs."""
+        return ErrorCache(self.pool, self.device)
 
     def choose(self, step: int, rows: Int[Tensor, " B"] | None, evaluate: Evaluate | None) -> Selection:
         """``keep_ratio`` of the cells, drawn anew in every step."""
@@ -81,8 +83,8 @@ class ErrorSelector(CachingSelector[ErrorConfig]):
 
     def odds(self, rows: Int[Tensor, " B"]) -> Float[Tensor, "B P"]:
         """Odds of each cell, 1 at the mean error, which unseen cells are assumed to have."""
-        error, seen = mean_square(self.cache.read(rows)).sqrt(), self.cache.seen[rows]
-        uniform = self.config.uniform_ratio
+        error, uniform = self.cache.read_error(rows), self.config.uniform_ratio
+        seen = error > 0
         # Unseen cells have error 0. The mean over no cells is nan, but then nothing uses it.
         relative = error / (error.sum(1, keepdim=True) / seen.sum(1, keepdim=True)).clamp(min=TINY)
         return torch.where(seen, uniform + (1 - uniform) * relative, 1.0)

@@ -52,6 +52,23 @@ def observed(pipeline, monkeypatch):
     return found
 
 
+def test_the_rays_of_all_steps_up_to_the_next_ranking_are_generated_at_once(pipeline, monkeypatch):
+    """Inverting a lens' distortion costs a thousand operations, whatever the number of rays."""
+    data = pipeline("evos-nerfacto", tiles=TilesConfig(warmup_steps=8, rank_interval=8)).datamanager
+    generator = data.train_ray_generator
+    cameras = generator.cameras
+    cameras.distortion_params = torch.tensor([0.1, 0.02, 0, 0, 0.01, -0.01]).expand(len(cameras), 6)
+    counts, forward = [], generator.forward
+    monkeypatch.setattr(generator, "forward", lambda points: (counts.append(len(points)), forward(points))[1])
+    drawn = [data.next_train(step) for step in range(8)]
+    assert counts == [8 * 32]
+    for rays, batch in drawn:
+        alone = forward(batch["indices"])
+        for name in ("origins", "directions", "pixel_area", "camera_indices"):
+            assert torch.equal(getattr(rays, name), getattr(alone, name))
+        assert torch.equal(rays.metadata["directions_norm"], alone.metadata["directions_norm"])
+
+
 @pytest.mark.parametrize(
     ("name", "loss"),
     [("evos-nerfacto", "rgb_loss"), ("evos-depth-nerfacto", "rgb_loss"), ("evos-vanilla-nerf", "rgb_loss_fine")],

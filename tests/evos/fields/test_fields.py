@@ -10,6 +10,7 @@ from torch import nn
 
 from evos.errors import InputError
 from evos.fields import FIELDS, build_field, field_config
+from evos.fields.wire import wavelet
 
 SMALL = {"hidden_features": 8, "hidden_layers": 2}
 EXTRA = {
@@ -178,6 +179,20 @@ def test_sine_layers_start_from_the_papers_uniform_weights(name):
 def test_other_real_layers_start_from_pytorchs_uniform_weights(name):
     for layer in list(build_field(field_config(name), 2, 3, seed=0).layers)[:-1]:
         assert_uniform(layer.weight, 1 / math.sqrt(layer.in_features))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wires_gradient_is_finite_where_a_wavelet_is_below_the_smallest_normal_number(dtype):
+    """That of torch.polar is not where the modulus is 1e-43, in what is left over of vectors of a CPU's width."""
+    smallest = math.log(torch.finfo(dtype).tiny)
+    exponent = torch.linspace(1.2 * smallest, 0, 4096, dtype=dtype).requires_grad_()
+    phase = torch.linspace(-200, 200, 4096, dtype=dtype).requires_grad_()
+    value = torch.cat([wavelet(*each) for each in zip(exponent.split(1), phase.split(1), strict=True)])
+    above = exponent.detach() > smallest
+    torch.testing.assert_close(value[above], torch.exp(torch.complex(exponent, phase))[above], rtol=1e-4, atol=0)
+    assert (value[~above].abs() <= 2 * torch.finfo(dtype).tiny).all()
+    torch.view_as_real(value).sum().backward()
+    assert exponent.grad.isfinite().all() and phase.grad.isfinite().all()
 
 
 def test_wires_real_and_imaginary_weights_start_uniform():

@@ -3,7 +3,7 @@ import torch
 
 from evos.errors import InputError
 from evos.selection import Pool, Selection, TilesConfig, build_selector
-from evos.selection.cache import ResidualCache, RunningCache, pooled_means
+from evos.selection.cache import ErrorCache, ResidualCache, RunningCache, pooled_means
 
 
 def selection(*cells, rows=(0,)):
@@ -37,6 +37,21 @@ def test_pooled_means_of_nothing_seen_are_zero_and_of_much_seen_are_the_cells_ow
     assert (pooled_means(torch.zeros(1, 3, 1, 3, 3), 2.0) == 0).all()
     values, visits = torch.rand(1, 1, 1, 3, 3), torch.full((1, 1, 1, 3, 3), 1e7)
     assert torch.allclose(pooled_means(torch.cat((values * visits, visits), dim=1), 1.0), values, atol=1e-5)
+
+
+def test_an_error_cache_keeps_the_size_of_the_last_residual_and_tells_none_from_never_seen():
+    cache = ErrorCache(Pool(2, (1, 4)), torch.device("cpu"))
+    both = torch.tensor([0, 1])
+    cache.write(selection(0, 1, 2, rows=(1,)), torch.tensor([[[3.0, -4.0], [0.0, 0.0], [1.0, 1.0]]]))
+    assert torch.allclose(cache.read_error(both)[1, [0, 2]], torch.tensor([12.5**0.5, 1.0]))
+    assert 0 < cache.error[1, 1] < 1e-30 and cache.error[1, 3] == 0 and (cache.error[0] == 0).all()
+    cache.write(selection(0, 2, rows=(1,)), torch.tensor([[[torch.nan, 1.0], [-2.0, 2.0]]]))
+    size, square = cache.errors(both)
+    assert torch.allclose(square[1, [0, 2]], torch.tensor([12.5, 4.0])) and torch.equal(size[..., 0], cache.error)
+    cache.write(Selection(torch.tensor([0]), None), torch.full((1, 4, 2), 1e9))
+    assert (cache.error[0] == 1e6).all(), "clamped like residuals"
+    cache.forget(torch.tensor([1]))
+    assert (cache.error[1] == 0).all()
 
 
 def test_a_running_cache_keeps_means_weighted_by_age():

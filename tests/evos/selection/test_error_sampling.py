@@ -82,7 +82,7 @@ def test_a_signal_that_takes_another_s_place_is_drawn_uniformly_at_first():
 
 
 def test_without_error_and_with_only_uniform_odds_all_are_alike():
-    assert selector_with(torch.zeros(1, 5, 1)).odds(torch.tensor([0])).tolist() == [[0.5] * 5]
+    assert selector_with(torch.zeros(1, 5, 1)).odds(torch.tensor([0])).tolist() == [[1.0] * 5]
     assert selector_with(torch.rand(1, 5, 1), uniform_ratio=1.0).odds(torch.tensor([0])).tolist() == [[1.0] * 5]
 
 
