@@ -1,8 +1,8 @@
 """How a field is trained, as sets of defaults by name: what image_regression offers and what evonas searches under.
 
-``fast`` and ``compact`` train a hash grid whose sizes follow from the signal's (``sized_options``): the rule was fitted
-to measurements on other inputs than those reported in docs/results.md. Given another field by name they are the best
-way measured for coordinate networks.
+``fast`` and ``compact`` train a hash grid whose sizes and draws follow from the signal's shape (``sized_options``): the
+rule was fitted to measurements on other inputs than those reported in docs/results.md. Given another field by name they
+are the best way measured for coordinate networks.
 """
 
 import math
@@ -59,11 +59,12 @@ def sized_options(
     *,
     on_disk: bool = False,
 ) -> dict[str, Any]:
-    """What a recipe makes of a signal's shape: the sizes of the grid, and the fraction of points in a step.
+    """What a recipe makes of a signal's shape: the grid's sizes, the selector and its fraction of points in a step.
 
     Six levels of two features, each about twice as fine as the one before, and one hidden layer. With ``fast`` the
     finest has 1.6 times as many vertices along an axis as the longest one has points (0.9 times with three axes or
-    more), with ``compact`` at most so many, and as many as the budget allows.
+    more), with ``compact`` at most so many, and as many as the budget allows. Points are drawn by error, but uniformly
+    along one axis: a step of a sound takes about as long as choosing its points, which is not worth it.
 
     Args:
         recipe: fast or compact.
@@ -93,7 +94,7 @@ def sized_options(
     levels = max(LEVELS, 1 + math.ceil(math.log2(finest / COARSEST))) if on_disk and recipe == "fast" else LEVELS
     keep = min(MOST_POINTS, POINTS_PER_SIDE / math.sqrt(points))
     sizes = {f"field.{name}": value for name, value in asdict(grid(finest, axes, table_log2, levels)).items()}
-    return sizes | {"selector.keep_ratio": round(keep, 6)}
+    return sizes | {"selector": "uniform" if axes == 1 else "error", "selector.keep_ratio": round(keep, 6)}
 
 
 def grid(finest: int, axes: int, table_log2: int = LARGEST_TABLE_LOG2, levels: int = LEVELS) -> HashGridConfig:

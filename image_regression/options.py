@@ -20,6 +20,8 @@ from evos.transforms import TRANSFORMS, TransformConfig
 
 OF_TILES = (TilesConfig, TileErrorConfig)
 """Selectors of cells that are many points each: what evos and error become on a picture that stays on disk."""
+COMMON = tuple(entry.name for entry in fields(SelectorConfig))
+"""Options that every selector has."""
 PARTS: dict[str, Mapping[str, Any]] = {
     "selector": {name: config for name, (config, _) in SELECTORS.items() if config not in OF_TILES},
     "field": FIELDS,
@@ -184,11 +186,15 @@ class Options:
             return self
         run = self.run
         found = sized_options(run.recipe, shape, channels, run.parameters, table_log2, on_disk=on_disk)
-        parts = {}
-        for part in ("field", "selector"):
+        parts: dict[str, Any] = {"field": self.field, "selector": self.selector}
+        if "selector" in self.sized:
+            run = replace(run, selector=found["selector"])
+            common = {name: getattr(self.selector, name) for name in COMMON}
+            parts["selector"] = build_config(PARTS["selector"][run.selector], common, "--selector.")
+        for part, config in parts.items():
             values = {name.partition(".")[2]: found[name] for name in self.sized if name.startswith(f"{part}.")}
-            parts[part] = build_config(type(getattr(self, part)), asdict(getattr(self, part)) | values, f"--{part}.")
-        return replace(self, **parts, sized=())
+            parts[part] = build_config(type(config), asdict(config) | values, f"--{part}.")
+        return replace(self, run=run, **parts, sized=())
 
     def resolved(self) -> dict[str, Any]:
         """Every option by its name on the command line."""
@@ -288,7 +294,10 @@ def open_options(recipe: str, names: Mapping[str, str], given: Collection[str]) 
     if chosen.get("field") != "hashgrid" or names["field"] != "hashgrid":
         return ()
     mine = [part for part in ("field", "selector") if names[part] == chosen[part]]
-    return tuple(n for n in SIZED if n.partition(".")[0] in mine and n not in given)
+    # Options of its own mean the selector that the recipe names.
+    named = any(n.startswith("selector.") and n.partition(".")[2] not in COMMON for n in given)
+    closed = {*given, "selector"} if named else given
+    return tuple(n for n in SIZED if n.partition(".")[0] in mine and n not in closed)
 
 
 def as_config_file(options_: Options) -> str:

@@ -92,6 +92,19 @@ def test_options_that_are_given_beat_the_rule():
     assert options.field.finest_resolution == 410 and options.run.selector == "full"
 
 
+def test_fast_draws_the_points_of_a_sound_uniformly_where_nothing_else_is_said():
+    def drawn(*words, shape=(16384,)):
+        options = grid_of(["--recipe", "fast", *words], shape, 1)[0]
+        assert type(options.selector).name == options.run.selector
+        return options.run.selector, options.selector.keep_ratio
+
+    assert drawn() == ("uniform", 0.125) and drawn(shape=(64, 256)) == ("error", 0.125)
+    assert drawn("--selector", "error") == ("error", 0.125)
+    assert drawn("--selector.uniform_ratio", "0.25") == ("error", 0.125)
+    assert drawn("--selector.keep_ratio", "0.5") == ("uniform", 0.5)
+    assert drawn("--selector", "evos", "--selector.keep_ratio", "0.5") == ("evos", 0.5)
+
+
 def test_a_run_says_what_the_recipe_chose_and_reports_its_size(tmp_path, capsys, no_report):
     argv = ["--recipe", "compact", "--parameters", "9k", "--longer_side", "24", "--steps", "2", "--lpips", "false"]
     main([*argv, "--out", str(tmp_path / "a")])
