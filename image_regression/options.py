@@ -189,7 +189,7 @@ class Options:
         parts: dict[str, Any] = {"field": self.field, "selector": self.selector}
         if "selector" in self.sized:
             run = replace(run, selector=found["selector"])
-            common = {name: getattr(self.selector, name) for name in COMMON}
+            common = {name: value for name, value in asdict(self.selector).items() if name in COMMON}
             parts["selector"] = build_config(PARTS["selector"][run.selector], common, "--selector.")
         for part, config in parts.items():
             values = {name.partition(".")[2]: found[name] for name in self.sized if name.startswith(f"{part}.")}

@@ -32,7 +32,7 @@ from evos.optimizers import (
     update_average,
 )
 from evos.rasters import Raster
-from evos.selection import ErrorCache, Feedback, ResidualCache, Selection, build_selector
+from evos.selection import Feedback, ResidualCache, Selection, build_selector
 from evos.signals import Signal
 from image_regression.options import Options
 from image_regression.sources import PIECE, SOURCES, Points
@@ -82,8 +82,8 @@ class Fit:
         )
         self.cfs_steps = math.floor(run.cfs_ratio * run.steps)
         # Cross-frequency supervision needs residuals of cells not selected, which not every selector keeps.
-        has_signs = self.selector.cache is not None and not isinstance(self.selector.cache, ErrorCache)
-        self.own_cache = None if has_signs else ResidualCache(self.pool, device)
+        cached = self.selector.cache
+        self.own_cache = None if cached is not None and cached.has_signs else ResidualCache(self.pool, device)
         self.work, self.train_seconds = Work(), 0.0
         self.visits = torch.zeros(self.pool.cells, dtype=torch.int32, device=device)
         # What is split is split as finely as costs no time: a pass keeps every layer's activations.

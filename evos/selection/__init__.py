@@ -9,7 +9,7 @@ from torch import Tensor
 from evos.errors import InputError, unknown_name
 from evos.selection.base import Feedback, Pool, Selection, Selector, SelectorConfig
 from evos.selection.baselines import FullConfig, FullSelector, UniformConfig, UniformSelector
-from evos.selection.cache import ErrorCache, ResidualCache
+from evos.selection.cache import ResidualCache
 from evos.selection.edge_priors import EgraConfig, EgraSelector, ExpansiveConfig, ExpansiveSelector
 from evos.selection.error_sampling import ErrorConfig, ErrorSelector
 from evos.selection.evos import EvosConfig, EvosSelector
@@ -73,7 +73,6 @@ def build_selector(
 __all__ = [
     "SELECTORS",
     "EgraConfig",
-    "ErrorCache",
     "ErrorConfig",
     "EvosConfig",
     "ExpansiveConfig",

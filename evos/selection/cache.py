@@ -34,6 +34,9 @@ class Cache(ABC):
     """Names of the tensors, "R P" or "R P C"; those that are None are allocated at the first write, which determines
     C."""
 
+    has_signs: ClassVar[bool] = True
+    """Whether residuals are kept with their signs and channels, or only their size."""
+
     def __init__(self, pool: Pool, device: torch.device) -> None:
         self.pool, self.device = pool, device
         self.valid = None if pool.mask is None else pool.mask.to(device)
@@ -125,6 +128,7 @@ class ErrorCache(Cache):
     """
 
     maps = ("error",)
+    has_signs = False
 
     def __init__(self, pool: Pool, device: torch.device) -> None:
         super().__init__(pool, device)
