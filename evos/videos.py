@@ -56,7 +56,7 @@ def read_video(
 ) -> tuple[Float[Tensor, "T H W C"], VideoFormat]:
     """A video in [0, 1], RGB, upright as its display matrix says, and its format, MP4 of a film, GIF of an animation.
 
-    Films of Matroska and WebM do not say how many frames they have: that their end is missing is not noticed.
+    Films of Matroska and WebM say how long they are, not of how many frames: a missing end is noticed from a tenth on.
 
     Args:
         path: a film, or an animation (GIF, WebP, PNG).
@@ -136,10 +136,22 @@ def _film(
             raise InputError(str(path), "a file without pictures", _WHOLE)
         stream = file.streams.video[0]
         declared, rate = stream.frames, float(stream.average_rate or stream.guessed_rate or RATE)
-        frames = _collect((_upright(frame) for frame in file.decode(stream)), path, longer_side, most_frames)
-    wanted = declared if most_frames is None else min(declared, most_frames)
-    if len(frames) < wanted:
+        seconds = (file.duration or 0) / av.time_base if len(file.streams) == 1 else 0.0  # a sound may be longer
+        times: list[float] = []
+
+        def upright() -> Iterator[Float[Tensor, "H W C"]]:
+            for frame in file.decode(stream):
+                times.append(frame.time or 0.0)
+                yield _upright(frame)
+
+        frames = _collect(upright(), path, longer_side, most_frames)
+    if most_frames is not None and len(frames) == most_frames:
+        return frames, rate
+    if len(frames) < declared:
         raise InputError(str(path), f"a truncated video, of {len(frames)} frames in place of {declared}", _WHOLE)
+    # The last frame is shown for a while, in recordings of a screen for long.
+    if not declared and times[-1] - times[0] + 2 / rate < 0.9 * seconds:
+        raise InputError(str(path), f"a truncated video, of {times[-1]:.1f} s in place of {seconds:.1f} s", _WHOLE)
     return frames, rate
 
 

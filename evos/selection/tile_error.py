@@ -15,10 +15,8 @@ from torch import Tensor
 
 from evos.config import check_range
 from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
-from evos.selection.cache import CachingSelector, RunningCache
+from evos.selection.cache import TINY, CachingSelector, RunningCache
 from evos.selection.draws import stratified_draw, widest_float
-
-TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)

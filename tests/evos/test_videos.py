@@ -111,6 +111,16 @@ def test_a_film_of_fewer_frames_than_its_header_says_is_refused(tmp_path):
     assert len(read_video(tmp_path / "a.mp4", most_frames=5)[0]) == 5
 
 
+def test_a_film_that_ends_before_its_time_is_refused_where_no_frames_are_counted(tmp_path):
+    write_video(tmp_path / "a.mkv", torch.rand(40, 48, 64, 3), 10)
+    data = (tmp_path / "a.mkv").read_bytes()
+    assert len(read_video(tmp_path / "a.mkv")[0]) == 40
+    (tmp_path / "a.mkv").write_bytes(data[: int(0.6 * len(data))])
+    with pytest.raises(InputError, match=r"a truncated video, of 2\.\d s in place of 4\.0 s"):
+        read_video(tmp_path / "a.mkv")
+    assert len(read_video(tmp_path / "a.mkv", most_frames=5)[0]) == 5
+
+
 def test_one_frame_is_no_video(tmp_path):
     (tmp_path / "a.gif").write_bytes(iio.imwrite("<bytes>", np.zeros((4, 4, 3), np.uint8), extension=".gif"))
     with pytest.raises(InputError, match="a video of 1 frames; allowed: at least 2"):

@@ -244,6 +244,22 @@ def test_bad_signals_are_one_line_and_leave_nothing(tmp_path, refused, three_axe
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["clip.mp4", "hill.npy", "box.ply"])
+@pytest.mark.parametrize("largest", [1_000, 5_000, 50_000])
+def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_file(name, largest, tmp_path, three_axes, start):
+    folder = tmp_path / "run"
+    argv = [*QUIET, "--steps", "20", "--save_every", "5", "--longer_side", "16", "--input", str(three_axes(name))]
+    argv += ["--out", str(folder)]
+    program = start(*argv, largest_file=largest)
+    assert program.wait() == 2
+    (line,) = program.stderr.splitlines()
+    assert line.startswith("error: ") and str(folder) in line and "File too large" in line
+    assert not (folder / "metrics.json").exists()
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+    assert start(*argv, "--resume").wait() == 0
+    assert metrics_of(folder)["steps"] == 20
+
+
 def test_pictures_of_other_sizes_are_no_frames(tmp_path, refused, picture):
     picture("in/a.png")
     picture("in/b.png", size=(5, 5))
