@@ -95,7 +95,7 @@ def read_at(curve: Sequence[Point], bits: float) -> float | None:
 def tested(codec: Codec, scale: int = 1) -> Source:
     """The test part of a run's pictures, read at ``scale`` times the run's size."""
     options = codec.options
-    data = replace(options.data, size=scale * options.data.size)
+    data = replace(options.data, size=scale * options.data.size, fine=1)
     sources = find_sources(options.sources, data, seed=options.run.seed, world=World(), train=False)
     source = next(iter(sources.test.values()))
     if not isinstance(source, Source):

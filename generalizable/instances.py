@@ -33,6 +33,8 @@ class Instance:
     """Camera to world, looking along -z with y up (OpenGL's convention)."""
     focal: Float[Tensor, "*B"] | None = None
     """Focal length in pixels."""
+    finer: Float[Tensor, "*B 3 H W"] | None = None
+    """The picture at a higher resolution, where training values are taken from one."""
 
     def to(self, device: torch.device) -> "Instance":
         """The same on a device."""

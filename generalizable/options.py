@@ -117,6 +117,11 @@ class DataConfig:
     size: int = 178
     """Side of a picture or view in pixels: the middle square is cut out and resized, antialiased; at least 8."""
 
+    fine: int = 1
+    """Training values of a picture come from one so many times as fine along each side: of the pixels within each cell
+    one, drawn at random, is trained on in a step, while patterns are made from the picture at ``size``. For decoding at
+    higher resolutions; at least 1, images only."""
+
     seconds: float = 1.0
     """Length of a sound, above 0; shorter recordings end in silence."""
 
@@ -171,6 +176,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_choices(self)
         check_range("size", self.size, 8)
+        check_range("fine", self.fine, 1)
+        if self.fine > 1 and self.task != "image":
+            raise InputError("fine", self.fine, f"1, for {self.task}")
         check_range("seconds", self.seconds, 0, open_low=True)
         check_range("rate", self.rate, 1000)
         check_range("views", self.views, 2)
@@ -279,6 +287,8 @@ class Options:
             raise InputError("data.augment", True, "false with the error selector, which remembers errors by place")
         if self.data.augment and self.data.task == "views":
             raise InputError("data.augment", True, "false, for views")
+        if self.data.fine > 1 and self.train.coord_noise > 0:
+            raise InputError("train.coord_noise", self.train.coord_noise, "0 with data.fine, which knows what is there")
         if getattr(self.model, "view_places", False):
             check_range("data.eval_support_views", self.data.eval_support_views, 1, self.data.support_views)
         if self.train.inner_points == "selected" and self.data.task == "views":

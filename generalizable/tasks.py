@@ -159,6 +159,12 @@ class SignalTask(ABC):
         ``noise``: width, in cells, of uniform noise around the centres; rays have none.
         """
 
+    def training_points(
+        self, instance: Instance, index: Int[Tensor, "B K"] | None, noise: float
+    ) -> tuple[Float[Tensor, "_ K D"], Float[Tensor, "B K C"]]:
+        """What a step trains on in the chosen cells, or with None in all: ``points``, and the values there."""
+        return self.points(instance, index, noise), take(self.cells(instance.signal), index)
+
     @abstractmethod
     def decoding_points(
         self, instance: Instance | None, views: Sequence[int], scale: int, batch: int, count: int, device: torch.device
@@ -255,18 +261,21 @@ class GridTask(SignalTask):
     def __init__(self, config: DataConfig) -> None:
         super().__init__(config)
         self.centres: coords.Centres = config.centres
-        self._grids: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._grids: dict[tuple[torch.device, int], tuple[Tensor, Tensor]] = {}
 
     def prepare(self, device: torch.device) -> None:
-        """Make the grid."""
+        """Make the grids."""
         self.grid(device)
+        self.grid(device, self.config.fine)
 
-    def grid(self, device: torch.device) -> tuple[Float[Tensor, "P D"], Float[Tensor, " D"]]:
-        """Coordinates of all cells and the distances between neighbours; made once for a device."""
-        if device not in self._grids:
-            spacing = torch.tensor(coords.spacing(self.shape, centres=self.centres), device=device)
-            self._grids[device] = coords.grid(self.shape, device, centres=self.centres), spacing
-        return self._grids[device]
+    def grid(self, device: torch.device, scale: int = 1) -> tuple[Float[Tensor, "P D"], Float[Tensor, " D"]]:
+        """Coordinates of all cells of a grid ``scale`` times as fine, and the distances between neighbours; made once
+        for a device."""
+        if (device, scale) not in self._grids:
+            shape = tuple(scale * side for side in self.shape)
+            spacing = torch.tensor(coords.spacing(shape, centres=self.centres), device=device)
+            self._grids[device, scale] = coords.grid(shape, device, centres=self.centres), spacing
+        return self._grids[device, scale]
 
     def points(
         self, instance: Instance, index: Int[Tensor, "B K"] | None = None, noise: float = 0.0
@@ -301,7 +310,24 @@ class ImageTask(GridTask):
 
     def load(self, path: Path, piece: int = 0, generator: np.random.Generator | None = None) -> Instance:
         """The middle square of a picture, or an augmented window of it."""
-        return Instance(picture(path, self.config.size, generator, self.config.resize))
+        size, fine, resize = self.config.size, self.config.fine, self.config.resize
+        found = picture(path, fine * size, generator, resize)
+        if fine == 1:
+            return Instance(found)
+        return Instance(resized(rearrange(found, "c h w -> h w c"), (size, size), resize), finer=found)
+
+    def training_points(
+        self, instance: Instance, index: Int[Tensor, "B K"] | None, noise: float
+    ) -> tuple[Float[Tensor, "_ K D"], Float[Tensor, "B K C"]]:
+        """See ``SignalTask.training_points``; of finer pictures a random pixel within each cell."""
+        if instance.finer is None:
+            return super().training_points(instance, index, noise)
+        device, size, fine = instance.signal.device, self.config.size, self.config.fine
+        cells = torch.arange(size**2, device=device)[None] if index is None else index
+        inside = torch.randint(fine, (2, *cells.shape), device=device)
+        pixels = (fine * (cells // size) + inside[0]) * fine * size + fine * (cells % size) + inside[1]
+        values = take(self.cells(instance.finer), pixels.expand(len(instance.signal), -1))
+        return self.grid(device, fine)[0][pixels], values
 
     def cells(self, signal: Float[Tensor, "B C H W"]) -> Float[Tensor, "B P C"]:
         """Pixels, row by row."""

@@ -28,7 +28,7 @@ from generalizable.instances import Instance
 from generalizable.models import Model, build_model
 from generalizable.options import PAPER_LR, Options, TrainConfig
 from generalizable.rows import Rows
-from generalizable.tasks import build_task, take
+from generalizable.tasks import build_task
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -103,9 +103,7 @@ class Trainer:
         self.network.train()
         instance = batch.instance.to(self.device)
         selection = self.selector.select(step, self.assign(batch.keys))
-        index = selection.index
-        points = self.task.points(instance, index, train.coord_noise)
-        target = take(self.task.cells(instance.signal), index)
+        points, target = self.task.training_points(instance, selection.index, train.coord_noise)
         data = self.support(instance, self.task.draw_support_views(), points, target)
         self.points_trained += target.shape[0] * target.shape[1] * self.world.size
 

@@ -170,6 +170,29 @@ def test_noise_stays_in_its_cell(tiny, pictures):
     assert 0.8 / 8 < float(offset.abs().max()) <= 1 / 8 and abs(float(offset.mean())) < 0.02
 
 
+@pytest.mark.parametrize("chosen", ["all", "some"])
+def test_of_finer_pictures_a_random_pixel_of_each_cell_is_trained_on(tiny, pictures, chosen):
+    trainer, instances = build([*tiny, "data.size=8", "data.fine=3"], pictures)
+    instance = batch_of(instances, 0, 1).instance
+    assert instance.signal.shape == (2, 3, 8, 8) and instance.finer.shape == (2, 3, 24, 24)
+    means = instance.finer.unfold(2, 3, 3).unfold(3, 3, 3).mean((-1, -2))
+    assert (instance.signal - means).abs().mean() < 0.02
+    index = None if chosen == "all" else torch.tensor([[0, 9, 63, 9], [5, 5, 62, 1]])
+    places = []
+    for _ in range(20):
+        points, target = trainer.task.training_points(instance, index, 0.0)
+        assert points.shape == ((1, 64, 2) if index is None else (2, 4, 2)) and len(target) == 2
+        row, column = ((points + 1) / 2 * 24 - 0.5).round().long().unbind(-1)  # cells' centres
+        cells = torch.arange(64)[None] if index is None else index
+        assert torch.equal(row // 3 * 8 + column // 3, cells)
+        for one in range(2):
+            at = one if index is not None else 0
+            assert torch.equal(target[one], instance.finer[one][:, row[at], column[at]].T)
+        places.append(torch.stack((row % 3, column % 3)))
+    assert all((torch.stack(places) == place).any() for place in range(3))
+    assert trainer.task.evaluation_target(instance).shape == (2, 64, 3)
+
+
 def test_views_are_made_from_support_rays_and_judged_on_held_out_ones(tiny, scenes):
     words = [*tiny, "data.task=views", "data.views=6", "data.eval_support_views=3", "model.samples=4"]
     trainer, instances = build(words, scenes)
@@ -383,7 +406,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     for name, tensor in whole["model"].items():
         assert torch.equal(parts["model"][name], tensor)
     assert whole["gradient_norm"] > 0 and torch.equal(parts["gradient_norm"], whole["gradient_norm"])
-    for name in ("residual", "seen", "generator"):
+    for name in ("error", "generator"):
         own = [state["processes"][0]["selector"][name] for state in (whole, parts)]
         assert torch.equal(*own)
     assert metrics_of(tmp_path / "parts")["psnr"] == metrics_of(tmp_path / "whole")["psnr"]
