@@ -140,8 +140,8 @@ MUTATIONS = [
     Mutation(
         "the parents' split rounded instead of cut",
         "evos/selection/crossover.py",
-        "from_low = (open_places * p).long()",
-        "from_low = (open_places * p).round().long()",
+        "from_low = (open_places * p).int()",
+        "from_low = (open_places * p).round().int()",
         CROSSOVER,
     ),
     Mutation(
@@ -635,7 +635,7 @@ MUTATIONS = [
         SHAPES,
     ),
     Mutation(
-        "threeaxes: a film without its end passes", "evos/videos.py", "if len(frames) < wanted:", "if False:", VIDEOS
+        "threeaxes: a film without its end passes", "evos/videos.py", "if len(frames) < declared:", "if False:", VIDEOS
     ),
     Mutation(
         "threeaxes: frames shown longer are read once",

@@ -63,24 +63,25 @@ def cross_select(
     common = low_parent & high_parent
     only_low, only_high = low_parent ^ common, high_parent ^ common
 
-    shared = common.sum(1, keepdim=True)
-    open_places = n - shared
+    # Places take half the memory of indices, of which a large pool has several at once here.
+    shared = common.sum(1, keepdim=True, dtype=torch.int32)
+    open_places = (n - shared).int()
     mean_low, mean_high = masked_mean(low, counted), masked_mean(high, counted)
     p = mean_low / (mean_low + mean_high).clamp(min=torch.finfo(low.dtype).tiny)
-    from_low = (open_places * p).long()
+    from_low = (open_places * p).int()
 
     # Places among the members of a group, and positions in the result, both from 1.
-    place_low = only_low.cumsum(1)
-    place_high = only_high.gather(1, high_order).cumsum(1).gather(1, high_rank)
+    place_low = only_low.cumsum(1, dtype=torch.int32)
+    place_high = only_high.gather(1, high_order).cumsum(1, dtype=torch.int32).gather(1, high_rank)
     taken_low, taken_high = only_low & (place_low <= from_low), only_high & (place_high <= open_places - from_low)
 
     # Without a third sort: the intersection, those taken from low, those from high, all others.
     rest = ~(common | taken_low | taken_high)
-    position = n + rest.cumsum(1)
+    position = (shared + open_places) + rest.cumsum(1, dtype=torch.int32)
     position = torch.where(taken_high, shared + from_low + place_high, position)
     position = torch.where(taken_low, shared + place_low, position)
-    position = torch.where(common, common.cumsum(1), position)
-    return torch.empty_like(low_order).scatter_(1, position - 1, low_order)
+    position = torch.where(common, common.cumsum(1, dtype=torch.int32), position)
+    return torch.empty_like(low_order).scatter_(1, (position - 1).long(), low_order)
 
 
 CROSSOVERS = {"none": cross_none, "add": cross_add, "select": cross_select}
