@@ -50,6 +50,10 @@ BUNDLE = "evos_ray_bundle"
 STEPS_AHEAD = 64
 """Maximum number of steps whose rays are drawn at once, where feedback in between would not change the odds."""
 
+RAYS_AHEAD = 1 << 18
+"""Maximum number of rays that are drawn at once, where a step has fewer: making a ray of a pixel behind a lens takes
+about 250 bytes."""
+
 SPARE = 8
 """Where the number of rays changes from step to step, one in so many more is drawn ahead than the first step needs."""
 
@@ -264,7 +268,8 @@ class EvosPixelSampler(PixelSampler):
         assert self.selector is not None
         # Past the planned end of training any step may be the last.
         left = max(1, self.selector.total_steps + 1 - step)
-        return min(self.selector.steps_alike(step), STEPS_AHEAD, left)
+        fitting = max(1, RAYS_AHEAD // self.num_rays_per_batch)
+        return min(self.selector.steps_alike(step), STEPS_AHEAD, fitting, left)
 
     # ---- grids of tiles ----------------------------------------------------------------------------------------
 

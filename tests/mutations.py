@@ -791,8 +791,8 @@ MUTATIONS = [
     Mutation(
         "rays drawn ahead past a ranking",
         "evos_nerf/pixel_sampler.py",
-        "min(self.selector.steps_alike(step), STEPS_AHEAD, left)",
-        "min(STEPS_AHEAD, left)",
+        "min(self.selector.steps_alike(step), STEPS_AHEAD, fitting, left)",
+        "min(STEPS_AHEAD, fitting, left)",
         SAMPLER,
     ),
     Mutation(

@@ -178,6 +178,18 @@ def test_fewer_rays_than_were_drawn_keep_the_fraction_of_survivors():
         assert len(selected) == rays and survivors == pytest.approx(0.5, abs=0.12)
 
 
+def test_no_more_rays_are_drawn_ahead_than_fit(monkeypatch):
+    monkeypatch.setattr("evos_nerf.pixel_sampler.RAYS_AHEAD", 64)
+    one, drawn = sampler(rays=16), []
+    draw = type(one)._draw
+    monkeypatch.setattr(type(one), "_draw", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    learn(one, images(), 8)
+    assert [len(ahead.cells) for ahead in drawn] == [4, 4]
+    one.set_num_rays_per_batch(100)
+    learn(one, images(), 1, start=8)
+    assert len(drawn[-1].cells) == 1
+
+
 def test_a_step_that_does_not_follow_the_last_one_is_drawn_alone_and_anew(monkeypatch):
     """ns-export asks for step 0 over and over."""
     one, drawn = sampler(), []
