@@ -81,7 +81,6 @@ class EvosData(Host):
         )
         self.train_pixel_sampler = self._get_pixel_sampler(self.train_dataset, self.config.train_num_rays_per_batch)  # type: ignore
         self.train_ray_generator = RayGenerator(self.train_dataset.cameras.to(self.device)).to(self.device)
-        self.train_pixel_sampler.ray_generator = self.train_ray_generator
 
     def setup_eval(self) -> None:
         """As the host does; InputError for an image that cannot be read."""
@@ -95,9 +94,12 @@ class EvosData(Host):
     def next_train(self, step: int) -> tuple[RayBundle, dict[str, Any]]:
         """The rays of ``step``, chosen by the sampler, and their pixels."""
         self.train_count += 1
+        # A host's own may learn, or differ from step to step.
+        is_fixed = type(self.train_ray_generator) is RayGenerator
+        self.train_pixel_sampler.ray_generator = self.train_ray_generator if is_fixed else None
         self.last_batch = self.train_pixel_sampler.sample(self.rays, step)
         bundle = self.last_batch.pop(BUNDLE, None)
-        if bundle is None:  # nerfstudio drew the pixels
+        if bundle is None:
             bundle = self.train_ray_generator(self.last_batch["indices"])
         return bundle, self.last_batch
 

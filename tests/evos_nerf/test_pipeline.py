@@ -20,6 +20,7 @@ from torch import nn
 pytest.importorskip("nerfstudio")
 
 from nerfstudio.engine.callbacks import TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.model_components.ray_generators import RayGenerator
 
 from evos.errors import InputError
 from evos.selection import SoftConfig, TilesConfig
@@ -67,6 +68,24 @@ def test_the_rays_of_all_steps_up_to_the_next_ranking_are_generated_at_once(pipe
         for name in ("origins", "directions", "pixel_area", "camera_indices"):
             assert torch.equal(getattr(rays, name), getattr(alone, name))
         assert torch.equal(rays.metadata["directions_norm"], alone.metadata["directions_norm"])
+
+
+def test_a_ray_generator_of_the_host_s_own_is_asked_in_every_step(pipeline):
+    class Turning(RayGenerator):
+        steps = 0
+
+        def forward(self, ray_indices):
+            self.steps += 1
+            rays = super().forward(ray_indices)
+            rays.origins = rays.origins + self.steps
+            return rays
+
+    data = pipeline("evos-nerfacto").datamanager
+    data.train_ray_generator = Turning(data.train_dataset.cameras)
+    for step in range(3):
+        rays, batch = data.next_train(step)
+        plain = RayGenerator(data.train_dataset.cameras)(batch["indices"])
+        assert torch.equal(rays.origins, plain.origins + step + 1)
 
 
 @pytest.mark.parametrize(
