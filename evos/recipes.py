@@ -64,7 +64,7 @@ def sized_options(
     Six levels of two features, each about twice as fine as the one before, and one hidden layer. With ``fast`` the
     finest has 1.6 times as many vertices along an axis as the longest one has points (0.9 times with three axes or
     more), with ``compact`` at most so many, and as many as the budget allows. Points are drawn by error, but uniformly
-    along one axis: a step of a sound takes about as long as choosing its points, which is not worth it.
+    along one axis: choosing a sound's points by error takes more time than it saves.
 
     Args:
         recipe: fast or compact.

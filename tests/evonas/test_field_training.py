@@ -89,7 +89,8 @@ def test_a_batch_trains_as_image_regression_does(name, optimizer, targets):
         fit.step(step)
     batch = trained([(own, target) for target in targets], 25)
     for mine, theirs in zip(batch.stack.fields[0].parameters(), fit.field.parameters(), strict=True):
-        assert torch.allclose(mine, theirs, atol=1e-4)  # rounding: 3e-5 of a Gaussian on some CPUs
+        # Rounding: 3e-5 of a Gaussian on some CPUs.
+        assert torch.allclose(mine, theirs, atol=1e-4 if name == "gauss" else 1e-5)
     assert batch.psnrs()[0] == pytest.approx(fit.psnr(), abs=1e-3)
     assert batch.psnrs()[0] == pytest.approx(fit.psnr(), abs=1e-3)  # measuring changes nothing
 
