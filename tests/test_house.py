@@ -134,6 +134,13 @@ def test_links_lead_somewhere(path):
     assert broken == []
 
 
+def test_every_benchmark_is_listed():
+    programs = {path.name for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()}
+    listed = re.findall(r"`(\w+\.py)`", document("benchmarks/README.md"))
+    assert programs and sorted(programs - set(listed)) == []
+    assert [name for name in listed if not (ROOT / "benchmarks" / name).exists()] == []
+
+
 def test_every_page_of_results_links_to_recorded_runs():
     for name in ("results", "neutral_benchmark", "derivatives", "generalizable"):
         found = [target for _, target, _ in links(ROOT / "docs" / f"{name}.md") if target.endswith(".json")]

@@ -23,6 +23,7 @@ sys.path.append(str(ROOT / "benchmarks"))  # as its scripts have it
 
 import common  # noqa: E402
 import neutral  # noqa: E402
+import neutral_pareto as pareto  # noqa: E402
 import neutral_report as report  # noqa: E402
 import neutral_search  # noqa: E402
 import neutral_suites as suites  # noqa: E402
@@ -156,6 +157,31 @@ def test_the_plot_is_a_picture_with_a_panel_for_each_contest(tmp_path):
 
 
 # ---- what is compared
+
+
+def result(*measured: tuple[str, int, float | None], inputs: tuple[str, ...] = ("/data/00.png",)) -> dict:
+    rows = [
+        {"field": field, "strategy": "error", "lr": {"9": 1e-3}, "measures": {"seconds to 35": {"mean": seconds}}}
+        for field, _, seconds in measured
+    ]
+    contest = {"recipe": "fast", "keep": "recipe", "size": 16, "rows": rows}
+    sizes = {f"fast recipe 16 {field} error 9": parameters for field, parameters, _ in measured}
+    return {"protocol": {"inputs": list(inputs)}, "parameters": sizes, "contests": [contest]}
+
+
+def test_the_front_is_what_nothing_smaller_beats_in_time(tmp_path):
+    slow = result(("siren", 100, 9.0), ("wire", 200, None))
+    quick = result(("hashgrid", 300, 1.0), ("finer", 100, 8.0), ("gauss", 300, 2.0), ("mlp", 400, 1.5))
+    found = pareto.entrants([slow, quick], 35)
+    assert "wire, fast, error" not in {each.name for each in found}  # one of its runs never had 35 dB
+    assert [each.name.split(",")[0] for each in pareto.front(found)] == ["finer", "hashgrid"]
+    pareto.write_picture(tmp_path / "front.png", found, 35)
+    assert read_image(tmp_path / "front.png").pixels.shape[:2] == (450, 700)
+
+
+def test_results_of_other_inputs_are_not_drawn_together():
+    with pytest.raises(InputError, match="the same inputs"):
+        pareto.entrants([result(("siren", 1, 1.0)), result(("siren", 1, 1.0), inputs=("/data/01.png",))], 35)
 
 
 def test_options_of_a_variant_go_to_the_run_or_to_its_selector():

@@ -1,0 +1,99 @@
+"""Seconds to a PSNR against parameters, of every entrant of results of neutral.py: what nothing else dominates.
+
+    python benchmarks/neutral_pareto.py NAME... [--target 35 --out docs/fields.png]
+
+NAME is a result, such as neutral_fields_128. Only entrants whose runs all reach the PSNR are drawn; a line joins those
+that are on the front, i.e. no other is both faster and smaller. Results are only comparable where input, size and
+machine are the same, which is checked for input and size.
+"""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+
+from evos.errors import InputError, exit_on_input_error
+from evos.runs.files import read_json, save_figure
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A field that was trained with a strategy."""
+
+    name: str
+    parameters: int
+    seconds: float
+
+
+def entrants(results: Iterable[dict[str, Any]], target: float) -> list[Entrant]:
+    """All whose runs reach ``target`` dB; InputError where results are of other inputs or sizes than the first."""
+    found, places = [], []
+    for result in results:
+        for contest in result["contests"]:
+            places.append((contest["size"], [Path(name).name for name in result["protocol"]["inputs"]]))
+            if places[-1] != places[0]:
+                raise InputError("NAME", f"results of {places[0]} and of {places[-1]}", "one size, the same inputs")
+            for row in contest["rows"]:
+                measured = row["measures"].get(f"seconds to {target:g}", {"mean": None})
+                steps = max(map(int, row["lr"]))
+                place = contest["recipe"], contest["keep"], contest["size"], row["field"], row["strategy"], steps
+                if measured["mean"] is not None:
+                    name = f"{row['field']}, {contest['recipe']}, {row['strategy']}"
+                    found.append(Entrant(name, result["parameters"][" ".join(map(str, place))], measured["mean"]))
+    return found
+
+
+def front(found: Sequence[Entrant]) -> list[Entrant]:
+    """Those that no other beats in both seconds and parameters, from the smallest to the largest."""
+    kept: list[Entrant] = []
+    for each in sorted(found, key=lambda entrant: (entrant.parameters, entrant.seconds)):
+        if not kept or each.seconds < kept[-1].seconds:
+            kept.append(each)
+    return kept
+
+
+def write_picture(path: Path, found: Sequence[Entrant], target: float) -> None:
+    """Both axes logarithmic; strategies of one field share a colour."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    fields = sorted({each.name.split(", ")[0] for each in found})
+    for each in found:
+        field, recipe, strategy = each.name.split(", ")
+        filled = "none" if strategy == "uniform" else None
+        axis.scatter(each.parameters, each.seconds, color=f"C{fields.index(field)}", facecolors=filled, zorder=3)
+        if strategy != "uniform":
+            place = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": "small"}
+            axis.annotate(f"{field}, {recipe}", (each.parameters, each.seconds), **place)
+    best = front(found)
+    axis.step([e.parameters for e in best], [e.seconds for e in best], "k:", where="post", zorder=1)
+    axis.set(xscale="log", yscale="log", xlabel="parameters", ylabel=f"seconds to {target:g} dB")
+    axis.set_title("by error: filled; uniformly: open; dotted: the front", fontsize="medium")
+    axis.grid(alpha=0.3, which="both")
+    save_figure(figure, path)
+
+
+@exit_on_input_error
+def main(argv: list[str] | None = None) -> None:
+    """Read, print the front, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", metavar="NAME")
+    parser.add_argument("--target", type=float, default=35)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "fields.png")
+    args = parser.parse_args(argv)
+    found = entrants([read_json(RESULTS / f"{name}.json")["results"] for name in args.names], args.target)
+    if not found:
+        raise InputError("--target", args.target, "a PSNR that all runs of some entrant reach")
+    for each in sorted(found, key=lambda entrant: entrant.seconds):
+        mark = "*" if each in front(found) else " "
+        print(f"{mark} {each.seconds:8.2f} s {each.parameters:10,} parameters  {each.name}")
+    write_picture(args.out, found, args.target)
+
+
+if __name__ == "__main__":
+    main()
