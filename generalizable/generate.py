@@ -99,8 +99,9 @@ class Distribution:
         self.score = search.best_score_ / components - isotropic
 
     def draw(self, count: int) -> Float[np.ndarray, "count F"]:
-        """Vectors of their own."""
-        return self.axes.inverse_transform(self.mixture.sample(count)[0])
+        """Vectors of their own, in random order of the Gaussians that they are from."""
+        white = np.random.default_rng(self.mixture.random_state).permutation(self.mixture.sample(count)[0])
+        return self.axes.inverse_transform(white)
 
 
 def as_vectors(signals: Iterable[Encoded]) -> Float[np.ndarray, "N F"]:
