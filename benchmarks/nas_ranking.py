@@ -129,7 +129,8 @@ def main() -> None:
     if args.one:
         return print(json.dumps(run_one(args.one, args, options)))
     settings = {name: getattr(args, name) for name in ("networks", "steps", "subnet_steps", "lr", "size")}
-    sources = [ROOT / "evonas" / f"{name}.py" for name in ("blocks", "supernet", "training", "tasks", "space")]
+    sources = [ROOT / "evonas" / f"{name}.py" for name in ("blocks", "supernet", "training", "space")]
+    sources += sorted((ROOT / "evonas" / "tasks").glob("*.py"))
     shown = [str(value) for value in (*list(settings.values())[:-1], *args.size)]
     supernets = [f"{kind} {seed}" for seed in args.seeds for kind in KINDS]
     alone = [f"scratch {number} {seed}" for seed in args.seeds for number in range(args.networks)]

@@ -159,6 +159,27 @@ def test_both_supernets_get_as_many_steps_of_a_subnet():
     assert len({gene for step in range(1, 99) for gene in random.genomes(0, step)[0][:1]}) == 6
 
 
+def test_the_ranking_program_writes_what_its_trainings_found(monkeypatch, tmp_path):
+    ranking = importlib.import_module("nas_ranking")
+    chance, written = np.random.default_rng(0), {}
+
+    def trained(jobs, cache, workers):
+        return {job: chance.random(1 if job.startswith("scratch") else 4).tolist() for job in jobs}
+
+    monkeypatch.setattr(ranking, "run_jobs", trained)
+    monkeypatch.setattr(ranking, "write_result", lambda name, numbers: written.update({name: numbers}))
+    words = ["--networks", "4", "--seeds", "0", "1", "--cache", str(tmp_path), "--rooms", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["nas_ranking.py", *words])
+    ranking.main()
+    errors = written["nas_ranking"]["errors"]
+    assert {kind: {len(values) for values in own.values()} for kind, own in errors.items()} == {
+        "progressive": {4},
+        "random": {4},
+        "scratch": {4},
+    }
+    assert -1 <= written["nas_ranking"]["summary"]["ceiling"]["tau"] <= 1
+
+
 def test_tau_is_one_for_the_same_order_and_its_interval_holds_it():
     ranking = importlib.import_module("nas_ranking")
     errors = np.random.default_rng(0).random(12)
