@@ -7,6 +7,7 @@ evaluates on. Only where the parser fails, or returns cameras that are not finit
 import json
 import math
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConf
 from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.model_components.ray_generators import RayGenerator
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from evos.errors import InputError, exit_on_input_error
@@ -66,9 +68,10 @@ class CheckedTrainerConfig(TrainerConfig):
 def check_data(datamanager: Any) -> None:
     """Check the scene that a data manager's options point to; for data parsers not in `CHECKED`, only that it exists.
 
-    Raises InputError, naming the file, for what the parser cannot read; cameras or focal lengths that are not finite;
-    a split without a view; images that are missing (names the first and their number), unreadable or of another size
-    than stated; masks that are missing, of another size than their image or black in all training views.
+    Raises InputError, naming the file, for what the parser cannot read; cameras that are not finite, or that nerfstudio
+    makes no rays of; a split without a view; images that are missing (names the first and their number), unreadable or
+    of another size than stated; masks that are missing, of another size than their image or black in all training
+    views.
     """
     if not isinstance(datamanager, VanillaDataManagerConfig | FullImageDatamanagerConfig):
         return
@@ -84,28 +87,35 @@ def check_data(datamanager: Any) -> None:
 def check_scene(parser: DataParserConfig) -> None:
     """Check what the parser finds in its folder; raises as `check_data`."""
     reads = getattr(parser, "load_3D_points", False)  # it may ask the user whether to make a point cloud
-    maker = (replace(parser, load_3D_points=False) if reads else parser).setup()  # type: ignore
     for split in SPLITS:
         try:
             with quiet():
+                maker: Any = (replace(parser, load_3D_points=False) if reads else parser).setup()  # type: ignore
                 outputs = maker.get_dataparser_outputs(split=split)
         except InputError:
             raise
         except Exception as error:
             explain(parser, split)
-            reason = " ".join(str(error).split()) or type(error).__name__
-            if isinstance(error, KeyError):
-                reason = f"nothing known as {error}"
-            raise InputError(str(parser.data), reason, f"what the {type(maker).__name__} data parser reads") from None
+            allowed = f"what the {parser._target.__name__} data parser reads"
+            raise InputError(str(parser.data), _reason(error), allowed) from None
         cameras = outputs.cameras
+        hint = "; --eval-mode all has every view in both" if hasattr(parser, "eval_mode") else ""
         if not len(outputs.image_filenames):
-            hint = "; --eval-mode all has every view in both" if hasattr(parser, "eval_mode") else ""
             allowed = f"at least one in each of {' and '.join(SPLITS)}{hint}"
             raise InputError(str(parser.data), f"no view in the {split} split", allowed)
-        valid = cameras.camera_to_worlds.isfinite().all() and ((cameras.fx > 0) & (cameras.fy > 0)).all()
-        if not (valid and torch.cat((cameras.fx, cameras.fy)).isfinite().all()):
+        numbers = [cameras.camera_to_worlds, cameras.fx, cameras.fy, cameras.cx, cameras.cy, cameras.distortion_params]
+        finite = all(some.isfinite().all() for some in numbers if some is not None)
+        if not (finite and ((cameras.fx > 0) & (cameras.fy > 0)).all()):
             explain(parser, split)
-            raise InputError(str(parser.data), "cameras that are not finite", "finite matrices, focal lengths above 0")
+            raise InputError(str(parser.data), "cameras that are not finite", "finite numbers, focal lengths above 0")
+        try:
+            with quiet():
+                RayGenerator(cameras)(torch.zeros(2, 3, dtype=torch.long))
+        except Exception as error:
+            got = f"cameras of the {split} split that nerfstudio makes no rays of ({_reason(error)})"
+            # Of a single view the instant-ngp parser makes a camera that is no batch, and no rays are made of it.
+            allowed = "cameras that it makes rays of" + (hint if len(outputs.image_filenames) == 1 else "")
+            raise InputError(str(parser.data), got, allowed) from None
         check_images(parser.data, outputs, reduced=(getattr(maker, "downscale_factor", None) or 1) > 1)
         if outputs.mask_filenames is not None:
             check_masks(parser.data, outputs, trained_on=split == "train")
@@ -113,10 +123,10 @@ def check_scene(parser: DataParserConfig) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """nerfstudio's console does not print, as a parser will say the same in training; nor are its open files noted."""
+    """nerfstudio's console does not print, nor does it warn, as it will say the same in training."""
     before, CONSOLE.quiet = CONSOLE.quiet, True
     try:
-        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         CONSOLE.quiet = before
@@ -167,8 +177,8 @@ def present(data: Path, files: Sequence[Path], kind: str) -> list[Path]:
 
 
 def check_checkpoint(config: TrainerConfig) -> None:
-    """Raise InputError unless the checkpoint to resume from, if there is one, is where the options say."""
-    folder, step = config.load_dir, config.load_step
+    """Raise InputError unless the checkpoint to resume from, if there is one, is where the options say, and whole."""
+    folder, step, file = config.load_dir, config.load_step, config.load_checkpoint
     if folder is not None:
         steps = sorted(int(path.stem.removeprefix("step-")) for path in Path(folder).glob("step-*.ckpt"))
         if not steps:
@@ -176,8 +186,12 @@ def check_checkpoint(config: TrainerConfig) -> None:
             raise InputError("--load-dir", str(folder), allowed)
         if step is not None and step not in steps:
             raise InputError("--load-step", step, ", ".join(map(str, steps)))
-    if config.load_checkpoint is not None and not Path(config.load_checkpoint).is_file():
-        raise InputError("--load-checkpoint", str(config.load_checkpoint), "a checkpoint (step-*.ckpt) that exists")
+        file = Path(folder) / f"step-{steps[-1] if step is None else step:09d}.ckpt"
+    elif file is not None and not Path(file).is_file():
+        raise InputError("--load-checkpoint", str(file), "a checkpoint (step-*.ckpt) that exists")
+    # torch's checkpoints are archives, whose list of contents is at the end: there is none in one that was cut off.
+    if file is not None and not zipfile.is_zipfile(file):
+        raise InputError(str(file), "a damaged checkpoint, or another file", "a checkpoint as nerfstudio saves it")
 
 
 # ---- why a parser failed
@@ -265,6 +279,13 @@ def _is_number(value: Any) -> TypeGuard[float]:
         return not isinstance(value, bool) and math.isfinite(float(value))
     except (TypeError, ValueError):
         return False
+
+
+def _reason(error: Exception) -> str:
+    """What an error of the host's says, in one line."""
+    if isinstance(error, KeyError):
+        return f"nothing known as {error}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _pixels(size: Sequence[Any]) -> str:

@@ -43,6 +43,7 @@ class EvosDataOptions(HostConfig):
         if self.patch_size != 1:
             raise InputError("patch_size", self.patch_size, "1 (EVOS selects pixel by pixel)")
         check_range("factor", self.factor, 1)
+        check_range("train_num_rays_per_batch", self.train_num_rays_per_batch, 1)
         if self.factor > 1 and self.pixel_sampler.ignore_mask:
             raise InputError("factor", self.factor, "1 with a pixel sampler that ignores masks, which this is one of")
 
@@ -106,10 +107,10 @@ class EvosData(Host):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """No callbacks; this is where the trainer, and with it the number of steps, first becomes available."""
+        """The host's; this is where the trainer, and with it the number of steps, first becomes available."""
         if training_callback_attributes.trainer is not None:
             self.train_pixel_sampler.plan(training_callback_attributes.trainer.config.max_num_iterations)
-        return []
+        return super().get_training_callbacks(training_callback_attributes)
 
 
 class DatasetInBrackets:

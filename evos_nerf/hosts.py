@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
 from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager, FullImageDatamanagerConfig
 from nerfstudio.data.datamanagers.parallel_datamanager import ParallelDataManager, ParallelDataManagerConfig
+from nerfstudio.data.pixel_samplers import PixelSampler
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.pipelines.dynamic_batch import DynamicBatchPipeline, DynamicBatchPipelineConfig
@@ -27,6 +28,7 @@ from evos_nerf.pipeline import (
     EvosPipelineConfig,
     EvosPipelineOptions,
 )
+from evos_nerf.pixel_sampler import EvosPixelSamplerConfig
 from evos_nerf.views import (
     EvosViews,
     EvosViewsConfig,
@@ -54,7 +56,7 @@ OURS: dict[type, type] = {
 """Our variant of nerfstudio's own classes."""
 
 HOOKS = {
-    VanillaDataManager: ("setup_train", "next_train"),
+    VanillaDataManager: ("setup_train", "next_train", "_get_pixel_sampler"),
     FullImageDatamanager: ("sample_train_cameras", "next_train"),
 }
 """Methods of a data manager in which ours reads images, draws rays and chooses views."""
@@ -109,8 +111,15 @@ def config_over(mixin: type, host: Any, **changed: Any) -> Any:
     """The options of ``host`` in our variant of its class, with ``changed`` ones; those we do not have are left out."""
     made = OURS.get(type(host)) or over(mixin, type(host))
     names = {entry.name for entry in fields(made)}
-    own = {key: value for key, value in vars(host).items() if key in names and key not in ("_target", "pixel_sampler")}
+    own = {key: value for key, value in vars(host).items() if key in names and key != "_target"}
     return made(**{**own, **changed})
+
+
+def sampler_config(host: Any) -> EvosPixelSamplerConfig:
+    """Our pixel sampler with the options of the host's; InputError where the host's draws in its own way."""
+    if host._target is not PixelSampler:
+        raise InputError("pixel_sampler", host._target.__name__, "PixelSampler, whose place EVOS takes")
+    return EvosPixelSamplerConfig(**{key: value for key, value in vars(host).items() if key != "_target"})
 
 
 def evos_config(host: TrainerConfig, name: str, trainer: type[CheckedTrainerConfig]) -> Any:
@@ -123,7 +132,10 @@ def evos_config(host: TrainerConfig, name: str, trainer: type[CheckedTrainerConf
     data = pipeline.datamanager
     manager = data_manager_class(data._target)
     of_views = issubclass(get_origin(manager) or manager, EvosViews)
-    data = config_over(EvosViewsOptions if of_views else EvosDataOptions, data, _target=manager)
+    if of_views:
+        data = config_over(EvosViewsOptions, data, _target=manager)
+    else:
+        data = config_over(EvosDataOptions, data, _target=manager, pixel_sampler=sampler_config(data.pixel_sampler))
     target = pipeline_class(pipeline._target, of_views=of_views)
     if of_views and type(pipeline) is VanillaPipelineConfig:
         pipeline = EvosViewsPipelineConfig(**{**vars(pipeline), "_target": target, "datamanager": data})

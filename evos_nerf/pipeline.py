@@ -192,13 +192,17 @@ class EvosFeedback(MissingLpips):
             setattr(self.model.get_submodule(module), key, value)
 
     def load_state_dict(self, state_dict: Any, strict: bool | None = None) -> None:
-        """As the host's, but raises InputError for missing parameters, which the host would leave at random."""
+        """As the host's, but raises InputError for parameters of another size, and for missing ones, which the host
+        would leave at random."""
         saved = {key.removeprefix("_model.").removeprefix("module.") for key in state_dict}
         missing = [key for key in self.model.state_dict() if key not in saved and not key.startswith("lpips.")]
+        allowed = "one of this model, its size and implementation (torch or tcnn) included, and of as many views"
         if missing:
-            allowed = "one of this model, its size and implementation (torch or tcnn) included"
             raise InputError("checkpoint", f"one without {missing[0]}", allowed)
-        super().load_state_dict(state_dict, strict)
+        try:
+            super().load_state_dict(state_dict, strict)
+        except RuntimeError as error:  # one parameter a line
+            raise InputError("checkpoint", str(error).split("\n\t")[-1].strip(), allowed) from None
 
 
 class EvosPipeline(EvosFeedback, VanillaPipeline):

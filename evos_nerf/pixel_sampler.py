@@ -184,11 +184,18 @@ class EvosPixelSampler(PixelSampler):
         return image_batch.finished(super().sample(self._host_batch))
 
     def sample_method(self, batch_size: int, *args: Any, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
-        """Pixels (image, y, x) as the host draws them; it fails on the mask of one image alone, of several sizes."""
-        alone = mask is not None and len(mask) == 1 and not self.config.ignore_mask
-        usable = mask[..., 0].nonzero() if alone and mask is not None else None
-        if usable is None or not len(usable):
-            return super().sample_method(batch_size, *args, mask=mask if usable is None else None, **kwargs)
+        """Pixels (image, y, x) as the host draws them, which fails on the mask of one image alone, of several sizes,
+        and on masks that leave fewer pixels than it draws. Masks that leave none are ignored."""
+        if mask is None or self.config.ignore_mask:
+            return super().sample_method(batch_size, *args, mask=mask, **kwargs)
+        if len(mask) > 1:
+            try:
+                return super().sample_method(batch_size, *args, mask=mask, **kwargs)
+            except ValueError:  # too few pixels
+                pass
+        usable = mask[..., 0].nonzero()
+        if not len(usable):
+            return super().sample_method(batch_size, *args, **kwargs)
         return usable[torch.randint(len(usable), (batch_size,), device=usable.device)]
 
     def weigh(self, selection: Selection, residual: Float[Tensor, "K C"]) -> Selection:

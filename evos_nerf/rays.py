@@ -186,8 +186,10 @@ def load_rays(
     drawn = partial(drawn_pixels, factor=factor, radius=radius) if factor > 1 or radius is not None else None
     try:
         return pool_of(dataset if files is None else files, files is not None, dataset, device, on_host, drawn)
-    except MixedChannels:  # blended into three channels, as the host does
-        return pool_of(dataset, False, dataset, device, on_host, drawn)
+    except MixedChannels:
+        if files is None or dataset._dataparser_outputs.alpha_color is None:
+            raise InputError("--data", "images with and images without alpha", "all of one kind") from None
+        return pool_of(dataset, False, dataset, device, on_host, drawn)  # in three channels, as the host blends them
 
 
 def files_of(dataset: InputDataset) -> InputDataset | None:

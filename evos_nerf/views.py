@@ -121,12 +121,12 @@ class EvosViews(Host):
     def get_training_callbacks(
         self, training_callback_attributes: TrainingCallbackAttributes
     ) -> list[TrainingCallback]:
-        """No callbacks; this is where the trainer, and with it the number of steps, first becomes available. A resumed
+        """The host's; this is where the trainer, and with it the number of steps, first becomes available. A resumed
         run keeps its original length."""
         if training_callback_attributes.trainer is not None and self.total_epochs is None:
             steps = training_callback_attributes.trainer.config.max_num_iterations
             self.total_epochs = self.selector.total_steps = -(-steps // len(self.train_dataset))
-        return []
+        return super().get_training_callbacks(training_callback_attributes)
 
     def view_state(self) -> dict[str, Any]:
         """Selector, epoch, and what is left of it."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 # The whole of it, because importorskip also silences what nerfstudio and its like warn of on import.
 pytest.importorskip("nerfstudio.configs.method_configs", reason="needs the nerf extra")
@@ -103,6 +104,15 @@ BROKEN = {
     "no frames": (lambda f: edit(f, lambda c: c.update(frames=[])), "no frames"),
     "no focal length": (lambda f: edit(f, lambda c: {"w": 8, "h": 6, "frames": c["frames"]}), "without fl_x"),
     "focal length 0": (lambda f: edit(f, lambda c: c.update(fl_x=0)), "fl_x 0; allowed: a number, above 0"),
+    "a centre that is no number": (lambda f: edit(f, lambda c: c.update(cx=float("nan"))), "cx NaN; allowed: a number"),
+    "a distortion that is no number": (
+        lambda f: edit(f, lambda c: c.update(k1=float("nan"))),
+        "cameras that are not fin",
+    ),
+    "a lens without its parameters": (
+        lambda f: edit(f, lambda c: c.update(camera_model="FISHEYE624")),
+        "cameras of the train split that nerfstudio makes no rays of",
+    ),
     "focal length null": (lambda f: edit(f, lambda c: c.update(fl_x=None)), "fl_x null"),
     "image of another size": (lambda f: picture(f / "images" / "2.png", (4, 3)), "4 x 3 pixels; allowed: 8 x 6 pixels"),
     "image that is none": (lambda f: (f / "images" / "2.png").write_text("?"), "2.png: got a file that is no image"),
@@ -247,7 +257,15 @@ def test_instant_ngp_scenes_omit_endings_and_the_last_row_of_matrices(capture):
         frames_of(content, lambda frame: frame.update(transform_matrix=frame["transform_matrix"][:3]))
 
     edit(capture, change)
-    check(capture, InstantNGPDataParserConfig)
+    check(capture, InstantNGPDataParserConfig, eval_mode="all")
+
+
+def test_one_evaluated_view_of_the_instant_ngp_parser_is_refused_as_no_rays_are_made_of_it(capture):
+    edit(capture, lambda c: c.update(camera_angle_x=1.0, frames=c["frames"][:10]))
+    with pytest.raises(
+        InputError, match=r"cameras of the val split that nerfstudio makes no rays of \(AssertionError.*--eval-mode"
+    ):
+        check(capture, InstantNGPDataParserConfig)
 
 
 def test_the_instant_ngp_parser_reads_no_focal_length_from_the_frames(capture):
@@ -286,7 +304,7 @@ def test_the_checkpoint_to_resume_from_is_where_the_options_say(tmp_path):
     config, folder = TrainerConfig(), tmp_path / "nerfstudio_models"
     check_checkpoint(config)
     folder.mkdir()
-    (folder / "step-000000012.ckpt").touch()
+    torch.save({"step": 12}, folder / "step-000000012.ckpt")
     config.load_dir = folder
     check_checkpoint(config)
     config.load_step = 12
@@ -299,6 +317,17 @@ def test_the_checkpoint_to_resume_from_is_where_the_options_say(tmp_path):
         check_checkpoint(config)
     config.load_dir, config.load_checkpoint = None, folder / "step-000000007.ckpt"
     with pytest.raises(InputError, match=r"--load-checkpoint: got .*that exists"):
+        check_checkpoint(config)
+
+
+@pytest.mark.parametrize("option", ["load_dir", "load_checkpoint"])
+def test_a_checkpoint_that_was_cut_off_is_one_line(option, tmp_path):
+    file = tmp_path / "step-000000012.ckpt"
+    torch.save({"step": 12, "values": torch.zeros(100)}, file)
+    config = TrainerConfig(**{option: tmp_path if option == "load_dir" else file})
+    check_checkpoint(config)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"step-000000012.ckpt: got a damaged checkpoint"):
         check_checkpoint(config)
 
 
@@ -325,6 +354,11 @@ def test_a_broken_blender_scene_is_one_line(blender_scene, tmp_path, split, chan
     with pytest.raises(InputError) as caught:
         check(tmp_path / "s", BlenderDataParserConfig)
     assert line in str(caught.value)
+
+
+def test_an_option_that_the_parser_refuses_is_one_line(blender_scene):
+    with pytest.raises(InputError, match="random is not a valid preset color"):
+        check(blender_scene, BlenderDataParserConfig, alpha_color="random")
 
 
 def test_pictures_of_a_blender_scene_have_one_size(blender_scene, tmp_path):

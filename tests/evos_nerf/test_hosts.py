@@ -11,6 +11,8 @@ import yaml
 pytest.importorskip("nerfstudio")
 
 from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
+from nerfstudio.data.pixel_samplers import PairPixelSamplerConfig, PixelSamplerConfig
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.engine.trainer import TrainerConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 
@@ -19,7 +21,7 @@ from evos_nerf import hosts
 from evos_nerf.datamanager import EvosData
 from evos_nerf.methods import EvosTrainerConfig, evos_method
 from evos_nerf.pipeline import EvosFeedback
-from evos_nerf.pixel_sampler import EvosPixelSampler
+from evos_nerf.pixel_sampler import EvosPixelSampler, EvosPixelSamplerConfig
 
 pytestmark = [pytest.mark.nerf, pytest.mark.filterwarnings("ignore")]
 
@@ -38,6 +40,12 @@ class HostDataManager(VanillaDataManager):
     def setup_eval(self):
         super().setup_eval()
         self.own = self.config.own_number
+
+    def get_training_callbacks(self, training_callback_attributes):
+        return [TrainingCallback([TrainingCallbackLocation.AFTER_TRAIN_ITERATION], self.count, args=[2])]
+
+    def count(self, number, step):
+        self.own += number
 
 
 @dataclass
@@ -83,7 +91,8 @@ def test_a_hosts_own_pipeline_data_manager_and_options_are_kept(host, train):
     assert [isinstance(pipeline, kind) for kind in (EvosFeedback, HostPipeline)] == [True, True]
     assert type(pipeline).__name__ == "EvosHostPipeline" and pipeline.config.own_weight == 0.25
     data = pipeline.datamanager
-    assert [isinstance(data, kind) for kind in (EvosData, HostDataManager)] == [True, True] and data.own == 3
+    assert [isinstance(data, kind) for kind in (EvosData, HostDataManager)] == [True, True]
+    assert data.own == 3 + 2 * 2, "its callback in both steps"
     assert isinstance(data.train_pixel_sampler, EvosPixelSampler) and pipeline.selection.step == 2
     _, losses, _ = pipeline.get_train_loss_dict(2)
     assert {"own_loss", "rgb_loss"} <= set(losses)
@@ -106,13 +115,20 @@ def test_the_options_of_a_made_class_are_on_the_command_line(host):
     assert (parsed.own_number, parsed.pixel_sampler.selector, parsed._target) == (7, "uniform", config._target)
 
 
-def test_a_host_that_draws_rays_in_its_own_way_is_refused_with_the_reason(host):
-    class Own(HostDataManager):
-        def next_train(self, step):
-            raise AssertionError
+@pytest.mark.parametrize("name", ["next_train", "_get_pixel_sampler"])
+def test_a_host_that_draws_rays_in_its_own_way_is_refused_with_the_reason(name, host):
+    host.pipeline.datamanager._target = type("Own", (HostDataManager,), {name: lambda *arguments: None})
+    with pytest.raises(InputError, match=rf"datamanager: got Own with a {name} of its own"):
+        evos_method(host, "evos-own", "")
 
-    host.pipeline.datamanager._target = Own
-    with pytest.raises(InputError, match=r"datamanager: got Own with a next_train of its own"):
+
+def test_a_hosts_pixel_sampler_is_refused_and_the_options_of_nerfstudios_are_kept(host):
+    host.pipeline.datamanager.pixel_sampler = PixelSamplerConfig(ignore_mask=True, max_num_iterations=7)
+    sampler = evos_method(host, "evos-own", "").config.pipeline.datamanager.pixel_sampler
+    assert (type(sampler), sampler._target) == (EvosPixelSamplerConfig, EvosPixelSampler)
+    assert (sampler.ignore_mask, sampler.max_num_iterations, sampler.selector) == (True, 7, "tiles")
+    host.pipeline.datamanager.pixel_sampler = PairPixelSamplerConfig()
+    with pytest.raises(InputError, match="pixel_sampler: got PairPixelSampler; allowed: PixelSampler, whose place"):
         evos_method(host, "evos-own", "")
 
 

@@ -85,7 +85,11 @@ def test_a_wrong_option_ends_in_a_message(wrong, capsys):
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [({"patch_size": 4}, "patch_size"), ({"factor": 0}, "factor")],
+    [
+        ({"patch_size": 4}, "patch_size"),
+        ({"factor": 0}, "factor"),
+        ({"train_num_rays_per_batch": 0}, "train_num_rays_per"),
+    ],
 )
 def test_what_cannot_be_selected_from_is_refused(options, name):
     with pytest.raises(InputError, match=name):

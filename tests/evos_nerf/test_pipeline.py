@@ -285,6 +285,16 @@ def test_a_checkpoint_of_another_model_is_refused(method, train, capsys):
     assert "error: checkpoint: got one without field" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_size_is_one_line(method, train, capsys):
+    first = train(method("evos-nerfacto"), 1)
+    config = method("evos-nerfacto")
+    config.load_dir, config.pipeline.model.log2_hashmap_size = first.checkpoint_dir, 11
+    with pytest.raises(SystemExit):
+        train(config, 1)
+    error = capsys.readouterr().err
+    assert "error: checkpoint: got size mismatch for " in error and error.count("\n") == 1
+
+
 def test_a_state_of_another_version_is_refused_in_training_only(pipeline):
     one = pipeline()
     one.get_train_loss_dict(0)

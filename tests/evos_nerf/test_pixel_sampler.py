@@ -361,6 +361,14 @@ def test_evaluation_is_nerfstudios_uniform_sampling():
     assert torch.equal(ours["indices"], theirs["indices"]) and SELECTION not in ours
 
 
+@pytest.mark.filterwarnings("ignore")  # the host's, that rejection fails
+def test_evaluation_draws_some_pixels_twice_where_masks_leave_fewer_than_it_draws():
+    mask = torch.zeros(4, 12, 8, 1, dtype=torch.bool)
+    mask[1, 3, 5] = mask[2, 7, 0] = True
+    found = sampler().sample(images(mask=mask))["indices"].tolist()
+    assert len(found) == 24 and {*map(tuple, found)} == {(1, 3, 5), (2, 7, 0)}
+
+
 def test_panoramas_fall_back_with_one_warning(capsys):
     camera = {"is_equirectangular": True}
     warn_of_fallback.cache_clear()

@@ -14,6 +14,7 @@ from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 
+from evos.errors import InputError
 from evos_nerf.masks import PackedMask, list_members, pack
 from evos_nerf.pixel_sampler import EvosPixelSamplerConfig
 from evos_nerf.rays import RayPool, evenly, in_order, load_rays
@@ -91,6 +92,11 @@ def test_images_with_and_without_alpha_are_blended_as_the_host_blends_them(scene
     data = scene(MIXED, (3, 4, 3), alpha_color=WHITE)
     rays = load_rays(data, "cpu")
     assert all(torch.equal(rays.picture(number), data[number]["image"]) for number in range(3))
+
+
+def test_images_with_and_without_alpha_are_one_line_where_there_is_nothing_to_blend_them_with(scene):
+    with pytest.raises(InputError, match="--data: got images with and images without alpha"):
+        load_rays(scene(MIXED, (3, 4, 3)), "cpu")
 
 
 @pytest.mark.parametrize("options", [{"kind": Darkened}, {"mask_color": (0.2, 0.3, 0.4)}])
