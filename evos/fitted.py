@@ -19,7 +19,7 @@ from evos.coords import window
 from evos.errors import InputError
 from evos.fields import Field, FieldConfig, build_field, field_config
 from evos.runs.files import replace_file
-from evos.signals import Format, format_from, format_values
+from evos.signals import Format, SoundFormat, format_from, format_values
 from evos.transforms import Transform, load_transform
 
 FILE = "field.safetensors"
@@ -42,8 +42,6 @@ class FittedField(nn.Module):
         shape: the signal's grid, without channels.
         channels: C.
         name: the signal's name.
-        rate: of a sound, samples a second; a picture's is None.
-        peak: of a sound, the amplitude of value 1, value 0.5 being silence; None.
         form: how a file of the signal is written; None for a picture.
     """
 
@@ -57,22 +55,18 @@ class FittedField(nn.Module):
         *,
         shift: Float[Tensor, " C"] | None = None,
         name: str = "",
-        rate: int | None = None,
-        peak: float | None = None,
         form: Format | None = None,
     ) -> None:
         super().__init__()
         self.field, self.config, self.transform = field, config, transform
-        self.shape, self.channels, self.name, self.rate, self.peak = shape, channels, name, rate, peak
-        self.form = form
+        self.shape, self.channels, self.name, self.form = shape, channels, name, form
         self.shift: Tensor
         self.register_buffer("shift", torch.zeros(channels) if shift is None else shift)
 
     @property
     def kind(self) -> str:
         """picture, sound, video, volume or shape: a name in evos.signals.KINDS."""
-        own = "picture" if self.rate is None else "sound"  # files of before formats were kept
-        return own if self.form is None else self.form.kind
+        return "picture" if self.form is None else self.form.kind
 
     def forward(self, coords: Float[Tensor, "*N D"]) -> Float[Tensor, "*N C"]:
         """The signal's values, in [0, 1] up to the fit's error, at coordinates in [-1, 1]: see evos/coords.py."""
@@ -99,13 +93,20 @@ def save_field(path: str | Path, fitted: FittedField) -> None:
         "version": VERSION,
         "field": {"name": fitted.config.name, **asdict(fitted.config)},
         "transform": fitted.transform.state_dict(),
-        **{key: getattr(fitted, key) for key in ("shape", "channels", "name", "rate", "peak")},
+        **{key: getattr(fitted, key) for key in ("shape", "channels", "name")},
         "form": format_values(fitted.form),
     }
     weights = {"shift": fitted.shift, **{f"field.{n}": weight for n, weight in fitted.field.state_dict().items()}}
     # Complex weights as pairs of numbers, which every reader of the format knows.
     plain = {n: (torch.view_as_real(w) if w.is_complex() else w).contiguous().cpu() for n, w in weights.items()}
     replace_file(path, save(plain, {KEY: json.dumps(about)}))
+
+
+def format_of(about: dict[str, Any]) -> Format | None:
+    """The format that a file's metadata describe; of a sound, files that know no formats have its rate and peak."""
+    if about.get("form") is not None:
+        return format_from(about["form"])
+    return None if about.get("rate") is None else SoundFormat(about["rate"], "PCM_16", "wav", about["peak"])
 
 
 def load(run: str | Path, *, device: str | torch.device = "cpu") -> FittedField:
@@ -142,8 +143,8 @@ def load(run: str | Path, *, device: str | torch.device = "cpu") -> FittedField:
             shape,
             channels,
             shift=tensors["shift"],
-            **{key: about[key] for key in ("name", "rate", "peak")},
-            form=None if about.get("form") is None else format_from(about["form"]),
+            name=about["name"],
+            form=format_of(about),
         )
     except InputError:
         raise

@@ -187,8 +187,10 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(str(path), f"a file that is not a sound, or a damaged one ({reason})", _WHOLE) from None
 
 
-def write_sound(path: str | Path, samples: Float[Tensor, "T C"], rate: int, subtype: str) -> None:
+def write_sound(path: str | Path, samples: Float[Tensor, "T C"], rate: int, subtype: str | None = None) -> None:
     """Write amplitudes atomically in the format of the path's extension; integer samples are clipped to [-1, 1).
+
+    ``subtype``: libsndfile's kind of sample; None: 16 bits, or where the format has none its default.
 
     Raises InputError for an unknown extension, a subtype that the format doesn't have, values that are not finite, or a
     file that can't be written.
@@ -197,6 +199,8 @@ def write_sound(path: str | Path, samples: Float[Tensor, "T C"], rate: int, subt
     kind = path.suffix[1:].upper()
     if path.suffix[1:].lower() not in EXTENSIONS:
         raise InputError(str(path), f"the extension {path.suffix or '(none)'}", ", ".join(EXTENSIONS))
+    if subtype is None:
+        subtype = "PCM_16" if soundfile.check_format(kind, "PCM_16") else soundfile.default_subtype(kind)
     if not soundfile.check_format(kind, subtype):
         raise InputError("subtype", subtype, ", ".join(soundfile.available_subtypes(kind)))
     if not samples.isfinite().all():

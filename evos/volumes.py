@@ -73,14 +73,14 @@ def extension_of(path: Path) -> str:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether a file is a volume by its extension, or a TIFF of several pages alike."""
+    """Whether a file is a volume by its extension, or a TIFF of several pages alike, or of which pages are missing."""
     if extension_of(path) in EXTENSIONS:
         return True
     if extension_of(path) not in STACKS or not path.is_file():
         return False
     try:
-        with complaints(), tifffile.TiffFile(path) as file:
-            return len(file.series[0].pages) > 1
+        with complaints() as found, tifffile.TiffFile(path) as file:
+            return len(file.series[0].pages) > 1 or bool(found)
     except Exception:  # damaged: reading it as a picture says how
         return False
 

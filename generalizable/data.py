@@ -4,7 +4,7 @@ An instance's key is its number among all training instances of a run; the selec
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -240,7 +240,8 @@ def find_sources(
                 raise InputError(f"data.sources[{i}].root", config.root, "a training part, or weight 0")
             source = make_source(config.title, split.train, data, seed=seed, world=world, limit=data.limit)
             trained.append(source)
-        test[config.title] = make_source(config.title, split.test, data, seed=seed, world=world, limit=None)
+        plain = replace(data, fine=1)  # finer values are for training alone
+        test[config.title] = make_source(config.title, split.test, plain, seed=seed, world=world, limit=None)
     return Sources(tuple(configs), trained, test, tuple(skipped))
 
 

@@ -11,7 +11,7 @@ and the way from the first photo to the last.
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -104,34 +104,32 @@ def train(config: DemoConfig, photos: Path, run: Path) -> None:
         raise SystemExit(done.returncode)
 
 
-def described(codec: Codec, patterns: dict[str, Encoded], coded: dict[str, Encoded], file: Path, photos: Path) -> str:
-    """What the file of patterns takes, and how near to the ``photos`` it is."""
-    truth = torch.stack([picture(photos / f"{name}.png", codec.options.data.size) for name in coded])
-    pixels = rearrange(truth, "b c h w -> b (h w) c")
-    exact, rounded = (
-        codec.task.psnr(torch.stack([decode(codec, each[name], 1) for name in coded]).flatten(1, 2), pixels).mean()
-        for each in (patterns, coded)
-    )
+def decoded(codec: Codec, signals: Iterable[Encoded], scale: int = 1) -> Float[Tensor, "B H W 3"]:
+    """The photos of these patterns."""
+    return torch.stack([decode(codec, signal, scale) for signal in signals])
+
+
+def described(
+    codec: Codec,
+    truth: Float[Tensor, "B H W 3"],
+    exact: Float[Tensor, "B H W 3"],
+    rounded: Float[Tensor, "B H W 3"],
+    file: Path,
+) -> str:
+    """What the file of patterns takes, and how near to the truth are photos from it and from 32-bit patterns."""
+    psnr, psnr_of_file = (codec.task.psnr(each.flatten(1, 2), truth.flatten(1, 2)).mean() for each in (exact, rounded))
     return (
-        f"{len(coded)} of them in {file}: {8 * file.stat().st_size / pixels[..., 0].numel():.2f} bits a pixel, "
-        f"{rounded:.2f} dB; from 32-bit patterns {exact:.2f} dB"
+        f"{len(truth)} of them in {file}: {8 * file.stat().st_size / truth[..., 0].numel():.2f} bits a pixel, "
+        f"{psnr_of_file:.2f} dB; from 32-bit patterns {psnr:.2f} dB"
     )
 
 
-def report(
-    codec: Codec, patterns: dict[str, Encoded], coded: dict[str, Encoded], photos: Path
-) -> Float[Tensor, "H W 3"]:
-    """The picture; ``coded``: the patterns as they come from their file."""
-    names = list(patterns)[:SHOWN]
-    first, last = patterns[names[0]], patterns[names[-1]]
-    truth = [picture(photos / f"{name}.png", codec.options.data.size) for name in names]
-    same, from_file = ([decode(codec, each[name], 1) for name in names] for each in (patterns, coded))
-    fine = [decode(codec, patterns[name], 3) for name in names]
-    way = [decode(codec, interpolate(first, last, i / (len(names) - 1)), 3) for i in range(len(names))]
-    small = torch.stack(
-        [rearrange(torch.stack(truth), "b c h w -> b h w c"), torch.stack(same), torch.stack(from_file)]
-    )
-    large = torch.stack([torch.stack(fine), torch.stack(way)])
+def report(codec: Codec, patterns: Sequence[Encoded], *photos: Float[Tensor, "B H W 3"]) -> Float[Tensor, "H W 3"]:
+    """The picture: a row for each of ``photos``, and two for what ``patterns`` give at three times the resolution."""
+    shown = patterns[:SHOWN]
+    between = [interpolate(shown[0], shown[-1], i / (len(shown) - 1)) for i in range(len(shown))]
+    small = torch.stack([each[: len(shown)] for each in photos])
+    large = torch.stack([decoded(codec, shown, 3), decoded(codec, between, 3)])
     rows = torch.cat([repeat(small, "r b h w c -> r b (h 3) (w 3) c"), large])
     return rearrange(rows, "r b h w c -> (r h) (b w) c")
 
@@ -154,14 +152,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     file = out / "patterns.safetensors"
     write_patterns(file, patterns, codec, BITS)
     coded = read_patterns(file, codec)
-    write_image(out / "report.png", report(codec, patterns, coded, photos / "test"))
+    pictures = [picture(photos / "test" / f"{name}.png", codec.options.data.size) for name in patterns]
+    truth = rearrange(pictures, "b c h w -> b h w c")
+    exact, rounded = decoded(codec, patterns.values()), decoded(codec, [coded[name] for name in patterns])
+    write_image(out / "report.png", report(codec, list(patterns.values()), truth, exact, rounded))
     metrics = read_json(run / "metrics.json")
     first = metrics["curve"][0]
     print(
         f"unseen photos: {first['psnr']:.2f} dB after {first['step']} steps, {metrics['psnr']:.2f} dB after "
         f"{metrics['steps']}; {metrics['train_seconds']:.0f} s of training in {config.processes} processes"
     )
-    print(described(codec, patterns, coded, file, photos / "test"))
+    print(described(codec, truth, exact, rounded, file))
     print(f"truth, reconstruction, from the file, at 3x, and the way from the first to the last: {out / 'report.png'}")
 
 

@@ -23,7 +23,7 @@ from evos.command_line import parse_options
 from evos.config import check_range
 from evos.errors import InputError, exit_on_input_error
 from evos.runs import Progress
-from evos.runs.outputs import check_absent, check_name, make_folder, path_in
+from evos.runs.outputs import check_absent, check_name, check_new_file, make_folder, path_in
 from generalizable.codec import Codec
 from generalizable.forms import Form
 from generalizable.instances import Instance, stack
@@ -236,7 +236,7 @@ def run(config: EncodeConfig) -> None:
     """Encode or decode."""
     out = Path(config.out)
     if config.patterns is None:
-        check_absent([out], config.overwrite)
+        check_new_file(out, config.overwrite)
     codec = Codec.load(config.run, config.device)
     if config.patterns is None:
         assert config.input is not None

@@ -56,13 +56,18 @@ def picture(
     With a ``generator`` a window of size² anywhere in the picture (of its shorter side where that is smaller),
     mirrored in half of the cases: the augmentation of Kim et al. (CVPR 2023) on ImageNette.
     """
+    return square(colours(path, size, generator), size, resize)
+
+
+def colours(path: Path, size: int, generator: np.random.Generator | None = None) -> Float[Tensor, "H W 3"]:
+    """A picture in front of white, of which ``picture`` takes the middle square; of a ``generator`` the window."""
     pixels = on_white(read_image(path).pixels)
-    if generator is not None:
-        side = min(size, *pixels.shape[:2])
-        top, left = (int(generator.integers(length - side + 1)) for length in pixels.shape[:2])
-        pixels = pixels[top : top + side, left : left + side]
-        pixels = pixels.flip(1) if generator.random() < 0.5 else pixels
-    return square(pixels, size, resize)
+    if generator is None:
+        return pixels
+    side = min(size, *pixels.shape[:2])
+    top, left = (int(generator.integers(length - side + 1)) for length in pixels.shape[:2])
+    pixels = pixels[top : top + side, left : left + side]
+    return pixels.flip(1) if generator.random() < 0.5 else pixels
 
 
 def on_white(pixels: Float[Tensor, "H W C"]) -> Float[Tensor, "H W 3"]:

@@ -37,9 +37,9 @@ from generalizable.forms import (
 )
 from generalizable.instances import (
     Instance,
+    colours,
     count_pieces,
     on_white,
-    picture,
     pixel_rays,
     resampled,
     resized,
@@ -311,10 +311,9 @@ class ImageTask(GridTask):
     def load(self, path: Path, piece: int = 0, generator: np.random.Generator | None = None) -> Instance:
         """The middle square of a picture, or an augmented window of it."""
         size, fine, resize = self.config.size, self.config.fine, self.config.resize
-        found = picture(path, fine * size, generator, resize)
-        if fine == 1:
-            return Instance(found)
-        return Instance(resized(rearrange(found, "c h w -> h w c"), (size, size), resize), finer=found)
+        pixels = colours(path, fine * size, generator)
+        finer = square(pixels, fine * size, resize) if fine > 1 else None
+        return Instance(square(pixels, size, resize), finer=finer)
 
     def training_points(
         self, instance: Instance, index: Int[Tensor, "B K"] | None, noise: float

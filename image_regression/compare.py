@@ -6,7 +6,8 @@
 With ``--configs`` a run has the options of one of these files, and those given to the comparison beat it; the table has
 a column for each input.
 
-Every run is a folder of its own, so the same command given again goes on where a comparison stopped. With several GPUs
+Every run is a folder of its own, so the same command given again goes on where a comparison stopped, and one with more
+``--steps`` goes on with the finished runs, their schedules stretched to the new end. With several GPUs
 (``--devices cuda:0,cuda:1``, or auto) it runs one process a device. An input that can't be read is left out, and the
 exit status is 2. Writes table.md, table.csv and psnr_over_time.png.
 """
@@ -27,7 +28,7 @@ from image_regression.jobs import (
     without_recipe,
     words,
 )
-from image_regression.options import from_values, given_values
+from image_regression.options import GROWING, from_values, given_values
 from image_regression.run import check_lpips
 from image_regression.tables import plot, write_input_tables, write_tables
 
@@ -58,7 +59,10 @@ def main(argv: list[str] | None = None) -> None:
     # Given again, the same comparison goes on; another one in the same folder is refused.
     resume = Path(config.out).exists() and not config.overwrite
     free = ("devices", "device", "resume", "overwrite", "quiet", "out", "save_every")
-    run = open_run(Path(config.out), options.resolved(), resume=resume, overwrite=config.overwrite, free=free)
+    growing = () if any(job.options.run.polish for job in jobs) else GROWING
+    run = open_run(
+        Path(config.out), options.resolved(), resume=resume, overwrite=config.overwrite, free=free, growing=growing
+    )
     pictures = (None if job.picture is None else Path(job.picture) for job in jobs if job.options.run.lpips)
     check_lpips(pictures, config.kind)
     lpips_steps = tuple(listed_steps(config)) if config.lpips and config.configs is None else ()

@@ -14,7 +14,7 @@ from evos.images import write_image
 from evos.metrics import snr, stft_distance
 from evos.runs import EventLog, Run
 from evos.runs.files import save_figure
-from evos.signals import Signal
+from evos.signals import Signal, SoundFormat
 from evos.sounds import write_sound
 from image_regression.grids import in_proportion
 from image_regression.report import Panel
@@ -95,10 +95,10 @@ def render(
     path: Path, fitted: FittedField, shape: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...]
 ) -> None:
     """Write a fitted sound, as long as it was, so at a rate in proportion."""
-    values = fitted.window(shape, start, size)
-    assert fitted.rate is not None and fitted.peak is not None
-    rate = round(fitted.rate * len(values) / fitted.shape[0])
-    write_sound(path, (2 * values - 1) * fitted.peak, rate, "PCM_16")
+    values, form = fitted.window(shape, start, size), fitted.form
+    assert isinstance(form, SoundFormat)
+    rate = round(form.rate * len(values) / fitted.shape[0])
+    write_sound(path, (2 * values - 1) * form.peak, rate)
 
 
 def selection_strip(fit: Fit) -> Float[Tensor, "h w 1"]:

@@ -18,7 +18,7 @@ from evos.command_line import parse_options
 from evos.config import check_range
 from evos.errors import InputError, exit_on_input_error
 from evos.fitted import load
-from evos.runs.outputs import check_absent
+from evos.runs.outputs import check_new_file
 from image_regression.media import MEDIA
 
 
@@ -30,7 +30,7 @@ class RenderConfig:
     """Folder of the finished run, or its field.safetensors."""
 
     out: str = ""
-    """File to write: a picture (png jpg tiff webp bmp), a sound (wav flac ogg), a video (mp4 mov mkv gif), a volume
+    """File to write: a picture (png jpg tiff webp bmp), a sound (wav flac ogg mp3), a video (mp4 mov mkv gif), a volume
     (npy tif nii nii.gz) or a mesh (obj ply stl off)."""
 
     size: int | None = None
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if words and "=" not in words[0] and not words[0].startswith("-"):
         words[0] = f"run={words[0]}"
     config = parse_options(RenderConfig, words, "evos render", "Write a fitted signal at any resolution.")
-    check_absent([Path(config.out)], config.overwrite)
+    check_new_file(Path(config.out), config.overwrite)
     fitted = load(config.run)
     if config.frames is not None and fitted.kind != "video":
         raise InputError("frames", config.frames, f"none for a {fitted.kind}")

@@ -138,7 +138,7 @@ def kept_blocks(fit: Fit) -> int:
 
 def fitted_field(fit: Fit) -> FittedField:
     """The field as it is evaluated, by itself; it shares no weights with the fit's."""
-    signal, channels, sound = fit.signal, fit.values.shape[-1], fit.signal.sound
+    signal, channels = fit.signal, fit.values.shape[-1]
     field = build_field(fit.options.field, len(signal.shape), channels, seed=0, device=fit.device)
     with evaluation_weights(fit.field, fit.optimizer, fit.average):
         field.load_state_dict(fit.field.state_dict())
@@ -150,8 +150,6 @@ def fitted_field(fit: Fit) -> FittedField:
         channels,
         shift=fit.shift(),
         name=signal.name,
-        rate=sound.rate if sound else None,
-        peak=sound.peak if sound else None,
         form=signal.form,
     )
 

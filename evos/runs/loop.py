@@ -15,6 +15,7 @@ from evos.errors import InputError
 from evos.runs.checkpoint import load_checkpoint, save_checkpoint
 from evos.runs.clock import Clock
 from evos.runs.events import EventLog
+from evos.runs.files import read_json
 from evos.runs.folder import Run
 from evos.runs.machine import common_metrics
 from evos.runs.progress import Progress
@@ -287,6 +288,8 @@ class TrainingLoop:
             processes = state["processes"]
         except KeyError as error:
             raise InputError("checkpoint", f"one without {error}", "one of the same program and version") from None
+        if self.run.metrics_path.exists() and (ended := read_json(self.run.metrics_path)).get("steps") == self.step:
+            self.curve = ended["curve"]  # with the last evaluation, which comes after the last checkpoint
         if len(processes) == self.world.size:
             own = processes[self.world.rank]
             self.trainable.load_process_state(own)

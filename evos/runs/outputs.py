@@ -56,6 +56,13 @@ def check_absent(paths: Iterable[Path], overwrite: bool, argument: str = "out") 
             raise InputError(argument, f"{path}, which exists", "a new path, or overwrite=true")
 
 
+def check_new_file(path: Path, overwrite: bool, argument: str = "out") -> None:
+    """Raise InputError, before the work for it, where a file could not be written: ``check_absent``, or no folder."""
+    check_absent([path], overwrite, argument)
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise InputError(argument, f"{path}, whose folder can't be written", "a path in a folder that can be written")
+
+
 def check_folder(folder: Path, written: Iterable[str], overwrite: bool, argument: str = "out") -> None:
     """Raise InputError unless a folder is new or empty, or ``overwrite`` is true and nothing of others is in it.
 

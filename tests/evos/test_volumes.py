@@ -154,3 +154,17 @@ def test_a_series_of_volumes_is_refused(tmp_path):
     (tmp_path / "b.npz").rename(tmp_path / "b.npy")
     with pytest.raises(InputError, match="an archive of arrays"):
         read_volume(tmp_path / "b.npy")
+
+
+@pytest.mark.parametrize("writer", ["tifffile", "pillow"])
+def test_a_stack_that_is_cut_off_is_no_picture(tmp_path, writer):
+    path, slices = tmp_path / "a.tif", np.random.default_rng(0).integers(0, 256, (6, 7, 8), np.uint8)
+    if writer == "tifffile":
+        tifffile.imwrite(path, slices)
+    else:
+        first, *others = map(PIL.Image.fromarray, slices)
+        first.save(path, save_all=True, append_images=others)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert is_volume(path)
+    with pytest.raises(InputError, match="truncated"):
+        read_volume(path)

@@ -169,6 +169,14 @@ def test_decoding_into_the_folder_of_the_originals_leaves_them(image_run, patter
     assert read_image(tmp_path / "photos" / "03.png").pixels.shape == (8, 8, 3)
 
 
+def test_a_file_without_a_folder_is_refused_before_anything_is_encoded(
+    image_run, pictures, tmp_path, refused, monkeypatch
+):
+    monkeypatch.setattr("generalizable.encode.encode", lambda *args, **kwargs: pytest.fail("encoded"))
+    words = [f"run={image_run}", f"input={pictures}", f"out={tmp_path / 'none' / 'a.safetensors'}"]
+    assert "a.safetensors, whose folder can't be written" in refused(*words, program=main)
+
+
 def test_no_other_file_is_replaced_by_patterns_or_taken_for_a_folder(image_run, patterns, pictures, tmp_path, refused):
     notes = tmp_path / "notes.txt"
     notes.write_text("mine")

@@ -21,6 +21,7 @@ from evos.runs import load_checkpoint
 from generalizable.codec import Variant
 from generalizable.data import Batch, Instances, collate, find_sources, training_batches
 from generalizable.inner import predict
+from generalizable.instances import square
 from generalizable.main import main
 from generalizable.options import DataConfig, SourceConfig, TrainConfig, parse
 from generalizable.tasks import ImageTask, SoundTask, ViewTask, take, waveform
@@ -192,6 +193,22 @@ def test_of_finer_pictures_a_random_pixel_of_each_cell_is_trained_on(tiny, pictu
         places.append(torch.stack((row % 3, column % 3)))
     assert all((torch.stack(places) == place).any() for place in range(3))
     assert trainer.task.evaluation_target(instance).shape == (2, 64, 3)
+
+
+def test_finer_pictures_are_read_for_training_alone(tiny, pictures, monkeypatch):
+    sides: list[tuple[int, ...]] = []
+    monkeypatch.setattr("generalizable.tasks.square", lambda *args: (sides.append(args[1]), square(*args))[1])
+    argv = [*tiny, "data.size=8", "data.fine=3", f"data.root={pictures}"]
+    options = parse(argv)
+    found = find_sources(options.sources, options.data, seed=0, world=World())
+    (train,), (test,) = found.train, found.test.values()
+    instance = train.get(0)
+    assert instance.finer.shape == (3, 24, 24) and sides == [24, 8]
+    assert test.get(0).finer is None and sides == [24, 8, 8]
+    # Patterns are made from the same picture in training, in evaluations and by evos encode.
+    path, _ = train.entries[0]
+    _, (whole,) = train.task.cut(path, crop=True)
+    assert torch.equal(instance.signal, whole.signal)
 
 
 def test_views_are_made_from_support_rays_and_judged_on_held_out_ones(tiny, scenes):

@@ -122,6 +122,23 @@ def test_another_comparison_in_the_same_folder_is_refused(comparison, refused):
     assert "--seeds" in message and (out / "table.csv").read_bytes() == before
 
 
+def test_a_comparison_goes_on_with_more_steps(tmp_path, tiny, pictures, capsys, refused):
+    argv = [*tiny, "--input", str(pictures / "a.png"), "--devices", "cpu", "--at_steps", "8,12,16", "--lr", "1e-2"]
+    argv += ["--strategies", "full,evos", "--out", str(tmp_path / "out")]
+    main([*argv, "--steps", "12"])
+    main([*argv, "--steps", "20"])
+    assert "steps: 12 before, 20 now" in capsys.readouterr().err
+    rows = table(tmp_path / "out")
+    assert all(float(row[f"psnr@{step}"]) > 0 for row in rows.values() for step in (8, 12, 16, 20))
+    runs = [read_json(path) for path in (tmp_path / "out").glob("*/*/metrics.json")]
+    assert len(runs) == 2 and {run["steps"] for run in runs} == {20}
+    # What was trained before is not trained again.
+    assert all([point["step"] for point in run["curve"]].count(12) == 1 for run in runs)
+    before = (tmp_path / "out" / "table.csv").read_bytes()
+    assert "--steps: got 12" in refused(*argv, "--steps", "12", program=main)
+    assert (tmp_path / "out" / "table.csv").read_bytes() == before
+
+
 def test_the_photo_is_compared_where_no_picture_is_named(tmp_path, tiny):
     main([*tiny, *STEPS, "--devices", "cpu", "--strategies", "uniform", "--out", str(tmp_path / "out")])
     (run,) = metrics_of(tmp_path / "out", "uniform-constant-0")

@@ -13,7 +13,7 @@ from evos.errors import InputError
 from evos.fitted import FILE, KEY, load, save_field
 from evos.images import read_image
 from evos.runs import seed_everything
-from evos.signals import astronaut, from_sound
+from evos.signals import SoundFormat, astronaut, from_sound
 from evos.sounds import Sound, read_sound
 from image_regression.main import main
 from image_regression.options import parse
@@ -78,6 +78,7 @@ def test_a_picture_is_rendered_at_any_size(tmp_path, capsys):
         ([str(tmp_path / "b"), f"out={tmp_path / 'c.png'}"], "which is not there"),
         ([str(tmp_path / "a"), "size=1", f"out={tmp_path / 'c.png'}"], "size: got 1"),
         ([str(tmp_path / "a"), "size=9"], "out: got None"),
+        ([str(tmp_path / "a"), f"out={tmp_path / 'none' / 'c.png'}"], "c.png, whose folder can't be written"),
         ([], "patterns=FILE to decode, or RUN"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -94,6 +95,27 @@ def test_a_sound_is_rendered_at_any_rate(tmp_path):
     assert sound.rate == 800 and len(sound.samples) == 800
     values = load(tmp_path).sample((800,))
     torch.testing.assert_close(sound.samples, (2 * values - 1) * fit.signal.sound.peak, rtol=0, atol=1e-4)
+
+
+def test_a_sound_without_a_format_is_rendered_by_its_rate_and_peak(tmp_path):
+    fitted = fitted_field(Fit(tone(), parse([*SMALL]), torch.device("cpu")))
+    save_field(tmp_path / FILE, fitted)
+    about = json.loads(open_metadata(tmp_path / FILE))
+    assert "rate" not in about and "peak" not in about
+    about |= {"form": None, "rate": 400, "peak": 0.5}
+    save_file(load_file(tmp_path / FILE), tmp_path / FILE, {KEY: json.dumps(about)})
+    found = load(tmp_path)
+    assert found.kind == "sound" and found.form == SoundFormat(400, "PCM_16", "wav", 0.5)
+    save_file(load_file(tmp_path / FILE), tmp_path / FILE, {KEY: json.dumps(about | {"rate": None, "peak": None})})
+    assert load(tmp_path).kind == "picture"
+
+
+@pytest.mark.parametrize("extension", ["flac", "ogg", "mp3"])
+def test_a_sound_is_rendered_in_any_format(tmp_path, extension):
+    save_field(tmp_path / FILE, fitted_field(Fit(tone(8000), parse([*SMALL]), torch.device("cpu"))))
+    out = tmp_path / f"a.{extension}"
+    programs.main(["render", str(tmp_path), f"out={out}"])
+    assert read_sound(out).rate == 8000
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "version", "weights", "transform", "missing"])
