@@ -149,8 +149,10 @@ def snr(pred: Float[Tensor, "T C"], target: Float[Tensor, "T C"]) -> float | Non
     return (10 * (energy / error).log10()).item() if energy > 0 else None
 
 
-def stft_distance(pred: Float[Tensor, "T C"], target: Float[Tensor, "T C"]) -> float:
+def stft_distance(pred: Float[Tensor, "T C"], target: Float[Tensor, "T C"]) -> float | None:
     """Distance of short-time spectra, at least 0, 0 for equal sounds: what is heard, where SNR counts phases.
+
+    None where the target is silent: the distance is relative to it.
 
     The mean over windows of 512, 1024 and 2048 samples (Hann, a quarter apart, none longer than the sound) of spectral
     convergence ‖|S| − |Ŝ|‖ / ‖|S|‖ plus the mean of |log |S| − log |Ŝ||; magnitudes are at least 1e-5.
@@ -159,6 +161,8 @@ def stft_distance(pred: Float[Tensor, "T C"], target: Float[Tensor, "T C"]) -> f
     multi-resolution loss.
     """
     _check_shapes(pred, target)
+    if not target.any():
+        return None
     waves = rearrange(torch.stack([pred, target]).float(), "s t c -> (s c) t")
     total, windows = 0.0, [window for window in STFT_WINDOWS if window <= len(pred)] or [len(pred)]
     for window in windows:

@@ -35,6 +35,11 @@ OVERSAMPLING_3D = 0.9
 """The same along the longest of three axes or more, where neighbours say more of a point."""
 LARGEST_TABLE_LOG2 = 20
 """Levels of more than 2^20 vertices are hashed: at 512² none is."""
+FEWEST_ROWS_LOG2 = 12
+"""log2 of the rows that a level may have however small the signal is."""
+ROWS_PER_POINT = 4
+"""Most rows of a level over points, before rounding up to a power of two: a square picture's finest level has 2.6 times
+as many vertices as points, but one of 2000 × 16 has 320 times as many, of which training sees a few."""
 LEVELS = 6
 """Levels of a grid, but of a picture that stays on disk."""
 COARSEST = 64
@@ -63,7 +68,8 @@ def sized_options(
 
     Six levels of two features, each about twice as fine as the one before, and one hidden layer. With ``fast`` the
     finest has 1.6 times as many vertices along an axis as the longest one has points (0.9 times with three axes or
-    more), with ``compact`` at most so many, and as many as the budget allows. Points are drawn by error, but uniformly
+    more), with ``compact`` at most so many, and as many as the budget allows. A level of more rows than the signal's
+    points can use is hashed: along the short side of a strip there are few. Points are drawn by error, but uniformly
     along one axis: choosing a sound's points by error takes more time than it saves.
 
     Args:
@@ -78,6 +84,7 @@ def sized_options(
         InputError: no grid is so small.
     """
     axes, points = len(shape), math.prod(shape)
+    table_log2 = min(table_log2, max(FEWEST_ROWS_LOG2, math.ceil(math.log2(ROWS_PER_POINT * points))))
     oversampling = OVERSAMPLING if axes <= 2 else OVERSAMPLING_3D
     finest = min(max(round(oversampling * max(shape)), 16), 2**20)
     if recipe == "compact":

@@ -48,14 +48,17 @@ def measure_source(
             count += len(instance.signal)
             if limit is None:
                 for title, each in codec.task.similarity(values, target, codec.options.run.lpips).items():
-                    similarities[title] = similarities.get(title, 0) + each.double().sum().cpu()
+                    known = each[each.isfinite()].double()  # a silent sound is like nothing
+                    sums = torch.stack([known.sum(), torch.tensor(len(known)).to(known)]).cpu()
+                    similarities[title] = similarities.get(title, 0) + sums
     if not reduce_sum(count).item():
         raise unreadable(source.name, "test", skipped)
     mean = reduce_mean(total, count.expand(len(variants))).tolist()
     metrics: dict[str, Any] = {"psnr": mean[-1], "instances": int(reduce_sum(count))}
     named = gather(list(similarities))  # a process without an instance has none
     for title in from_main(lambda: sorted({title for titles in named for title in titles})):
-        metrics[title] = reduce_mean(similarities.get(title, torch.zeros(())).reshape(1), count).item()
+        sums, known = reduce_sum(similarities.get(title, torch.zeros(2))).tolist()
+        metrics[title] = sums / known if known else None
     if codec.adapts_in_inner_loop:
         metrics["psnr_by_inner_step"] = {
             str(v.inner_steps): value

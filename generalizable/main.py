@@ -79,7 +79,7 @@ def report_sources(sources: Mapping[str, dict]) -> None:
         ]
         held_out = " (held out)" if entry["held_out"] else ""
         shown = {"ssim": "SSIM", "lpips": "LPIPS", "stft_distance": "STFT distance"}
-        extras = [*(f"{title} {entry[key]:.3f}" for key, title in shown.items() if key in entry), *extras]
+        extras = [*(f"{title} {entry[key]:.3f}" for key, title in shown.items() if entry.get(key) is not None), *extras]
         print(
             "; ".join([f"{name}{held_out}: {entry['psnr']:.2f} dB over {entry['instances']} unseen instances", *extras])
         )

@@ -394,9 +394,10 @@ class SoundTask(GridTask):
     def similarity(
         self, prediction: Float[Tensor, "B P C"], target: Float[Tensor, "B P C"], with_lpips: bool = False
     ) -> dict[str, Float[Tensor, " B"]]:
-        """How alike each instance sounds: ``stft_distance``."""
+        """How alike each instance sounds: ``stft_distance``, NaN of silent ones."""
         pairs = zip(prediction.clamp(self.lowest, 1.0), target, strict=True)
-        return {"stft_distance": torch.tensor([metrics.stft_distance(*pair) for pair in pairs])}
+        found = [metrics.stft_distance(*pair) for pair in pairs]
+        return {"stft_distance": torch.tensor([math.nan if each is None else each for each in found])}
 
     def cells(self, signal: Float[Tensor, "B C T"]) -> Float[Tensor, "B T C"]:
         """Samples in time."""

@@ -34,7 +34,8 @@ def measure(fit: Fit, values: Float[Tensor, "T C"], with_lpips: bool) -> dict[st
     """PSNR, SNR and distance of spectra of all samples; where not all are trained on, PSNR and SNR of the others.
 
     The PSNR takes twice the sound's peak for its range: 6.02 dB above one that takes the peak itself, as Sobolev
-    training's does. Nothing is clamped. A silent sound has no SNR (None).
+    training's does. Nothing is clamped. A silent sound has no SNR and no distance of
+    spectra (None).
     """
     quality = sound_quality(fit.signal, values, fit.values, "")
     quality["stft_distance"] = stft_distance(fit.signal.samples(values), fit.signal.samples(fit.values))

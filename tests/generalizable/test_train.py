@@ -534,6 +534,25 @@ def test_the_last_evaluation_has_ssim_or_the_distance_of_spectra(tiny, pictures,
     assert f"STFT distance {entry['stft_distance']:.3f}" in capsys.readouterr().out
 
 
+def test_silent_recordings_do_not_count_in_the_distance_of_spectra(tiny, sounds, tmp_path, capsys):
+    words = [*tiny, "data.task=sound", "data.seconds=0.1", "data.rate=4000", f"data.root={sounds}"]
+    main([*words, f"out={tmp_path / 'run'}"])
+    loud = metrics_of(tmp_path / "run")["sources"][sounds.name]["stft_distance"]
+    for kind, names in {"mixed": ["silence", "sound"], "silent": ["silence", "more"]}.items():
+        for part, name in [("train", "sound"), *(("test", name) for name in names)]:
+            (tmp_path / kind / part).mkdir(parents=True, exist_ok=True)
+            wave = np.random.default_rng(0).uniform(-0.5, 0.5, 800) * (name == "sound")
+            soundfile.write(tmp_path / kind / part / f"{name}.wav", wave, 4000)
+        capsys.readouterr()
+        main([*words, f"out={tmp_path / 'run'}", f"data.root={tmp_path / kind}", "--eval"])
+        entry = json.loads((tmp_path / "run" / "eval" / f"{kind}.json").read_text())
+        assert entry["instances"] == 2
+        if kind == "mixed":
+            assert 0 < entry["stft_distance"] < 10 * loud
+        else:
+            assert entry["stft_distance"] is None and "STFT" not in capsys.readouterr().out
+
+
 # ---- several processes
 
 

@@ -1,5 +1,6 @@
 """Recipes: sets of defaults that everything else beats."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,14 @@ def test_fast_sizes_the_grid_to_the_signal():
     assert (film.finest_resolution, film.proportions) == (115, None)
     assert 2**film.table_log2 < max(film.table_sizes(3))  # the finest level is hashed
     assert options.sized_to((64, 64), 3) == options  # sized once
+
+
+@pytest.mark.parametrize("shape", [(2000, 3), (16, 4096), (64, 1000)])
+def test_a_strip_s_grid_is_not_sized_for_the_square_around_it(shape):
+    points, (strip, parameters) = math.prod(shape), grid_of(["--recipe", "fast"], shape)
+    assert strip.field.finest_resolution == round(1.6 * max(shape))
+    assert 4 * points <= 2**strip.field.table_log2 < 8 * points
+    assert parameters < 2 * strip.field.levels * 8 * points + 1000
 
 
 def test_compact_takes_the_finest_grid_within_the_budget():
