@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from evonas.networks import load_network
 from evonas.options import PICKS, Options, parse
 from evonas.report import draw_results
 from evonas.rooms import RoomsConfig, write_rooms
 from evonas.search import Result, add_legend, non_dominated, plot_hypervolumes
-from evonas.stages import STAGE_FUNCTIONS, load_network, search_in
+from evonas.stages import STAGE_FUNCTIONS, search_in
 from evonas.supernet import macs
 from evonas.tasks import build_task
 from evos.command_line import parse_options
@@ -98,8 +99,8 @@ def report(options: Options, found: Result, random: Result) -> None:
     volumes.set_title("what is dominated")
     size, networks = (options.data.height, options.data.width), {}
     for name in PICKS:
-        network, _, _ = load_network(out / "retrain" / name, torch.device("cpu"))
-        networks[f"{name}: {macs(network, *size) / 1e6:.1f} MMAC"] = network
+        network, task = load_network(out / "retrain" / name, torch.device("cpu"))
+        networks[f"{name}: {macs(network, *size) / 1e6:.1f} MMAC"] = network, task
     draw_results(bottom, build_task(options.data, ["test"]), networks)
     save_figure(figure, out / "report.png")
 

@@ -257,9 +257,9 @@ def build_teacher(config: DistillConfig, largest: Network | None, task: Task) ->
             raise InputError("distill.teacher", f"{name} ({reason[:160]})", ALLOWED) from None
     if not Path(name).exists():
         raise InputError("distill.teacher", name, ALLOWED)
-    network, other, _ = load_network(name, torch.device("cpu"))
-    if (other.config.task, other.classes) != (task.config.task, task.classes):
-        raise InputError("distill.teacher", f"{name}, for {other.config.task}", f"a network for {task.config.task}")
+    network, other = load_network(name, torch.device("cpu"))
+    if other.meaning != task.meaning:
+        raise InputError("distill.teacher", f"{name}, for {other.meaning}", f"a network for {task.meaning}")
     return NetworkTeacher(network)
 
 

@@ -247,7 +247,7 @@ def connect(config: EngineConfig) -> None:
     """Join the Ray at ``address``, or start one on this machine that ends with this process, even if that is killed.
 
     Raises:
-        InputError: nobody answers there.
+        InputError: nobody answers there, or Ray does not start.
     """
     import ray
 
@@ -263,7 +263,9 @@ def connect(config: EngineConfig) -> None:
                 host, _, port = config.address.rpartition(":")
                 socket.create_connection((host, int(port)), CONNECT_SECONDS).close()  # Ray itself waits for minutes
             ray.init(config.address, **{name: value for name, value in quiet.items() if name != "include_dashboard"})
-    except (OSError, ValueError, OverflowError) as error:
+    except Exception as error:  # Ray raises bare ones, as on a machine that is too busy for it to start in time
+        if config.address is None:
+            raise InputError("engine.engine", f"ray, which does not start ({error})", "local, or ray again") from error
         allowed = "auto or HOST:PORT of a running Ray (ray start --head)"
         raise InputError("engine.address", f"{config.address} ({error})", allowed) from error
     finally:

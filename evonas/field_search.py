@@ -118,7 +118,10 @@ def search_fields(options: FieldOptions, stopper: Stopper) -> Result:
     device, signals = resolve_device(run.device), read_signals(run)
     if device.type != "cpu" and run.workers > 1:
         raise InputError("workers", run.workers, "1 on a GPU, which trains many fields at once")
-    space = FieldSpace(options.space, len(signals[0].shape), max(each.values.shape[-1] for each in signals))
+    try:
+        space = FieldSpace(options.space, len(signals[0].shape), max(each.values.shape[-1] for each in signals))
+    except InputError as error:
+        raise InputError(f"space.{error.argument}", error.got, error.allowed) from None
     groups = {"space": asdict(options.space), "train": asdict(options.train), "search": asdict(options.search)}
     recorded = {"input": run.input, "longer_side": run.longer_side, "seed": run.seed, **groups}
     open_run(out, recorded, resume=run.resume, overwrite=run.overwrite, free=FREE)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from evonas.genomes import Genes, Genome, GenomeSpace
 from evonas.space import read_names, read_numbers
 from evos.command_line import read_list
-from evos.config import check_range
+from evos.config import check_choice, check_range
 from evos.errors import InputError
 from evos.fields import FIELDS, FieldConfig, build_field
 from evos.fields.hashgrid import HashGridConfig
@@ -141,6 +141,8 @@ class Candidate:
 @cache
 def field_parameters(config: FieldConfig, axes: int, channels: int) -> int:
     """Numbers that a field is made of."""
+    if isinstance(config, HashGridConfig):
+        return config.parameters(axes, channels)  # tables may be large
     return count_parameters(build_field(config, axes, channels, seed=0).parameters())
 
 
@@ -173,9 +175,8 @@ class FieldSpace(GenomeSpace):
         for values in read_list("start", self.config.start):
             family = str(values.get("family")) if isinstance(values, dict) else ""
             if family not in FIELDS or not values.keys() <= {"family", "optimizer", "lr"} | options_of(family):
-                raise InputError(
-                    "start", values, f"a mapping of family ({', '.join(FIELDS)}), its options, optimizer, lr"
-                )
+                allowed = f"a mapping of family ({', '.join(FIELDS)}), its options, optimizer, lr"
+                raise InputError("start", values, allowed)
             if family in self.choices["family"]:
                 found.append(self.nearest(values))
         return list(dict.fromkeys(found))
@@ -183,11 +184,13 @@ class FieldSpace(GenomeSpace):
     def nearest(self, values: Mapping[str, Any]) -> Genome:
         """The genome whose choices are the nearest to a field's options, numbers by their ratio.
 
-        ``values``: options by name, texts or numbers; raises InputError for one that should be a number and is none.
+        ``values``: options by name, texts or numbers; raises InputError for one that should be a number and is none,
+        and for an unknown optimizer.
         """
         family = FIELDS[values["family"]]
         defaults = {entry.name: getattr(family(), entry.name) for entry in fields(family)}
         wanted = {"optimizer": "adam", "lr": family.default_lr} | defaults | dict(values)
+        check_choice("start optimizer", wanted["optimizer"], OPTIMIZERS)
         genes = []
         for name, choices in self.choices.items():
             if name not in wanted:
@@ -197,7 +200,7 @@ class FieldSpace(GenomeSpace):
             else:
                 try:
                     goal = math.log(float(wanted[name]))
-                except ValueError:
+                except (TypeError, ValueError):
                     raise InputError(f"start {name}", wanted[name], "a number above 0") from None
                 genes.append(min(range(len(choices)), key=lambda i: abs(math.log(choices[i]) - goal)))
         return self.repair(genes)

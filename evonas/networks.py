@@ -22,8 +22,8 @@ def save_network(path: Path, network: Network, data: DataConfig, classes: Sequen
     save_checkpoint(path, {**state, "weights": network.state_dict()})
 
 
-def load_network(path: str | Path, device: torch.device) -> tuple[Network, Task, DataConfig]:
-    """A network that ``retrain`` wrote, from its file or folder, with a task that has no data.
+def load_network(path: str | Path, device: torch.device) -> tuple[Network, Task]:
+    """A network that ``retrain`` wrote, from its file or folder, with its task, which has no data.
 
     Raises:
         InputError: there is none, or the file is damaged or something else.
@@ -37,4 +37,4 @@ def load_network(path: str | Path, device: torch.device) -> tuple[Network, Task,
     task = build_task(data, [], state.get("classes", ()))
     network = Network(Space(SpaceConfig(**state["space"])), task.head, state["genome"])
     load_weights(network, state["weights"], str(path))
-    return network.to(device).eval(), task, data
+    return network.to(device).eval(), task

@@ -32,7 +32,8 @@ class NasConfig(RunOptions):
     """Folder of all stages."""
 
     network: str | None = None
-    """Of evaluate, predict and export: a network.pt, or the folder that holds one; none: the knee's in ``out``."""
+    """Of evaluate, predict, points and export: a network.pt, or the folder that holds one; none: the knee's in ``out``,
+    of evaluate all of them."""
 
     input: str | None = None
     """Of predict: a picture or a folder of pictures."""
@@ -44,7 +45,8 @@ class NasConfig(RunOptions):
     """Of points: most points of the cloud, at least 1."""
 
     output: str | None = None
-    """Of predict, points and export: the folder to write; none: one of the stage's name in ``out``."""
+    """Of predict, points and export: a folder to write, one that is there with ``overwrite`` alone; none: that of the
+    stage's name in ``out``, whose files are replaced."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,14 +13,17 @@ SHOWN = 3
 
 
 @torch.no_grad()
-def draw_results(figure: Any, task: Task, networks: Mapping[str, Network], shown: int = SHOWN) -> None:
-    """Test pictures, their truth and the result of each network, by its title, in columns of a matplotlib figure."""
-    device = next(next(iter(networks.values())).parameters()).device
+def draw_results(figure: Any, task: Task, networks: Mapping[str, tuple[Network, Task]], shown: int = SHOWN) -> None:
+    """Test pictures, their truth and the result of each network, by its title, in columns of a matplotlib figure.
+
+    Each network comes with the task that says what its outputs mean.
+    """
+    device = next(next(iter(networks.values()))[0].parameters()).device
     index = torch.linspace(0, task.size("test") - 1, min(shown, task.size("test"))).round().long()
     pictures, truth = task.batch("test", index, device)
     columns = {"picture": pictures, "truth": task.illustrate(pictures, truth)}
-    for title, network in networks.items():
-        columns[title] = task.illustrate(pictures, task.result(task.answer(network.eval()(pictures))))
+    for title, (network, reader) in networks.items():
+        columns[title] = task.illustrate(pictures, task.result(reader.answer(network.eval()(pictures))))
     axes = figure.subplots(len(index), len(columns), squeeze=False)
     for column, (title, images) in enumerate(columns.items()):
         for row, image in enumerate(images.clamp(0, 1).cpu()):

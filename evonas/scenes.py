@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 
 from evos.errors import InputError
-from evos.llff import load_llff
-from evos.runs.files import read_json, replace_file, write_json
+from evos.llff import image_size, load_llff
+from evos.runs.files import replace_file, write_json
+from evos.transforms_json import CAMERA, DISTORTION, camera_matrix, check_camera, read_transforms
 
 HELD_OUT = 8
 """Every so many views of an LLFF scene, from the first, one is held out, as NeRF does."""
@@ -71,6 +72,12 @@ class Scene:
     train: list[int]
     meta: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        """Of each view its picture's, after its number where pictures of several folders have the same."""
+        stems = [view.picture.stem for view in self.views]
+        return stems if len(set(stems)) == len(stems) else [f"{i:04}_{stem}" for i, stem in enumerate(stems)]
+
 
 # ---- reading
 
@@ -92,7 +99,7 @@ def read_scene(folder: str | Path) -> Scene:
         train = [i for i in range(len(views)) if i % HELD_OUT] or [0]
         return Scene(views, read_points3d(folder / "sparse" / "0" / "points3D.bin"), train)
     if (folder / "transforms.json").exists():
-        return read_transforms(folder)
+        return read_cameras(folder)
     raise InputError("scene", str(folder), "a folder with poses_bounds.npy or transforms.json")
 
 
@@ -113,32 +120,46 @@ def read_points3d(path: Path) -> Float[np.ndarray, "P 3"]:
     return np.array(points, float).reshape(-1, 3)
 
 
-def read_transforms(folder: Path) -> Scene:
+def read_cameras(folder: Path) -> Scene:
     """A transforms.json as nerfstudio's parser reads it; raises InputError as ``read_scene``."""
     path = folder / "transforms.json"
-    meta = read_json(path)
-    if not isinstance(meta, dict) or not isinstance(meta.get("frames"), list):
-        raise InputError(str(path), "another file", "nerfstudio's cameras")
+    meta, frames = read_transforms(path)
     if meta.get("camera_model", "OPENCV") not in ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE"):
         raise InputError("camera_model", meta["camera_model"], "OPENCV or PINHOLE")
     if "ply_file_path" not in meta:
         raise InputError("scene", f"{path} without ply_file_path", "sparse points, which give the scale of the scene")
     views, kept = [], {}
-    try:
-        for frame in meta["frames"]:
-            own = {**meta, **frame}
-            pose = np.array(own["transform_matrix"], float)[:3]
-            intrinsics = np.array([[own["fl_x"], 0, own["cx"]], [0, own["fl_y"], own["cy"]], [0, 0, 1]], float)
-            distortion = np.array([own.get(name, 0) for name in ("k1", "k2", "p1", "p2")], float)
-            views.append(View(folder / own["file_path"], pose, intrinsics, distortion))
-            kept[own["file_path"]] = len(views) - 1
-        train = [kept[name] for name in meta.get("train_filenames", kept)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(str(path), f"{type(error).__name__}: {error}", "nerfstudio's cameras") from None
+    for frame in frames:
+        kept[frame["file_path"]] = len(views)
+        views.append(view_of(path, meta | frame))
     splits = {name: meta[name] for name in ("train_filenames", "val_filenames", "test_filenames") if name in meta}
     for name, files in splits.items():
+        if not isinstance(files, list) or not files or not set(map(str, files)) <= kept.keys():
+            raise InputError(str(path), f"{name} {files}", "a list of its frames' file_path, at least one")
         splits[name] = [str((folder / file).resolve()) for file in files]
-    return Scene(views, read_ply(folder / meta["ply_file_path"]), train, splits)
+    train = [kept[name] for name in meta.get("train_filenames", kept)]
+    return Scene(views, read_ply(folder / str(meta["ply_file_path"])), train, splits)
+
+
+def view_of(path: Path, own: dict[str, Any]) -> View:
+    """The view of a frame, with what the list says of all of them.
+
+    Raises:
+        InputError: a number of its camera is missing, out of range or of a model that is not known here, or the
+            picture is missing or of another size.
+    """
+    if missing := [key for key in CAMERA if key not in own]:
+        raise InputError(str(path), f"{own['file_path']} without {missing[0]}", f"{', '.join(CAMERA)} of each frame")
+    check_camera(path, own, (*CAMERA, *DISTORTION))
+    if unknown := [key for key in ("k3", "k4") if own.get(key)]:
+        raise InputError(str(path), f"{unknown[0]} {own[unknown[0]]}", f"distortion by {', '.join(DISTORTION)} alone")
+    picture = path.parent / own["file_path"]
+    stated = (int(float(own["w"])), int(float(own["h"])))
+    if (size := image_size(picture)) != stated:
+        raise InputError(str(picture), f"{size[0]}×{size[1]}", f"{stated[0]}×{stated[1]}, as its camera has it")
+    fx, fy, cx, cy = (float(own[key]) for key in CAMERA[:4])
+    distortion = np.array([float(own.get(name, 0)) for name in DISTORTION])
+    return View(picture, camera_matrix(own), np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), distortion)
 
 
 # ---- clouds
@@ -251,8 +272,8 @@ def write_scene(folder: Path, scene: Scene, depths: Sequence[np.ndarray], cloud:
     """A transforms.json with depth maps and a cloud; pictures stay where they are."""
     (folder / "depths").mkdir(parents=True, exist_ok=True)
     frames = []
-    for view, depth in zip(scene.views, depths, strict=True):
-        name, (height, width) = f"depths/{view.picture.stem}.npy", depth.shape
+    for view, own, depth in zip(scene.views, scene.names, depths, strict=True):
+        name, (height, width) = f"depths/{own}.npy", depth.shape
         with (folder / name).open("wb") as file:
             np.save(file, MILLIMETRES * depth)
         k = view.intrinsics
@@ -262,7 +283,7 @@ def write_scene(folder: Path, scene: Scene, depths: Sequence[np.ndarray], cloud:
                 "depth_file_path": name,
                 "transform_matrix": [*view.pose.tolist(), [0.0, 0.0, 0.0, 1.0]],
                 **{"fl_x": k[0, 0], "fl_y": k[1, 1], "cx": k[0, 2], "cy": k[1, 2], "w": width, "h": height},
-                **dict(zip(("k1", "k2", "p1", "p2"), view.distortion.tolist(), strict=True)),
+                **dict(zip(DISTORTION, view.distortion.tolist(), strict=True)),
             }
         )
     files = [frame["file_path"] for frame in frames]

@@ -1,4 +1,4 @@
-"""The stages of a search, each a function of the options that reads what the stage before wrote.
+"""The stages up to the retrained networks, each a function of the options that reads what the stage before wrote.
 
 Below ``out``: pretrain/, train/ and retrain/PICK/ are runs (checkpoint.pt, metrics.json, event files); search/ holds
 archive.jsonl, front.csv, pareto.png and hypervolume.png; each retrained network is a network.pt.
@@ -13,24 +13,21 @@ from pathlib import Path
 
 import torch
 
-from evonas.data import read_colours
+from evonas.deployment import evaluate, export, points, predict
 from evonas.distillation import Distillation
 from evonas.engines import Evaluate, build_engine
 from evonas.evaluation import Evaluator, latency
-from evonas.networks import load_network, save_network
+from evonas.networks import save_network
 from evonas.options import FREE, Options
-from evonas.report import draw_results
 from evonas.search import Result, pick, read_front, search, write_report
-from evonas.space import Genome, Space, as_text
+from evonas.space import Genome, Space
 from evonas.supernet import Network, load_weights, macs, parameters
 from evonas.tasks import Task, build_task
 from evonas.training import Plan, TrainConfig, Training, read_phases, single_plan
 from evos.distributed import World, from_main
 from evos.errors import InputError
-from evos.images import list_images, write_image
 from evos.runs import (
     EventLog,
-    Progress,
     Run,
     Stopper,
     TrainingLoop,
@@ -41,8 +38,7 @@ from evos.runs import (
     seed_everything,
     write_json,
 )
-from evos.runs.files import save_figure
-from evos.runs.outputs import make_folder
+from evos.runs.folder import check_run_folder
 
 
 def fit(
@@ -127,14 +123,11 @@ def train(options: Options, world: World, stopper: Stopper) -> None:
     fit(network, task, plan, options.train, options, Path(options.run.out) / "train", groups, world, stopper, teacher)
 
 
-def teacher_of(options: Options, student: Network, task: Task) -> Distillation | None:
-    """What ``distill.teacher`` names: outside of progressive training, max and ema are the supernet as it ended."""
+def teacher_of(options: Options, student: Network, task: Task, supernet: Network | None = None) -> Distillation | None:
+    """What ``distill.teacher`` names; max and ema are the largest network of the student, or of ``supernet``."""
     if options.distill.teacher is None:
         return None
-    largest = None
-    if not student.is_supernet and options.distill.teacher in ("max", "ema"):
-        supernet = load_supernet(options, task)
-        largest = supernet.extract(supernet.space.largest)
+    largest = None if supernet is None else supernet.extract(supernet.space.largest)
     return Distillation(options.distill, student, task, resolve_device(options.run.device), largest)
 
 
@@ -208,11 +201,12 @@ def search_in(folder: Path, options: Options, stopper: Stopper, others: Sequence
     task = build_task(options.data, ["search"])
     network = load_supernet(options, task)
     recorded = options.recorded("space", "data", "search") | {"supernet": fingerprint(network)}
-    open_run(folder, recorded, resume=options.run.resume, overwrite=options.run.overwrite, free=FREE)
+    check_run_folder(folder, resume=options.run.resume, overwrite=options.run.overwrite)
     costs = Costs(network, options.data.height, options.data.width)
     table = {"latency": costs.latency, "macs": costs.macs, "parameters": costs.parameters}
     objectives = {name: table[name] for name in ("latency", "macs", "parameters") if name in options.search.names}
-    with build_engine(options.engine, ErrorsOnSearch(options)) as engine:
+    with build_engine(options.engine, ErrorsOnSearch(options)) as engine:  # before a search that is there is replaced
+        open_run(folder, recorded, resume=options.run.resume, overwrite=options.run.overwrite, free=FREE)
         found = search(
             space,
             options.search,
@@ -249,13 +243,15 @@ def retrain(options: Options, world: World, stopper: Stopper) -> None:
         front = read_front(out / "search" / "front.csv", space)
         chosen = {name: pick(front, name) for name in settings.names}
     task = build_task(options.data)
-    supernet = load_supernet(options, task) if settings.weights == "inherited" else None
+    inherits, follows = settings.weights == "inherited", options.distill.teacher in ("max", "ema")
+    supernet = load_supernet(options, task) if inherits or follows else None
     for name, genome in chosen.items():
         seed_everything(options.run.seed)
-        network = Network(space, task.head, genome) if supernet is None else supernet.extract(genome)
-        folder = out / "retrain" / (f"{name}-scratch" if supernet is None else name)
+        network = supernet.extract(genome) if supernet and inherits else Network(space, task.head, genome)
+        folder = out / "retrain" / (name if inherits else f"{name}-scratch")
         plan = single_plan(space, genome, settings.steps_over(task.size("train")))
-        groups, teacher = ("space", "data", "retrain", "distill"), teacher_of(options, network, task)
+        groups = ("space", "data", "retrain", "distill")
+        teacher = teacher_of(options, network, task, supernet if follows else None)
         fit(network, task, plan, settings, options, folder, groups, world, stopper, teacher)
         if world.is_main:
             save_network(folder / "network.pt", network, options.data, task.classes)
@@ -270,113 +266,6 @@ def read_genome(text: str) -> list[int]:
     except ValueError:
         raise InputError("retrain.genome", text, "a list of whole numbers, as in front.csv") from None
     return genes
-
-
-# ---- what is done with them
-
-
-def retrained(options: Options) -> list[Path]:
-    """``network`` alone, or all retrained ones, the knee's first; raises InputError where there is none."""
-    if options.run.network is not None:
-        return [Path(options.run.network)]
-    found = sorted((Path(options.run.out) / "retrain").glob("*/network.pt"))
-    if not found:
-        raise InputError("network", None, f"a network.pt; there is none in {options.run.out}/retrain")
-    return sorted(found, key=lambda path: path.parent.name != "knee")
-
-
-def evaluate(options: Options, world: World, stopper: Stopper) -> None:
-    """All metrics of the retrained networks (or of ``network``) on the test split, which nothing was chosen on."""
-    from matplotlib.figure import Figure
-
-    out, device = Path(options.run.out), resolve_device(options.run.device)
-    paths, results, networks = sorted(retrained(options)), {}, {}
-    task = build_task(options.data, ["test"])
-    for path in paths:
-        network, own_task, _ = load_network(path, device)
-        if own_task.classes != task.classes:
-            got = f"{path} of {len(own_task.classes)} classes"
-            raise InputError("network", got, f"a network of the {len(task.classes)} classes of the data")
-        costs = {
-            "macs": macs(network, options.data.height, options.data.width),
-            "parameters": parameters(network),
-            "architecture": as_text(network.space.decode(network.genome)),
-        }
-        name = path.parent.name if path.name == "network.pt" else path.stem
-        networks[name] = network
-        results[name] = costs | task.evaluate(network, [network.genome], "test", device)[0]
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in results[name].items() if isinstance(value, float))
-        print(f"{name}: {shown}, {costs['macs'] / 1e6:.1f} MMAC, {costs['parameters']:,} parameters")
-    make_folder(out / "evaluate")
-    figure = Figure(figsize=(3 * (2 + len(networks)), 7), layout="constrained")
-    draw_results(figure, task, networks)
-    save_figure(figure, out / "evaluate" / "report.png")
-    write_json(out / "evaluate" / "metrics.json", {"pictures": task.size("test"), "networks": results})
-
-
-def predict(options: Options, world: World, stopper: Stopper) -> None:
-    """Results for pictures: depth as 16-bit PNG (``data.depth_scale`` units a metre, 1000 by default), masks, boxes as
-    JSON; and coloured pictures of them."""
-    if options.run.input is None:
-        raise InputError("input", None, "a picture or a folder of pictures")
-    device = resolve_device(options.run.device)
-    network, task, _ = load_network(retrained(options)[0], device)
-    task.config = replace(task.config, depth_scale=options.data.depth_scale)
-    pictures = list_images(options.run.input)
-    folder = output_folder(options, "predict")
-    with Progress(len(pictures), "predict", quiet=options.run.quiet) as progress:
-        for done, path in enumerate(pictures, 1):
-            picture = read_colours(path)
-            task.write(folder, path.stem, picture, task.predict(network, picture.to(device)).cpu())
-            progress.update(done)
-    print(f"{len(pictures)} pictures: {folder}")
-
-
-def points(options: Options, world: World, stopper: Stopper) -> None:
-    """Depth of a scene's views, aligned to its sparse points, and one cloud of the views to train on."""
-    from evonas import scenes
-
-    if options.run.scene is None:
-        raise InputError("scene", None, "a folder with poses_bounds.npy or transforms.json")
-    device, scene = resolve_device(options.run.device), scenes.read_scene(options.run.scene)
-    network, task, data = load_network(retrained(options)[0], device)
-    if data.task != "depth":
-        raise InputError("network", f"one for {data.task}", "one for depth")
-    folder, depths, colours = output_folder(options, "points"), [], []
-    with Progress(len(scene.views), "points", quiet=options.run.quiet) as progress:
-        for done, view in enumerate(scene.views, 1):
-            picture = read_colours(view.picture)
-            found = task.predict(network, picture.to(device)).cpu()
-            depths.append(scenes.aligned(view, found.numpy(), scene.points))
-            colours.append(scenes.to_bytes(picture))
-            spread = depths[-1] - depths[-1].min()
-            shown = torch.from_numpy(data.max_depth * (0.05 + 0.95 * spread / max(spread.max(), 1e-9)))
-            write_image(folder / f"{view.picture.stem}_coloured.png", task.illustrate(picture[None], shown[None])[0])
-            progress.update(done)
-    train, count = scene.train, options.run.points
-    views, maps, shades = [scene.views[i] for i in train], [depths[i] for i in train], [colours[i] for i in train]
-    cloud = scenes.fused(views, maps, shades, count)
-    scenes.write_scene(folder, scene, depths, cloud)
-    print(f"{len(depths)} depth maps, {len(cloud[0])} points: {folder}")
-
-
-def output_folder(options: Options, name: str) -> Path:
-    """``output``, or a folder of that name in ``out``."""
-    folder = Path(options.run.output) if options.run.output else Path(options.run.out) / name
-    make_folder(folder, "output")
-    return folder
-
-
-def export(options: Options, world: World, stopper: Stopper) -> None:
-    """A network as safetensors and ONNX, the latter run by onnxruntime beside torch, and its trunk as a program."""
-    from evonas.exporting import write_encoder, write_onnx, write_safetensors
-
-    network, task, _ = load_network(retrained(options)[0], torch.device("cpu"))
-    folder = output_folder(options, "export")
-    write_safetensors(folder / "network.safetensors", network, task)
-    difference = write_onnx(folder / "network.onnx", network, task)
-    write_encoder(folder / "encoder.pt2", network, (task.config.height, task.config.width))
-    print(f"{folder}: network.safetensors, encoder.pt2, network.onnx (answers differ by {difference:.1e} at most)")
 
 
 STAGE_FUNCTIONS: dict[str, Callable[[Options, World, Stopper], None]] = {

@@ -140,23 +140,25 @@ def read_phases(space: Space, entries: Sequence[Any], pictures: int, batch: int)
                 raise InputError(f"{name}.{key}", value, f"epochs, steps, subnets, {', '.join(OPTIONS)} or blocks")
         if ("epochs" in entry) == ("steps" in entry):
             raise InputError(name, json.dumps(dict(entry)), "either epochs or steps")
-        key = "epochs" if "epochs" in entry else "steps"
-        amount, subnets = number_of(entry[key], f"{name}.{key}"), number_of(entry.get("subnets", 1), f"{name}.subnets")
-        steps = math.ceil(amount * pictures / batch) if key == "epochs" else math.ceil(amount)
-        phases.append(Phase(steps, max(1, round(subnets)), tuple(allowed)))
+        subnets = number_of(entry.get("subnets", 1), f"{name}.subnets", whole=True)
+        if "epochs" in entry:
+            steps = math.ceil(number_of(entry["epochs"], f"{name}.epochs") * pictures / batch)
+        else:
+            steps = int(number_of(entry["steps"], f"{name}.steps", whole=True))
+        phases.append(Phase(steps, int(subnets), tuple(allowed)))
     if not phases:
         raise InputError("train.phases", "[]", "at least one phase")
     return Plan(space, phases)
 
 
-def number_of(text: Any, name: str) -> float:
+def number_of(text: Any, name: str, *, whole: bool = False) -> float:
     """A number above 0."""
     try:
         value = float(text)
     except (TypeError, ValueError):
         value = math.nan
-    if not 0 < value < math.inf:
-        raise InputError(name, text, "a number above 0")
+    if not 0 < value < math.inf or (whole and value % 1):
+        raise InputError(name, text, f"a {'whole ' if whole else ''}number above 0")
     return value
 
 

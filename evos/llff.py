@@ -128,7 +128,8 @@ def image_size(path: Path, modes: tuple[str, ...] = ("L", "RGB", "RGBA")) -> tup
         with PIL.Image.open(path) as image:
             size, mode = image.size, image.mode
     except OSError as error:
-        raise InputError(str(path), "a file that is no image", "an image") from error
+        reason = (error.strerror or "a file that is no image").lower()
+        raise InputError(str(path), reason, "an image") from error
     if mode not in modes:
         raise InputError(str(path), f"an image of mode {mode}", ", ".join(modes))
     return size

@@ -4,7 +4,6 @@ What the host's own parser reads is what is checked: the pictures and masks of t
 evaluates on. Only where the parser fails, or returns cameras that are not finite, the files are read for the reason.
 """
 
-import json
 import math
 import warnings
 import zipfile
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -29,11 +28,10 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from evos.errors import InputError, exit_on_input_error
 from evos.llff import image_size
-from evos.runs.files import read_json
+from evos.transforms_json import CAMERA, Frame, check_camera, is_number, read_transforms
 from evos_nerf.llff import LlffDataParserConfig
 from evos_nerf.pixel_sampler import warn
 
-Frame = dict[str, Any]
 MASK_MODES = ("1", "L", "P", "I", "I;16")  # Pillow's names of images of one channel
 SPLITS = ("train", "val")
 """What ns-train reads; the test split is read by ns-eval."""
@@ -201,16 +199,16 @@ def explain(parser: DataParserConfig, split: str) -> None:
     """Raise InputError with the reason for which a parser failed, if its files show one."""
     path = Path(parser.data)
     if isinstance(parser, BlenderDataParserConfig):
-        content, frames = read_transforms(path / f"transforms_{split}.json")
+        content, frames = transforms_in(path / f"transforms_{split}.json")
         angle = content.get("camera_angle_x")
-        if not (_is_number(angle) and 0 < float(angle) < math.pi):
+        if not (is_number(angle) and 0 < float(angle) < math.pi):
             name = str(path / f"transforms_{split}.json")
             raise InputError(name, f"camera_angle_x {angle!r}", "radians between 0 and pi")
         images = [path / f"{frame['file_path'].replace('./', '')}.png" for frame in frames]
         present(path / f"transforms_{split}.json", images, "images")
     elif isinstance(parser, NerfstudioDataParserConfig | InstantNGPDataParserConfig):
         file = path if path.suffix == ".json" else path / "transforms.json"
-        content, frames = read_transforms(file)
+        content, frames = transforms_in(file)
         host = isinstance(parser, NerfstudioDataParserConfig)
         for number, frame in enumerate(frames):
             check_intrinsics(file, number, content if not host else frame | content, all_of=host)
@@ -225,40 +223,21 @@ def explain(parser: DataParserConfig, split: str) -> None:
             raise InputError(str(file), got, "one in every frame, or in none")
 
 
-def read_transforms(path: Path) -> tuple[dict[str, Any], list[Frame]]:
-    """Read a transforms file; InputError unless each frame has a file_path and a finite matrix of 3 or 4 rows."""
+def transforms_in(path: Path) -> tuple[dict[str, Any], list[Frame]]:
+    """As ``read_transforms``; a missing file is reported with the data parser that the folder may be for."""
     if not path.exists():
         raise _wrong_kind(path)
-    content = read_json(path)
-    frames = content.get("frames") if isinstance(content, dict) else None
-    if not isinstance(frames, list) or not frames:
-        raise InputError(str(path), "no frames", "an object with a list of frames")
-    for number, frame in enumerate(frames):
-        if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
-            raise InputError(str(path), f"frame {number} without a file_path", "a file_path in each frame")
-        name = f"frame {number} ({frame['file_path']})"
-        try:
-            matrix = np.array(frame.get("transform_matrix"), dtype=np.float64)
-        except (TypeError, ValueError):
-            raise InputError(str(path), f"{name} whose transform_matrix is no matrix", "4 x 4 numbers") from None
-        if matrix.shape not in ((4, 4), (3, 4)):
-            raise InputError(str(path), f"{name} with a transform_matrix of shape {matrix.shape}", "4 x 4 numbers")
-        if not np.isfinite(matrix).all():
-            raise InputError(str(path), f"{name} with a transform_matrix that is not finite", "finite numbers")
-    return content, frames
+    return read_transforms(path)
 
 
 def check_intrinsics(path: Path, number: int, known: dict[str, Any], *, all_of: bool) -> None:
     """Raise InputError unless a frame's numbers are there: all of the camera's, or one that says the focal length."""
-    keys = ("fl_x", "fl_y", "cx", "cy", "w", "h") if all_of else FOCAL_OR_ANGLE
+    keys = CAMERA if all_of else FOCAL_OR_ANGLE
     missing = [key for key in keys if key not in known]
     if missing and (all_of or len(missing) == len(keys)):
         allowed = f"{', '.join(keys)} in the file or in each frame" if all_of else f"{' or '.join(keys)} in the file"
         raise InputError(str(path), f"frame {number} without {missing[0]}", allowed)
-    for key in {*keys, "w", "h"} & known.keys():
-        value = known[key]
-        if not _is_number(value) or (float(value) <= 0 and key not in ("cx", "cy")):
-            raise InputError(str(path), f"{key} {json.dumps(value)}", "a number, above 0 but for cx and cy")
+    check_camera(path, known, keys)
 
 
 def _with_png(path: Path) -> Path:
@@ -271,14 +250,6 @@ def _wrong_kind(path: Path) -> InputError:
     there = [name for name in KINDS if (path.parent / name).exists()]
     hint = f" (it has {there[0]}: ns-train METHOD{KINDS[there[0]]} --data FOLDER)" if there else ""
     return InputError(str(path.parent), "a folder without " + path.name, "a folder with it" + hint)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a finite number, or the text of one, which the parsers read, too."""
-    try:
-        return not isinstance(value, bool) and math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
 
 
 def _reason(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """One instance from its file: a square picture, a second of sound, the posed views of a scene."""
 
-import json
 from dataclasses import dataclass, replace
 from math import gcd, inf, nan, tan
 from pathlib import Path
@@ -15,9 +14,9 @@ from scipy.signal import resample_poly
 from torch import Tensor
 
 from evos.errors import InputError
-from evos.folders import read_list
 from evos.images import read_image
 from evos.sounds import read_header, read_stretch
+from evos.transforms_json import camera_matrix, read_transforms
 
 Resize = Literal["bicubic", "bilinear"]
 """How pictures are resized."""
@@ -140,38 +139,15 @@ def scene(path: Path, views: int, size: int, resize: Resize = "bicubic") -> Inst
     for listed in lists:
         if len(images) == views or not listed.exists():
             continue
-        content = read_transforms(listed)
-        for frame in content["frames"][: views - len(images)]:
+        content, frames = read_transforms(listed)
+        for frame in frames[: views - len(images)]:
             pixels = read_image(frame_file(path, frame["file_path"])).pixels
             focal = focal or focal_length(listed, content, pixels.shape[1]) * size / min(pixels.shape[:2])
             images.append(square(on_white(pixels), size, resize))
-            poses.append(camera_matrix(frame["transform_matrix"]))
+            poses.append(torch.from_numpy(camera_matrix(frame)).float())
     if len(images) < views:
         raise InputError(str(path), f"{len(images)} views", f"at least {views} (data.views)")
     return Instance(torch.stack(images), torch.stack(poses), torch.tensor(focal, dtype=torch.float32))
-
-
-def read_transforms(path: Path) -> dict[str, Any]:
-    """A list of views whose entries have what is needed: files, and matrices of cameras."""
-    try:
-        content = json.loads(read_list(path))
-        for number, frame in enumerate(content["frames"]):
-            if not isinstance(frame["file_path"], str):
-                raise TypeError(f"file_path of frame {number}")
-            camera_matrix(frame["transform_matrix"])
-        return content
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(str(path), f"a damaged list of views ({error!r})", "frames with file_path, matrix") from None
-
-
-def camera_matrix(rows: Any) -> Float[Tensor, "3 4"]:
-    """Camera to world; raises ValueError, TypeError or RuntimeError unless it is a finite 4 × 4 or 3 × 4 matrix."""
-    matrix = torch.tensor(rows, dtype=torch.float32)
-    if matrix.shape not in ((4, 4), (3, 4)) or not matrix.isfinite().all():
-        raise ValueError("a transform_matrix that is no finite 4 x 4 matrix")
-    return matrix[:3]
 
 
 def frame_file(folder: Path, name: str) -> Path:

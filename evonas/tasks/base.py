@@ -19,6 +19,11 @@ CHUNK = 32
 """Pictures in one pass of an evaluation."""
 
 
+def coloured(name: str) -> str:
+    """The name of the picture that shows the result of this name."""
+    return f"{name}_coloured"
+
+
 @runtime_checkable
 class Meter(Protocol):
     """Metrics over a data set, batch by batch."""
@@ -120,13 +125,18 @@ class Task(ABC):
     def illustrate(self, pictures: Float[Tensor, "B H W 3"], found: Tensor) -> Float[Tensor, "B H W 3"]:
         """Results, or the truth, as pictures in [0, 1]."""
 
+    @property
+    def meaning(self) -> str:
+        """What outputs are, in words that two tasks share where they read them alike."""
+        return f"{self.config.task} of {', '.join(self.classes)}"
+
     def mirrored(self, truth: Tensor) -> Tensor:
         """The truth of mirrored pictures."""
         return truth
 
     def write(self, folder: Path, name: str, picture: Float[Tensor, "H W 3"], found: Tensor) -> None:
         """Files of a result, without a batch axis; more of them where a task has a format of its own."""
-        write_image(folder / f"{name}_coloured.png", self.illustrate(picture[None], found[None])[0])
+        write_image(folder / f"{coloured(name)}.png", self.illustrate(picture[None], found[None])[0])
 
     # ---- what is the same for all of them
 
@@ -147,9 +157,18 @@ class Task(ABC):
 
     @torch.no_grad()
     def evaluate(
-        self, network: Network, genomes: Sequence[Sequence[int]], split: str, device: torch.device
+        self,
+        network: Network,
+        genomes: Sequence[Sequence[int]],
+        split: str,
+        device: torch.device,
+        reader: "Task | None" = None,
     ) -> list[dict[str, float]]:
-        """Metrics of several architectures of a network over a split, in one pass over the data."""
+        """Metrics of several architectures of a network over a split, in one pass over the data.
+
+        ``reader``: the task that says what outputs mean; None: this one.
+        """
+        reader = reader or self
         network.eval()
         meters = [self.meter(device) for _ in genomes]
         for index in torch.arange(self.size(split)).split(CHUNK):
@@ -157,7 +176,7 @@ class Task(ABC):
             for genome, meter in zip(genomes, meters, strict=True):
                 if network.is_supernet:
                     network.activate(genome)
-                meter.update(self.result(self.answer(network(pictures))), truth)
+                meter.update(self.result(reader.answer(network(pictures))), truth)
         network.train()
         return [meter.compute() for meter in meters]
 

@@ -118,9 +118,22 @@ class DepthTask(Task):
         """Left is right."""
         return truth.flip(2)
 
+    @property
+    def meaning(self) -> str:
+        """Depth, within which range."""
+        return f"depth from {self.config.min_depth:g} to {self.config.max_depth:g} m"
+
     def write(self, folder: Path, name: str, picture: Float[Tensor, "H W 3"], found: Float[Tensor, "H W"]) -> None:
-        """NAME.png, 16-bit with ``depth_scale`` (1000 by default) units a metre, and NAME_coloured.png."""
-        write_depth(folder / f"{name}.png", found, self.config.depth_scale or 1000)
+        """NAME.png, 16-bit with ``depth_scale`` (1000 by default) units a metre, and NAME_coloured.png.
+
+        Raises:
+            InputError: 16 bits don't reach the greatest depth.
+        """
+        scale, largest = self.config.depth_scale or 1000, self.config.max_depth
+        if scale * largest > 65535:
+            allowed = f"at most {65535 / largest:.0f} units a metre, with which 16 bits reach {largest:g} m"
+            raise InputError("data.depth_scale", scale, allowed)
+        write_depth(folder / f"{name}.png", found, scale)
         super().write(folder, name, picture, found)
 
 

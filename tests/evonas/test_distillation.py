@@ -275,7 +275,15 @@ def test_a_network_of_another_task_is_no_teacher(tiny_space, slopes, tmp_path):
     config = replace(slopes.config, task="segmentation")
     other = build_task(config, [], ["a", "b"])
     save_network(tmp_path / "network.pt", Network(tiny_space, other.head, tiny_space.largest), config, ["a", "b"])
-    with pytest.raises(InputError, match=r"distill.teacher: got .*network.pt, for segmentation; allowed: .* depth"):
+    with pytest.raises(InputError, match=r"distill.teacher: got .*, for segmentation of a, b; allowed: .* depth"):
+        build_teacher(DistillConfig(teacher=str(tmp_path / "network.pt")), None, slopes)
+
+
+def test_a_network_of_another_range_of_depth_is_no_teacher(tiny_space, slopes, tmp_path):
+    config = replace(slopes.config, max_depth=80.0)
+    save_network(tmp_path / "network.pt", Network(tiny_space, slopes.head, tiny_space.largest), config, [])
+    line = r"distill.teacher: got .*, for depth from 0.001 to 80 m; allowed: a network for depth from 0.001 to 10 m"
+    with pytest.raises(InputError, match=line):
         build_teacher(DistillConfig(teacher=str(tmp_path / "network.pt")), None, slopes)
 
 

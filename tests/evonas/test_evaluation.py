@@ -256,6 +256,17 @@ def test_an_address_where_nobody_answers_is_refused_at_once():
             connect(EngineConfig(engine="ray", address=wrong))
 
 
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
+    ray = pytest.importorskip("ray")
+
+    def init(*words, **options):
+        raise Exception("The current node timed out during startup.\nAnd more.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(InputError, match=r"engine.engine: got ray, which does not start \(The current node"):
+        connect(EngineConfig(engine="ray"))
+
+
 # ---- latency
 
 

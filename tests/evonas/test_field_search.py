@@ -182,7 +182,7 @@ def test_bad_input_is_one_line(photo, sound, tmp_path, refused):
     assert "search.objectives" in refused("fields", f"input={photo}", "search.objectives=[error,latency]", out)
     assert "precision" in refused("fields", f"input={photo}", "precision=bf16", out)
     assert "workers" in refused("fields", f"input={photo}", "workers=0", out)
-    assert "max_parameters" in refused("fields", f"input={photo}", "space.max_parameters=10", out)
+    assert "space.max_parameters: got 10" in refused("fields", f"input={photo}", "space.max_parameters=10", out)
     assert "longer_side" in refused("fields", f"input={sound}", "longer_side=9", out)
     assert not (tmp_path / "out").exists()  # nothing half-written
     broken = tmp_path / "broken.png"

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evonas import field_space
 from evonas.evolution import Evolution, RandomSearch, first_generation
 from evonas.field_search import FieldSearchConfig
 from evonas.field_space import FieldSpace, FieldSpaceConfig, field_parameters
@@ -89,6 +90,14 @@ def test_parameters_are_those_of_the_layers():
     assert field_parameters(config, 2, 3) == 3 * 256 + 3 * (256 * 256 + 256) + 257 * 3 == 198915
     wire = FIELDS["wire"](hidden_features=16, hidden_layers=1)  # 11 complex features
     assert field_parameters(wire, 2, 3) == 3 * 11 + 2 * (12 * 11 + 12 * 3)
+
+
+def test_grids_are_counted_without_being_built(monkeypatch):
+    config = FIELDS["hashgrid"](levels=4, table_log2=8, finest_resolution=64)
+    built = sum(p.numel() for p in build_field(config, 2, 3, seed=0).parameters())
+    monkeypatch.setattr(field_space, "build_field", None)
+    assert field_parameters(config, 2, 3) == built
+    assert field_parameters(replace(config, table_log2=24, finest_resolution=8192), 2, 3) > 2**24
 
 
 def test_too_large_fields_shrink_as_little_as_they_must():
@@ -188,6 +197,8 @@ def test_what_a_search_begins_with_is_fitted_to_the_space():
         "[{family: [siren]}]",
         "[{family: siren, lr: fast}]",
         "[{family: siren, lr: -1}]",
+        "[{family: siren, lr: [1]}]",
+        "[{family: siren, optimizer: adams}]",
     ],
 )
 def test_what_no_field_is_cannot_begin_a_search(start):

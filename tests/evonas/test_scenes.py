@@ -208,15 +208,60 @@ def test_fern_has_its_sparse_points_in_view(data_root):
     [
         ({"ply_file_path": None}, r"scene: got .*transforms.json without ply_file_path; allowed: sparse points"),
         ({"camera_model": "OPENCV_FISHEYE"}, r"camera_model: got OPENCV_FISHEYE; allowed: OPENCV or PINHOLE"),
-        ({"fl_x": None}, r"transforms.json: got KeyError: 'fl_x'"),
-        ({"frames": 3}, r"transforms.json: got another file"),
-        ({"train_filenames": ["7.png"]}, r"transforms.json: got KeyError: '7.png'"),
+        ({"fl_x": None}, r"transforms.json: got 0.png without fl_x"),
+        ({"fl_x": 0}, r"transforms.json: got fl_x 0; allowed: a number, above 0"),
+        ({"k1": "x"}, r'transforms.json: got k1 "x"; allowed: a number'),
+        ({"k3": 0.1}, r"transforms.json: got k3 0.1; allowed: distortion by k1, k2, p1, p2 alone"),
+        ({"w": 2 * WIDTH}, r"0.png: got \d+×\d+; allowed: \d+×\d+, as its camera has it"),
+        ({"frames": 3}, r"transforms.json: got no frames"),
+        ({"frames": []}, r"transforms.json: got no frames"),
+        (
+            {"frames": [{"file_path": "0.png", "transform_matrix": [[1, 2], [3, 4]]}]},
+            r"got frame 0 \(0.png\) with a tran",
+        ),
+        ({"frames": [{"file_path": "9.png", "transform_matrix": np.eye(4).tolist()}]}, r"9.png: got no such file"),
+        ({"train_filenames": ["7.png"]}, r"transforms.json: got train_filenames \['7.png'\]"),
+        ({"train_filenames": []}, r"transforms.json: got train_filenames \[\]"),
     ],
 )
 def test_scenes_that_cannot_be_used_are_one_line(extra, words, tmp_path):
     with pytest.raises(InputError, match=words) as error:
         read_scene(write_transforms(tmp_path / "scene", **extra))
     assert "\n" not in str(error.value)
+
+
+def test_pictures_of_one_name_keep_depth_maps_of_their_own(network, tmp_path):
+    scene = write_transforms(tmp_path / "scene")
+    facts = json.loads((scene / "transforms.json").read_text())
+    for i, frame in enumerate(facts["frames"]):
+        frame["file_path"] = f"camera{i % 2}/{i // 2}.png"
+        (scene / frame["file_path"]).parent.mkdir(exist_ok=True)
+        (scene / f"{i}.png").rename(scene / frame["file_path"])
+    (scene / "transforms.json").write_text(json.dumps(facts))
+    main(["points", "--quiet", "device=cpu", f"network={network}", f"scene={scene}", f"output={tmp_path / 'out'}"])
+    written = json.loads((tmp_path / "out" / "transforms.json").read_text())["frames"]
+    assert [frame["depth_file_path"] for frame in written] == [f"depths/{i:04}_{i // 2}.npy" for i in range(4)]
+    assert len(list((tmp_path / "out").glob("*_coloured.png"))) == 4
+
+
+def test_a_scene_is_not_written_over(network, tmp_path, refused):
+    scene = write_transforms(tmp_path / "scene")
+    before = (scene / "transforms.json").read_bytes()
+    words = ["points", "--quiet", f"network={network}", f"scene={scene}", f"output={scene}", "--overwrite"]
+    assert "allowed: another folder than the one that is read" in refused(*words)
+    assert (scene / "transforms.json").read_bytes() == before
+
+
+def test_views_that_look_at_different_places_give_no_cloud(network, tmp_path, refused):
+    scene = write_transforms(tmp_path / "scene", views=2)
+    facts = json.loads((scene / "transforms.json").read_text())
+    away = np.diag([-1.0, 1.0, -1.0, 1.0])  # half a turn about y
+    facts["frames"][1]["transform_matrix"] = (away @ np.array(facts["frames"][1]["transform_matrix"])).tolist()
+    both = np.concatenate([wall(6.0), wall(6.0) @ away[:3, :3]])
+    write_ply(scene / "sparse.ply", both, np.zeros((len(both), 3), np.uint8))
+    (scene / "transforms.json").write_text(json.dumps(facts))
+    words = ["points", "--quiet", "device=cpu", f"network={network}", f"scene={scene}", f"out={tmp_path / 'run'}"]
+    assert refused(*words) == "scene: got views of which no two agree on any depth; allowed: views that overlap"
 
 
 def test_what_is_no_scene_is_one_line(tmp_path, network, capsys):

@@ -12,6 +12,7 @@ import torch
 
 from evonas import stages
 from evonas.main import main
+from evonas.networks import load_network
 from evonas.options import PROGRAM, STAGES, parse
 from evonas.rooms import RoomsConfig, write_rooms
 from evonas.space import Space
@@ -154,7 +155,7 @@ def test_predictions_are_depth_at_the_pictures_own_size(done, rooms, tmp_path):
     main(words)
     depth = read_image(tmp_path / "depth" / name)
     assert depth.bits == 16 and depth.pixels.shape == (16, 24, 1)
-    network, task, _ = stages.load_network(done / "retrain" / "knee", torch.device("cpu"))
+    network, task = load_network(done / "retrain" / "knee", torch.device("cpu"))
     with torch.no_grad():
         expected = task.answer(network(read_image(pictures / name).pixels[None]))[0]
     assert (depth.pixels[..., 0] * 65535 / 2000 - expected).abs().max() < 1e-3
@@ -173,6 +174,43 @@ def test_pictures_of_any_kind_are_predicted_alike(done, rooms, tmp_path):
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2]) and found[0].std() > 0
 
 
+def test_predictions_write_over_nothing(done, rooms, tmp_path, refused):
+    photos, words = tmp_path / "photos", ["predict", *TINY, f"out={done}", f"input={tmp_path / 'photos'}"]
+    photos.mkdir()
+    write_image(photos / "a.png", torch.rand(9, 12, 3))
+    before = (photos / "a.png").read_bytes()
+    assert "allowed: another folder than the one that is read" in refused(*words, f"output={photos}", "--overwrite")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.png").write_bytes(b"mine")
+    assert "allowed: a new folder, or --overwrite" in refused(*words, f"output={tmp_path / 'other'}")
+    write_image(photos / "a.jpg", torch.rand(9, 12, 3))
+    line = "input: got a, a_coloured: results of several pictures; allowed: pictures of different names"
+    assert refused(*words, f"output={tmp_path / 'third'}") == line
+    assert (photos / "a.png").read_bytes() == before and (tmp_path / "other" / "a.png").read_bytes() == b"mine"
+    assert not (tmp_path / "third").exists()
+
+
+def test_depth_that_16_bits_do_not_reach_is_one_line(done, rooms, tmp_path, refused):
+    words = ["predict", *TINY, f"out={done}", f"input={rooms / 'test' / 'rgb'}", f"output={tmp_path / 'depth'}"]
+    line = "data.depth_scale: got 6000.0; allowed: at most 5461 units a metre, with which 16 bits reach 12 m"
+    assert refused(*words, "data.depth_scale=6000") == line
+
+
+def test_a_network_is_evaluated_in_its_own_range_of_depth(done, rooms, tmp_path):
+    words = ["evaluate", *TINY, f"data.root={rooms}", f"network={done / 'retrain' / 'knee'}", "data.min_depth=0.001"]
+    main([*words, f"out={tmp_path / 'a'}"])
+    main([*words, "data.max_depth=100", f"out={tmp_path / 'b'}"])
+    one, other = (read_json(tmp_path / name / "evaluate" / "metrics.json")["networks"] for name in "ab")
+    assert one == other  # all depths of the rooms are below 12
+
+
+def test_a_search_is_only_replaced_once_its_engine_runs(copy, rooms, refused):
+    before = (copy / "search" / "archive.jsonl").read_bytes()
+    words = ["search", *TINY, f"data.root={rooms}", f"out={copy}", "engine.engine=ray", "engine.address=127.0.0.1:1"]
+    assert "engine.address: got 127.0.0.1:1" in refused(*words, "--overwrite")
+    assert (copy / "search" / "archive.jsonl").read_bytes() == before
+
+
 def test_exported_networks_say_what_they_are(done):
     from safetensors import safe_open
 
@@ -185,7 +223,7 @@ def test_exported_networks_say_what_they_are(done):
 
     session = onnxruntime.InferenceSession(done / "export" / "network.onnx", providers=["CPUExecutionProvider"])
     picture = torch.rand(1, 16, 24, 3)
-    network, task, _ = stages.load_network(done / "retrain" / "knee", torch.device("cpu"))
+    network, task = load_network(done / "retrain" / "knee", torch.device("cpu"))
     with torch.no_grad():
         expected = task.answer(network(picture)).numpy()
     np.testing.assert_allclose(session.run(None, {"pictures": picture.numpy()})[0], expected, atol=1e-4)
@@ -241,7 +279,7 @@ def test_every_task_goes_through_all_stages(task, metric, words, sets, tmp_path)
     main(["predict", *options, f"out={tmp_path / 'run'}", f"input={sets[task] / 'val'}"])
     names = {path.name for path in (tmp_path / "run" / "predict").iterdir()}
     assert {"00_coloured.png", "00.json" if task == "detection" else "00.png"} <= names
-    _, own_task, _ = stages.load_network(tmp_path / "run" / "retrain" / "knee", torch.device("cpu"))
+    _, own_task = load_network(tmp_path / "run" / "retrain" / "knee", torch.device("cpu"))
     assert own_task.classes == (["square"] if task == "detection" else ["0", "1"])
     with pytest.raises(SystemExit) as error:
         main(["evaluate", *TINY, f"data.root={sets[task]}", f"out={tmp_path / 'run'}"])
@@ -284,6 +322,11 @@ def test_a_teacher_helps_to_train_and_to_retrain(rooms, done, tmp_path):
         (["pretrain", "pretrain.root=/no/such"], "pretrain.root: got /no/such; allowed: the folder of a data set"),
         (["train", "data.height=4"], "--data.height: got 4"),
         (["train", "train.phases=[{steps: 0}]"], "train.phases[0].steps: got 0"),
+        (
+            ["train", "train.phases=[{steps: 2, subnets: 1.5}]"],
+            "train.phases[0].subnets: got 1.5; allowed: a whole",
+        ),
+        (["train", "train.phases=[{steps: 1.5}]"], "train.phases[0].steps: got 1.5; allowed: a whole"),
     ],
 )
 def test_bad_input_is_one_line(words, line, rooms, tmp_path, refused):
