@@ -14,15 +14,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from evonas import field_search
-from evonas.options import parse, stage_word
+from evonas.options import FIELDS, parse, stage_word
 from evonas.stages import STAGE_FUNCTIONS, run
 from evos.distributed import process_group, read_world, refusing_once
 from evos.errors import InputError, exit_on_input_error
 from evos.runs import Stopped, Stopper, keep_freed_memory, resolve_device, resume_command
 
 TRAINING = ("pretrain", "train", "retrain")
-FIELDS = "fields"
-"""The word for the search of fields, which is a program by itself."""
 
 
 @exit_on_input_error

@@ -21,6 +21,8 @@ from evos.errors import InputError, unknown_name
 from evos.training_options import RunOptions
 
 STAGES = ("pretrain", "train", "search", "retrain", "evaluate", "predict", "points", "export", "run")
+FIELDS = "fields"
+"""The word for the search of fields, which is a program by itself."""
 FREE = ("out", "resume", "overwrite", "quiet", "device", "save_every", "eval_every")
 
 
@@ -132,7 +134,7 @@ GROUPS = {
 }
 PROGRAM = Program(
     "python evonas/main.py STAGE",
-    f"Evolve networks for dense prediction. STAGE is one of {', '.join(STAGES)}; or fields (see fields --help).",
+    f"Evolve networks for dense prediction. STAGE is one of {', '.join(STAGES)}; or {FIELDS} (see {FIELDS} --help).",
     GROUPS,
     lists={"train.phases": "Phases of progressive training: [{epochs: 5, subnets: 2, mlp_ratio: [3, 4]}, ...]."},
 )
@@ -153,9 +155,9 @@ def parse(argv: Sequence[str]) -> tuple[str, Options]:
     stage = stage_word(words)
     words = words[stage is not None :]
     if stage is None and not {"-h", "--help"} & set(words):
-        raise InputError("STAGE", None, f"one of {', '.join(STAGES)}, first on the command line")
+        raise InputError("STAGE", None, f"one of {', '.join((*STAGES, FIELDS))}, first on the command line")
     if stage is not None and stage not in STAGES:
-        raise unknown_name("STAGE", stage, STAGES)
+        raise unknown_name("STAGE", stage, (*STAGES, FIELDS))
     given = read_command_line(PROGRAM, words)
     with given.naming_files():
         texts = dict(given.texts)

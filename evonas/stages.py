@@ -24,7 +24,7 @@ from evonas.space import Genome, Space
 from evonas.supernet import Network, load_weights, macs, parameters
 from evonas.tasks import Task, build_task
 from evonas.training import Plan, TrainConfig, Training, read_phases, single_plan
-from evos.distributed import World, from_main
+from evos.distributed import World, from_main, refusing_once
 from evos.errors import InputError
 from evos.runs import (
     EventLog,
@@ -55,17 +55,18 @@ def fit(
 ) -> None:
     """Train a network in a run folder, or go on; the network ends with its best weights."""
     settings, device = options.run, resolve_device(options.run.device)
-    training = Training(
-        network,
-        task,
-        plan,
-        config,
-        seed=settings.seed,
-        device=device,
-        world=world,
-        precision=settings.precision,
-        distillation=distillation,
-    )
+    with refusing_once(world):
+        training = Training(
+            network,
+            task,
+            plan,
+            config,
+            seed=settings.seed,
+            device=device,
+            world=world,
+            precision=settings.precision,
+            distillation=distillation,
+        )
     recorded = options.recorded(*groups) | {"genome": list(network.genome)}
     run: Run = from_main(
         lambda: open_run(folder, recorded, resume=settings.resume, overwrite=settings.overwrite, free=FREE)
@@ -97,29 +98,31 @@ def fit(
 
 def pretrain(options: Options, world: World, stopper: Stopper) -> None:
     """Train the largest network as a classifier; only its trunk is used later."""
-    if options.pretrain.root is None:
-        raise InputError("pretrain.root", None, "the folder of a data set of classes")
-    task = build_task(options.classification)
-    seed_everything(options.run.seed)
-    space = Space(options.space)
-    network = Network(space, task.head)
-    plan = single_plan(space, space.largest, options.pretrain.steps_over(task.size("train")))
+    with refusing_once(world):
+        if options.pretrain.root is None:
+            raise InputError("pretrain.root", None, "the folder of a data set of classes")
+        task = build_task(options.classification)
+        seed_everything(options.run.seed)
+        space = Space(options.space)
+        network = Network(space, task.head)
+        plan = single_plan(space, space.largest, options.pretrain.steps_over(task.size("train")))
     folder = Path(options.run.out) / "pretrain"
     fit(network, task, plan, options.pretrain, options, folder, ("space", "pretrain"), world, stopper)
 
 
 def train(options: Options, world: World, stopper: Stopper) -> None:
     """Progressive training of the supernet, from the pretrained trunk where there is one."""
-    task, space = build_task(options.data), Space(options.space)
-    seed_everything(options.run.seed)
-    network = Network(space, task.head)
-    pretrained = Path(options.run.out) / "pretrain" / "best.pt"
-    if options.pretrain.root is not None:
-        weights = load_checkpoint(pretrained)["weights"]
-        load_weights(network, weights, str(pretrained), but="head.")
-    plan = read_phases(space, options.phases, task.size("train"), options.train.batch)
+    with refusing_once(world):
+        task, space = build_task(options.data), Space(options.space)
+        seed_everything(options.run.seed)
+        network = Network(space, task.head)
+        pretrained = Path(options.run.out) / "pretrain" / "best.pt"
+        if options.pretrain.root is not None:
+            weights = load_checkpoint(pretrained)["weights"]
+            load_weights(network, weights, str(pretrained), but="head.")
+        plan = read_phases(space, options.phases, task.size("train"), options.train.batch)
+        teacher = teacher_of(options, network, task)
     groups = ("space", "data", "pretrain", "train", "phases", "distill")
-    teacher = teacher_of(options, network, task)
     fit(network, task, plan, options.train, options, Path(options.run.out) / "train", groups, world, stopper, teacher)
 
 
@@ -237,21 +240,23 @@ def fingerprint(network: Network) -> str:
 def retrain(options: Options, world: World, stopper: Stopper) -> None:
     """Train networks of the front further, or one by its genes, from inherited weights or from scratch."""
     out, settings, space = Path(options.run.out), options.retrain, Space(options.space)
-    if settings.genome is not None:
-        chosen = {"genome": space.check(read_genome(settings.genome))}
-    else:
-        front = read_front(out / "search" / "front.csv", space)
-        chosen = {name: pick(front, name) for name in settings.names}
-    task = build_task(options.data)
-    inherits, follows = settings.weights == "inherited", options.distill.teacher in ("max", "ema")
-    supernet = load_supernet(options, task) if inherits or follows else None
+    with refusing_once(world):
+        if settings.genome is not None:
+            chosen = {"genome": space.check(read_genome(settings.genome))}
+        else:
+            front = read_front(out / "search" / "front.csv", space)
+            chosen = {name: pick(front, name) for name in settings.names}
+        task = build_task(options.data)
+        inherits, follows = settings.weights == "inherited", options.distill.teacher in ("max", "ema")
+        supernet = load_supernet(options, task) if inherits or follows else None
     for name, genome in chosen.items():
         seed_everything(options.run.seed)
         network = supernet.extract(genome) if supernet and inherits else Network(space, task.head, genome)
         folder = out / "retrain" / (name if inherits else f"{name}-scratch")
         plan = single_plan(space, genome, settings.steps_over(task.size("train")))
         groups = ("space", "data", "retrain", "distill")
-        teacher = teacher_of(options, network, task, supernet if follows else None)
+        with refusing_once(world):
+            teacher = teacher_of(options, network, task, supernet if follows else None)
         fit(network, task, plan, settings, options, folder, groups, world, stopper, teacher)
         if world.is_main:
             save_network(folder / "network.pt", network, options.data, task.classes)

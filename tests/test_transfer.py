@@ -71,3 +71,11 @@ def test_what_is_no_encoder_is_one_line(encoder, kind, words):
     with pytest.raises(InputError, match=words) as error:
         model_of(encoder, Task(kind, (20, 20) if kind == "image" else (400,)))
     assert "\n" not in str(error.value)
+
+
+def test_a_model_with_such_an_encoder_goes_into_training_and_back(encoder):
+    model = model_of(f"evonet:{encoder}", Task("image", (20, 20)))
+    assert model.train().hypernetwork.encoder.training and not model.eval().hypernetwork.encoder.training
+    data = torch.rand(2, 3, 20, 20)
+    for name, value in model.train().encode(data).items():
+        assert torch.equal(value, model.eval().encode(data)[name])

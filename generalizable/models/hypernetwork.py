@@ -151,6 +151,11 @@ class Encoder(nn.Module):
             found = self.program(torch.zeros(2, *self.size, 3))
         self.places, self.features = found.shape[1] * found.shape[2], found.shape[3]
 
+    def train(self, mode: bool = True) -> "Encoder":
+        """The same trunk: nothing in it differs in training, and an exported program refuses to be told."""
+        self.training = mode
+        return self
+
     def forward(self, data: Data) -> Float[Tensor, "B 1 N F"]:
         """Features of photos, brought to the size that the trunk knows."""
         assert isinstance(data, Tensor)

@@ -17,9 +17,10 @@ from evonas.options import PROGRAM, STAGES, parse
 from evonas.rooms import RoomsConfig, write_rooms
 from evonas.space import Space
 from evonas.training import PAPER_PHASES
+from evos.distributed import World
 from evos.errors import InputError
 from evos.images import read_image, write_image
-from evos.runs import load_checkpoint, read_json, save_checkpoint
+from evos.runs import Stopper, load_checkpoint, read_json, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -333,6 +334,28 @@ def test_bad_input_is_one_line(words, line, rooms, tmp_path, refused):
     given = [*words[:1], *TINY, f"data.root={rooms}", f"out={tmp_path / 'run'}", *words[1:]]
     text = refused(*given)
     assert line in text or line.replace("--", "") in text
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("train", ["data.root=/none"]),
+        ("train", ["distill.teacher=nowhere"]),
+        ("train", ["train.batch=3"]),
+        ("pretrain", ["pretrain.root=/none"]),
+        ("pretrain", []),
+        ("retrain", ["retrain.genome=[1]"]),
+    ],
+)
+def test_of_several_processes_the_first_alone_refuses(stage, words, rooms, tmp_path, monkeypatch):
+    monkeypatch.setattr("evos.distributed.time.sleep", lambda seconds: None)
+    _, options = parse([stage, *TINY, f"data.root={rooms}", f"out={tmp_path / 'run'}", *words])
+    with Stopper() as stopper:
+        with pytest.raises(InputError):
+            stages.STAGE_FUNCTIONS[stage](options, World(rank=0, size=2), stopper)
+        with pytest.raises(SystemExit) as error:
+            stages.STAGE_FUNCTIONS[stage](options, World(rank=1, size=2), stopper)
+    assert error.value.code == 2 and not (tmp_path / "run").exists()
 
 
 def test_a_supernet_of_another_width_is_one_line(done, rooms, refused):
