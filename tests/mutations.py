@@ -966,6 +966,20 @@ MUTATIONS = [
         "(places >= 0).all(1) & (places < (size[1], size[0])).all(1)",
         SCENES,
     ),
+    Mutation(
+        "views of one name share a depth map",
+        "evonas/scenes.py",
+        "return stems if len(set(stems)) == len(stems) else",
+        "return stems if stems else",
+        SCENES,
+    ),
+    Mutation(
+        "a network's outputs are read in the range of the data",
+        "evonas/tasks/base.py",
+        "meter.update(self.result(reader.answer(network(pictures))), truth)",
+        "meter.update(self.result(self.answer(network(pictures))), truth)",
+        "tests/evonas/test_stages.py",
+    ),
 ]
 
 
