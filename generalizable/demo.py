@@ -124,7 +124,7 @@ def described(
     )
 
 
-def report(codec: Codec, patterns: Sequence[Encoded], *photos: Float[Tensor, "B H W 3"]) -> Float[Tensor, "H W 3"]:
+def report(codec: Codec, patterns: Sequence[Encoded], *photos: Float[Tensor, "B h w 3"]) -> Float[Tensor, "H W 3"]:
     """The picture: a row for each of ``photos``, and two for what ``patterns`` give at three times the resolution."""
     shown = patterns[:SHOWN]
     between = [interpolate(shown[0], shown[-1], i / (len(shown) - 1)) for i in range(len(shown))]
