@@ -14,20 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS
+from neutral_suites import Contender
 
 from evos.errors import InputError, exit_on_input_error
 from evos.runs.files import read_json, save_figure
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Entrant:
     """A field that was trained with a strategy."""
 
-    name: str
+    contender: Contender
     parameters: int
     seconds: float
+
+    @property
+    def name(self) -> str:
+        """Field, recipe and strategy."""
+        return f"{self.contender.field}, {self.contender.recipe}, {self.contender.strategy}"
 
 
 def entrants(results: Iterable[dict[str, Any]], target: float) -> list[Entrant]:
@@ -40,11 +44,11 @@ def entrants(results: Iterable[dict[str, Any]], target: float) -> list[Entrant]:
                 raise InputError("NAME", f"results of {places[0]} and of {places[-1]}", "one size, the same inputs")
             for row in contest["rows"]:
                 measured = row["measures"].get(f"seconds to {target:g}", {"mean": None})
+                recipe, keep, size = (contest[key] for key in ("recipe", "keep", "size"))
                 steps = max(map(int, row["lr"]))
-                place = contest["recipe"], contest["keep"], contest["size"], row["field"], row["strategy"], steps
+                contender = Contender(recipe, keep, size, row["field"], row["strategy"], steps)
                 if measured["mean"] is not None:
-                    name = f"{row['field']}, {contest['recipe']}, {row['strategy']}"
-                    found.append(Entrant(name, result["parameters"][" ".join(map(str, place))], measured["mean"]))
+                    found.append(Entrant(contender, result["parameters"][str(contender)], measured["mean"]))
     return found
 
 
@@ -62,14 +66,14 @@ def write_picture(path: Path, found: Sequence[Entrant], target: float) -> None:
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    fields = sorted({each.name.split(", ")[0] for each in found})
+    fields = sorted({each.contender.field for each in found})
     for each in found:
-        field, recipe, strategy = each.name.split(", ")
-        filled = "none" if strategy == "uniform" else None
-        axis.scatter(each.parameters, each.seconds, color=f"C{fields.index(field)}", facecolors=filled, zorder=3)
-        if strategy != "uniform":
-            place = {"xytext": (6, -3), "textcoords": "offset points", "fontsize": "small"}
-            axis.annotate(f"{field}, {recipe}", (each.parameters, each.seconds), **place)
+        its, place = each.contender, (each.parameters, each.seconds)
+        filled = "none" if its.strategy == "uniform" else None
+        axis.scatter(*place, color=f"C{fields.index(its.field)}", facecolors=filled, zorder=3)
+        if its.strategy != "uniform":
+            text = f"{its.field}, {its.recipe}"
+            axis.annotate(text, place, xytext=(6, -3), textcoords="offset points", fontsize="small")
     best = front(found)
     axis.step([e.parameters for e in best], [e.seconds for e in best], "k:", where="post", zorder=1)
     axis.set(xscale="log", yscale="log", xlabel="parameters", ylabel=f"seconds to {target:g} dB")
@@ -84,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", metavar="NAME")
     parser.add_argument("--target", type=float, default=35)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "fields.png")
+    parser.add_argument("--out", type=Path, default=RESULTS / "fields.png")
     args = parser.parse_args(argv)
     found = entrants([read_json(RESULTS / f"{name}.json")["results"] for name in args.names], args.target)
     if not found:

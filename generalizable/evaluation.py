@@ -49,7 +49,7 @@ def measure_source(
             if limit is None:
                 for title, each in codec.task.similarity(values, target, codec.options.run.lpips).items():
                     known = each[each.isfinite()].double()  # a silent sound is like nothing
-                    sums = torch.stack([known.sum(), torch.tensor(len(known)).to(known)]).cpu()
+                    sums = torch.tensor([known.sum(), len(known)], dtype=torch.float64)
                     similarities[title] = similarities.get(title, 0) + sums
     if not reduce_sum(count).item():
         raise unreadable(source.name, "test", skipped)

@@ -11,7 +11,7 @@ whether each has correlations of its own, is what makes held-out patterns likeli
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from sklearn.model_selection import GridSearchCV
 from evos.command_line import parse_options
 from evos.config import check_range
 from evos.errors import InputError, exit_on_input_error
+from evos.runs.outputs import check_new_file
 from generalizable.codec import Codec
 from generalizable.patterns import Encoded, read_patterns, write_patterns
 
@@ -60,6 +61,9 @@ class GenerateConfig:
 
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda or cuda:n."""
+
+    overwrite: bool = False
+    """Replace the file."""
 
     def __post_init__(self) -> None:
         check_range("count", self.count, 1)
@@ -104,11 +108,6 @@ class Distribution:
         return self.axes.inverse_transform(white)
 
 
-def as_vectors(signals: Iterable[Encoded]) -> Float[np.ndarray, "N F"]:
-    """A row for each instance of each signal, all its parts one after another."""
-    return np.concatenate([torch.cat([part.flatten(1) for part in each.parts.values()], 1) for each in signals])
-
-
 def as_parts(vector: Float[np.ndarray, "F"], like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The parts of one instance, of the shapes of ``like``."""
     sizes = [part[0].numel() for part in like.values()]
@@ -120,9 +119,10 @@ def as_parts(vector: Float[np.ndarray, "F"], like: Mapping[str, torch.Tensor]) -
 def main(argv: Sequence[str] | None = None) -> None:
     """The program."""
     config = parse_options(GenerateConfig, argv, "python generalizable/generate.py", __doc__ or "")
+    check_new_file(Path(config.out), config.overwrite)
     codec = Codec.load(config.run, config.device)
     signals = read_patterns(Path(config.patterns), codec)
-    vectors = as_vectors(signals.values())
+    vectors = np.concatenate([each.vectors for each in signals.values()])
     if len(vectors) < FEWEST:
         raise InputError("patterns", f"{config.patterns} of {len(vectors)} instances", f"at least {FEWEST}")
     found = Distribution(vectors, config.components, config.seed)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -42,6 +43,11 @@ class Encoded:
     def numbers(self) -> int:
         """How many numbers it is represented by."""
         return sum(part.numel() for part in self.parts.values())
+
+    @property
+    def vectors(self) -> Float[Tensor, "N F"]:
+        """A row for each instance, all its parts one after another."""
+        return torch.cat([part.flatten(1) for part in self.parts.values()], 1)
 
 
 def interpolate(a: Encoded, b: Encoded, fraction: float) -> Encoded:

@@ -132,8 +132,8 @@ def probe(codec: Codec, config: ProbeConfig) -> dict[str, dict[str, list[float]]
     paths = find_named_signals(codec.task, config.input)
     signals = [codec.task.load(paths[name]).signal.flatten().numpy() for name in encoded]
     labels = find_labels(list(encoded), config.label)
-    patterns = [np.concatenate([part.flatten() for part in each.parts.values()]) for each in encoded.values()]
-    kinds = {"patterns": np.stack(patterns), "signals": np.stack(signals)}
+    patterns = np.concatenate([each.vectors for each in encoded.values()])
+    kinds = {"patterns": patterns, "signals": np.stack(signals)}
     return {kind: accuracies(features, labels, config.components, config.seed) for kind, features in kinds.items()}
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from generalizable.codec import Codec
 from generalizable.encode import main as encode
-from generalizable.generate import Distribution, as_parts, as_vectors
+from generalizable.generate import Distribution, as_parts
 from generalizable.generate import main as generate
 from generalizable.main import main
 from generalizable.patterns import read_patterns
@@ -51,18 +51,22 @@ def test_patterns_of_a_run_are_drawn_and_decoded_and_what_is_wrong_is_one_line(t
     words = [f"run={run}", f"patterns={encoded}", f"out={drawn}", "device=cpu", "count=5"]
     generate(words)
     codec = Codec.load(str(run), "cpu")
-    first = as_vectors(read_patterns(drawn, codec).values())
-    generate(words)
+    first = [each.vectors for each in read_patterns(drawn, codec).values()]
+    generate([*words, "--overwrite"])
     assert "5 drawn" in capsys.readouterr().out
     made = read_patterns(drawn, codec)
-    assert (as_vectors(made.values()) == first).all()  # the seed decides
+    assert (np.stack([each.vectors for each in made.values()]) == np.stack(first)).all()  # the seed decides
     assert list(made) == [f"drawn_{i:03}" for i in range(5)]
-    vectors = as_vectors(made.values())
+    vectors = np.concatenate([each.vectors for each in made.values()])
     assert len(np.unique(vectors, axis=0)) == 5
     again = as_parts(vectors[2], made["drawn_002"].parts)
     assert all((part == made["drawn_002"].parts[name]).all() for name, part in again.items())
     encode([f"run={run}", f"patterns={drawn}", f"out={tmp_path / 'decoded'}", "--quiet", "device=cpu"])
     assert len(list((tmp_path / "decoded").glob("drawn_*.png"))) == 5
+
+    with pytest.raises(SystemExit):
+        generate(words)  # there already
+    assert "drawn.safetensors" in capsys.readouterr().err
 
     few = tmp_path / "few"
     few.mkdir()
@@ -74,8 +78,9 @@ def test_patterns_of_a_run_are_drawn_and_decoded_and_what_is_wrong_is_one_line(t
         (["count=0"], "count"),
         (["patterns="], "patterns: got nothing"),
         ([f"patterns={tmp_path / 'none.safetensors'}"], "none.safetensors"),
+        ([f"out={tmp_path / 'none' / 'drawn.safetensors'}"], "folder can't be written"),
     ):
         with pytest.raises(SystemExit) as stop:
-            generate([*words, *more])
+            generate([*words, "--overwrite", *more])
         error = capsys.readouterr().err.splitlines()
         assert stop.value.code == 2 and len(error) == 1 and said in error[0]
