@@ -41,11 +41,11 @@ _TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PLAIN_COMPRESSION = (1, 8, 32946)  # none and deflate: what tifffile decodes without imagecodecs
 _WHOLE = f"a whole image ({', '.join(EXTENSIONS)})"
 
-# What a file's Pillow mode is read as; a transparent colour or palette adds the alpha.
-_READ_AS = {
+READ_AS = {
     **{"1": "L", "L": "L", "P": "RGB", "RGB": "RGB", "CMYK": "RGB", "YCbCr": "RGB"},
     **{"LA": "LA", "PA": "RGBA", "RGBA": "RGBA", "RGBa": "RGBA"},
 }
+"""What a file's Pillow mode is read as; a transparent colour or palette adds the alpha."""
 
 
 @dataclass(frozen=True)
@@ -221,11 +221,11 @@ def _decode_by_pillow(data: bytes, path: Path, bands: int = 1) -> tuple[np.ndarr
         if data.startswith(_PNG_MAGIC) and data[24] == 16:  # the bit depth, in the header chunk
             array = _upright(_decode_deep_png(data, about.get("transparency")), orientation)
             return array, f"{_name(array)};16", frames
-        if mode not in _READ_AS:
+        if mode not in READ_AS:
             raise InputError(str(path), f"samples of kind {mode}", "8- or 16-bit samples, or a float TIFF")
         if bands > (known := len(PIL.ImageMode.getmode(mode).bands)):
             raise InputError(str(path), f"{bands} bands, of which {known} can be read", "1 to 4 bands, not compressed")
-        kind = _READ_AS[mode]
+        kind = READ_AS[mode]
         alpha = "A" if "transparency" in about and not kind.endswith("A") else ""
         return _upright(_with_channels(file.read(index=0, mode=kind + alpha)), orientation), mode, frames
 

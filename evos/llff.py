@@ -15,7 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from evos.errors import InputError
-from evos.images import list_images
+from evos.images import READ_AS, list_images
+
+DEEP_GREY = ("I;16", "I;16L", "I;16B")
+"""Pillow's names of 16-bit grey."""
 
 LARGEST_SIDE = 1600  # nerfstudio's limit where no downscale factor is given
 
@@ -119,10 +122,10 @@ def factor_of(pictures: Path) -> int:
     return int(match[1] or 1) if match else 0
 
 
-def image_size(path: Path, modes: tuple[str, ...] = ("L", "RGB", "RGBA")) -> tuple[int, int]:
+def image_size(path: Path, modes: tuple[str, ...] = (*READ_AS, *DEEP_GREY)) -> tuple[int, int]:
     """Width and height in pixels, from the file's header.
 
-    Raises InputError where the file is no image, or its mode (Pillow's name) is one that nerfstudio's loader misreads.
+    Raises InputError where the file is no image, or its mode (Pillow's name) is not among ``modes``.
     """
     try:
         with PIL.Image.open(path) as image:

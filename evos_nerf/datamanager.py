@@ -19,6 +19,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from evos.config import check_range
 from evos.errors import InputError
+from evos_nerf.pictures import ReadsPictures
 from evos_nerf.pixel_sampler import BUNDLE, EvosPixelSampler, EvosPixelSamplerConfig, warn
 from evos_nerf.rays import RayPool, load_rays
 
@@ -57,7 +58,7 @@ class EvosDataManagerConfig(EvosDataOptions, VanillaDataManagerConfig):
     """The class to instantiate."""
 
 
-class EvosData(Host):
+class EvosData(ReadsPictures, Host):
     """Mixin for a host's data manager: keeps the pixels of all training images, in the host's memory unless the options
     put them on the GPU, and draws the rays of each step by the EVOS pixel sampler."""
 

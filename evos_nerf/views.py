@@ -22,6 +22,7 @@ from evos.errors import InputError
 from evos.selection import Feedback, Pool, Selection, TilesConfig, build_selector
 from evos_nerf.compat import MissingLpips, optional_lpips
 from evos_nerf.datamanager import DatasetInBrackets
+from evos_nerf.pictures import ReadsPictures
 
 if TYPE_CHECKING:
     Host, HostConfig = FullImageDatamanager[Any], FullImageDatamanagerConfig
@@ -63,7 +64,7 @@ class EvosViewsConfig(EvosViewsOptions, FullImageDatamanagerConfig):
     """The class to instantiate."""
 
 
-class EvosViews(Host):
+class EvosViews(ReadsPictures, Host):
     """Mixin for a host's data manager of whole pictures: the next views are chosen by EVOS."""
 
     config: Any

@@ -40,6 +40,11 @@ def picture(path: Path, size: tuple[int, int] = (8, 6), mode: str = "RGB", value
     PIL.Image.fromarray(np.full((size[1], size[0]), value, np.uint8)).convert(mode).save(path)
 
 
+def floats(path: Path) -> None:
+    """A TIFF of floats, whatever its name."""
+    PIL.Image.fromarray(np.ones((6, 8), np.float32)).save(path, format="TIFF")
+
+
 @pytest.fixture
 def capture(tmp_path) -> Path:
     """A scene in nerfstudio's format with masks."""
@@ -117,7 +122,7 @@ BROKEN = {
     "image of another size": (lambda f: picture(f / "images" / "2.png", (4, 3)), "4 x 3 pixels; allowed: 8 x 6 pixels"),
     "image that is none": (lambda f: (f / "images" / "2.png").write_text("?"), "2.png: got a file that is no image"),
     "empty image": (lambda f: (f / "images" / "2.png").write_bytes(b""), "2.png: got a file that is no image"),
-    "palette image": (lambda f: picture(f / "images" / "2.png", mode="P"), "an image of mode P; allowed: L, RGB, RGBA"),
+    "floats": (lambda f: floats(f / "images" / "2.png"), "an image of mode F; allowed: 1, L, P, RGB, CMYK"),
     "mask of another size": (lambda f: picture(f / "masks" / "2.png", (6, 8), "L"), "6 x 8 pixels; allowed: 8 x 6"),
     "all masked": (
         lambda f: [picture(f / "masks" / f"{i}.png", mode="L", value=0) for i in range(VIEWS)],
