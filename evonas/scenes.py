@@ -41,6 +41,8 @@ class View:
     pose: Float[np.ndarray, "3 4"]
     intrinsics: Float[np.ndarray, "3 3"]
     distortion: Float[np.ndarray, "4"] = field(default_factory=lambda: np.zeros(4))
+    mask: Path | None = None
+    """A picture that is black where nothing is to be trained on."""
 
     def project(self, points: Float[np.ndarray, "P 3"]) -> tuple[Float[np.ndarray, "P 2"], Float[np.ndarray, "P"]]:
         """Places (x, y) in pixels, and depths along the camera's axis; below 0 behind it."""
@@ -159,7 +161,8 @@ def view_of(path: Path, own: dict[str, Any]) -> View:
         raise InputError(str(picture), f"{size[0]}×{size[1]}", f"{stated[0]}×{stated[1]}, as its camera has it")
     fx, fy, cx, cy = (float(own[key]) for key in CAMERA[:4])
     distortion = np.array([float(own.get(name, 0)) for name in DISTORTION])
-    return View(picture, camera_matrix(own), np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), distortion)
+    mask = path.parent / own["mask_path"] if own.get("mask_path") else None
+    return View(picture, camera_matrix(own), np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), distortion, mask)
 
 
 # ---- clouds
@@ -281,6 +284,7 @@ def write_scene(folder: Path, scene: Scene, depths: Sequence[np.ndarray], cloud:
             {
                 "file_path": str(view.picture.resolve()),
                 "depth_file_path": name,
+                **({} if view.mask is None else {"mask_path": str(view.mask.resolve())}),
                 "transform_matrix": [*view.pose.tolist(), [0.0, 0.0, 0.0, 1.0]],
                 **{"fl_x": k[0, 0], "fl_y": k[1, 1], "cx": k[0, 2], "cy": k[1, 2], "w": width, "h": height},
                 **dict(zip(DISTORTION, view.distortion.tolist(), strict=True)),

@@ -12,7 +12,7 @@ its end. Scenes are encoded from their first support views, and decoded to the c
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -86,6 +86,12 @@ class EncodeConfig:
                 raise InputError(name, "nothing", f"{name}=PATH")
         if self.input is None and self.patterns is None:
             raise InputError("input", None, "input=FOLDER to encode, or patterns=FILE to decode")
+        decodes = self.patterns is not None
+        others = ("bits", "crop") if decodes else ("scale", "between", "frames")
+        for option in fields(self):
+            if option.name in others and (got := getattr(self, option.name)) != option.default:
+                unless = "to encode, without patterns=" if decodes else "to decode, with patterns="
+                raise InputError(option.name, got, f"an option {unless}")
 
 
 def find_named_signals(task: SignalTask, folder: str) -> dict[str, Path]:
@@ -267,9 +273,11 @@ def read_cameras(codec: Codec, folder: str | None, names: Mapping[str, object]) 
     """The cameras that scenes of these names are decoded to, those of a lone scene for all; nothing for other signals.
 
     Raises:
-        InputError: a scene has none, for it is not in the folder or can't be read.
+        InputError: a scene has none, for it is not in the folder or can't be read; a folder for other signals.
     """
     if not codec.task.all_views:
+        if folder is not None:
+            raise InputError("input", folder, "none beside patterns=: only scenes are decoded to cameras")
         return {}
     if folder is None:
         raise InputError("input", None, "the folder of scenes whose cameras are decoded to")

@@ -173,6 +173,19 @@ def test_a_scene_is_written_with_depth_and_a_cloud(written):
     assert again.train == [0, 2] and np.allclose(again.views[3].pose, look(0.9))
 
 
+def test_a_scene_keeps_its_masks(network, tmp_path):
+    folder = write_transforms(tmp_path / "scene")
+    facts = json.loads((folder / "transforms.json").read_text())
+    for frame in facts["frames"]:
+        frame["mask_path"] = f"mask_{frame['file_path']}"
+        write_image(folder / frame["mask_path"], torch.ones(HEIGHT, WIDTH, 1))
+    (folder / "transforms.json").write_text(json.dumps(facts))
+    out = tmp_path / "run"
+    main(["points", "--quiet", "device=cpu", f"network={network}", f"scene={folder}", f"out={out}", "points=500"])
+    written = json.loads((out / "points" / "transforms.json").read_text())
+    assert [frame["mask_path"] for frame in written["frames"]] == [str(folder / f"mask_{i}.png") for i in range(4)]
+
+
 @pytest.mark.nerf
 @pytest.mark.filterwarnings("ignore:unclosed file", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_nerfstudio_reads_the_written_scene(written):

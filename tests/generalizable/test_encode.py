@@ -117,6 +117,9 @@ def test_mistakes_end_in_one_line(image_run, patterns, pictures, tmp_path, refus
         ([run, out, f"patterns={tmp_path / 'broken.safetensors'}"], "patterns: got"),
         ([run, out, f"patterns={patterns}", "between=03,99"], "two of 00, 01"),
         ([run, out, f"patterns={patterns}", "scales=2"], "did you mean --scale"),
+        ([run, out, f"patterns={patterns}", "bits=6"], "bits: got 6; allowed: an option to encode, without patterns="),
+        ([run, out, f"patterns={patterns}", f"input={pictures}"], "only scenes are decoded to cameras"),
+        ([run, out, f"input={pictures}", "scale=2"], "scale: got 2; allowed: an option to decode, with patterns="),
     ):
         assert text in refused(*words, program=main)
     assert not (tmp_path / "x").exists()
