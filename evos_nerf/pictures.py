@@ -2,7 +2,8 @@
 grey with alpha.
 
 The loader takes the numbers in a file for 8-bit grey, RGB or RGBA, whatever they are: those of a palette become grey,
-the fourth ink of print colours becomes alpha, and of 16 bits the lower eight are kept.
+the fourth ink of print colours becomes alpha, and of 16 bits the lower eight are kept. ``evos.images`` reads the same
+kinds, but turns them upright, which the loader does not: a scene's cameras are those of the picture as it is stored.
 """
 
 from functools import partial

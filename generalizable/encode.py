@@ -86,12 +86,12 @@ class EncodeConfig:
                 raise InputError(name, "nothing", f"{name}=PATH")
         if self.input is None and self.patterns is None:
             raise InputError("input", None, "input=FOLDER to encode, or patterns=FILE to decode")
-        decodes = self.patterns is not None
-        others = ("bits", "crop") if decodes else ("scale", "between", "frames")
+        unused, allowed = ("bits", "crop"), "an option to encode, without patterns="
+        if self.patterns is None:
+            unused, allowed = ("scale", "between", "frames"), "an option to decode, with patterns="
         for option in fields(self):
-            if option.name in others and (got := getattr(self, option.name)) != option.default:
-                unless = "to encode, without patterns=" if decodes else "to decode, with patterns="
-                raise InputError(option.name, got, f"an option {unless}")
+            if option.name in unused and (got := getattr(self, option.name)) != option.default:
+                raise InputError(option.name, got, allowed)
 
 
 def find_named_signals(task: SignalTask, folder: str) -> dict[str, Path]:
