@@ -107,8 +107,8 @@ def points(options: Options, world: World, stopper: Stopper) -> None:
             write_image(folder / f"{coloured(name)}.png", task.illustrate(picture[None], shown[None])[0])
             progress.update(done)
     train, count = scene.train, options.run.points
-    views, maps, shades = [scene.views[i] for i in train], [depths[i] for i in train], [colours[i] for i in train]
-    cloud = scenes.fused(views, maps, shades, count)
+    views, shades = [scene.views[i] for i in train], [colours[i] for i in train]
+    cloud = scenes.fused(views, [scene.views[i].unmasked(depths[i]) for i in train], shades, count)
     if not len(cloud[0]):
         raise InputError("scene", "views of which no two agree on any depth", "views that overlap")
     scenes.write_scene(folder, scene, depths, cloud)

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 
 from evos.errors import InputError
+from evos.images import read_image
 from evos.llff import image_size, load_llff
 from evos.runs.files import replace_file, write_json
 from evos.transforms_json import CAMERA, DISTORTION, camera_matrix, check_camera, read_transforms
@@ -43,6 +44,12 @@ class View:
     distortion: Float[np.ndarray, "4"] = field(default_factory=lambda: np.zeros(4))
     mask: Path | None = None
     """A picture that is black where nothing is to be trained on."""
+
+    def unmasked(self, depth: Float[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:
+        """The depth, 0 where the mask is black."""
+        if self.mask is None:
+            return depth
+        return np.where((read_image(self.mask).pixels[..., :3] > 0).any(-1), depth, 0).astype(depth.dtype)
 
     def project(self, points: Float[np.ndarray, "P 3"]) -> tuple[Float[np.ndarray, "P 2"], Float[np.ndarray, "P"]]:
         """Places (x, y) in pixels, and depths along the camera's axis; below 0 behind it."""
@@ -148,7 +155,7 @@ def view_of(path: Path, own: dict[str, Any]) -> View:
 
     Raises:
         InputError: a number of its camera is missing, out of range or of a model that is not known here, or the
-            picture is missing or of another size.
+            picture or its mask is missing or of another size.
     """
     if missing := [key for key in CAMERA if key not in own]:
         raise InputError(str(path), f"{own['file_path']} without {missing[0]}", f"{', '.join(CAMERA)} of each frame")
@@ -162,6 +169,8 @@ def view_of(path: Path, own: dict[str, Any]) -> View:
     fx, fy, cx, cy = (float(own[key]) for key in CAMERA[:4])
     distortion = np.array([float(own.get(name, 0)) for name in DISTORTION])
     mask = path.parent / own["mask_path"] if own.get("mask_path") else None
+    if mask is not None and (size := image_size(mask)) != stated:
+        raise InputError(str(mask), f"{size[0]}×{size[1]}", f"{stated[0]}×{stated[1]}, as its picture has it")
     return View(picture, camera_matrix(own), np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), distortion, mask)
 
 
@@ -242,14 +251,16 @@ def fused(
 ) -> tuple[Float[np.ndarray, "P 3"], UInt8[np.ndarray, "P 3"]]:
     """About ``count`` points of all views, of those whose depth some other view agrees with, within ``tolerance``.
 
-    With one view all of its points.
+    With one view all of its points. Where a depth is 0 there is none, and no agreement.
     """
-    generator, points, shades = np.random.default_rng(0), [], []
+    generator = np.random.default_rng(0)
+    points, shades = [np.empty((0, 3))], [np.empty((0, 3), np.uint8)]
     for i, (view, depth, colour) in enumerate(zip(views, depths, colours, strict=True)):
-        height, width = depth.shape
-        each = min(height * width, 2 * count // len(views) + 1)
-        place = generator.choice(height * width, each, replace=False)
-        rows, columns = np.divmod(place, width)
+        known = np.flatnonzero(depth)
+        if not len(known):
+            continue
+        place = generator.choice(known, min(len(known), 2 * count // len(views) + 1), replace=False)
+        rows, columns = np.divmod(place, depth.shape[1])
         found = view.unproject(np.stack([columns, rows], 1) + 0.5, depth[rows, columns])
         keep = np.full(len(found), len(views) == 1)
         for j, other in enumerate(views):
@@ -265,7 +276,7 @@ def fused(
 def agrees(
     view: View, depth: Float[np.ndarray, "H W"], points: Float[np.ndarray, "P 3"], tolerance: float
 ) -> Bool[np.ndarray, "P"]:
-    """Whether a view has points where its depth map says there is something."""
+    """Whether a view has points where its depth map says that there is something."""
     places, own, inside = view.inside(points, (depth.shape[0], depth.shape[1]))
     column, row = np.where(inside[:, None], places, 0).astype(int).T
     return inside & (np.abs(depth[row, column] / np.where(own > 0, own, 1) - 1) < tolerance)

@@ -11,10 +11,11 @@ from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManagerConf
 from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.engine.schedulers import ExponentialDecaySchedulerConfig
 from nerfstudio.engine.trainer import TrainerConfig
+from nerfstudio.models.base_model import ModelConfig
 from nerfstudio.pipelines.base_pipeline import VanillaPipelineConfig
 from nerfstudio.plugins.types import MethodSpecification
 
-from evos.errors import exit_on_input_error
+from evos.errors import InputError, exit_on_input_error
 from evos_nerf import compat
 from evos_nerf.check import CheckedTrainerConfig
 from evos_nerf.hosts import evos_config
@@ -45,10 +46,22 @@ class EvosTrainerConfig(CheckedTrainerConfig):
     @exit_on_input_error
     def save_config(self) -> None:
         """Resolve the model's implementation, check that it supports the scene's format, and write config.yml."""
+        check_device(self.pipeline.model, self.machine.device_type)
         choose_implementation(self.pipeline.model, self.machine.device_type)
         if isinstance(self.pipeline.model, TinyNerfModelConfig):
             check_parser(self.pipeline.datamanager)
         super().save_config()
+
+
+def check_device(model: ModelConfig, device: str) -> None:
+    """Raise InputError for a model whose kernels exist for CUDA alone, on another device."""
+    from nerfstudio.models.instant_ngp import InstantNGPModelConfig
+    from nerfstudio.models.splatfacto import SplatfactoModelConfig
+
+    kernels = {InstantNGPModelConfig: "nerfacc", SplatfactoModelConfig: "gsplat"}
+    library = next((name for kind, name in kernels.items() if isinstance(model, kind)), None)
+    if library is not None and device != "cuda":
+        raise InputError("--machine.device-type", device, f"cuda, for which alone {library} has kernels")
 
 
 def evos_method(host: TrainerConfig, name: str, description: str) -> MethodSpecification:

@@ -99,6 +99,12 @@ def test_the_cloud_has_what_another_view_agrees_with():
     assert np.allclose(points[:, 2], -6) and 0 < len(points) < 1.5 * HEIGHT * WIDTH
     alone, _ = fused(views[:1], [wrong], colours[:1], 10000)
     assert len(alone) == HEIGHT * WIDTH
+    masked = np.where(np.arange(WIDTH) < 16, 0, right).astype(np.float32)
+    alone, _ = fused(views[:1], [masked], colours[:1], 10000)
+    assert len(alone) == HEIGHT * (WIDTH - 16) and np.allclose(alone[:, 2], -6)
+    points, _ = fused(views, [masked, right], colours, 10000)  # nothing agrees with what is masked
+    places, _ = views[0].project(points)
+    assert len(points) and places[:, 0].min() >= 16
     assert agrees(views[0], right, wall(6.0), 0.1).mean() > 0.5 and not agrees(views[0], right, wall(8.0), 0.1).any()
 
 
@@ -173,17 +179,32 @@ def test_a_scene_is_written_with_depth_and_a_cloud(written):
     assert again.train == [0, 2] and np.allclose(again.views[3].pose, look(0.9))
 
 
-def test_a_scene_keeps_its_masks(network, tmp_path):
-    folder = write_transforms(tmp_path / "scene")
+def write_masks(folder, value, width=WIDTH):
+    """Masks of one brightness for a scene of transforms.json."""
     facts = json.loads((folder / "transforms.json").read_text())
     for frame in facts["frames"]:
         frame["mask_path"] = f"mask_{frame['file_path']}"
-        write_image(folder / frame["mask_path"], torch.ones(HEIGHT, WIDTH, 1))
+        write_image(folder / frame["mask_path"], torch.full((HEIGHT, width, 1), value))
     (folder / "transforms.json").write_text(json.dumps(facts))
+    return folder
+
+
+def test_a_scene_keeps_its_masks(network, tmp_path):
+    folder = write_masks(write_transforms(tmp_path / "scene"), 1.0)
     out = tmp_path / "run"
     main(["points", "--quiet", "device=cpu", f"network={network}", f"scene={folder}", f"out={out}", "points=500"])
     written = json.loads((out / "points" / "transforms.json").read_text())
     assert [frame["mask_path"] for frame in written["frames"]] == [str(folder / f"mask_{i}.png") for i in range(4)]
+
+
+def test_what_is_masked_is_not_in_the_cloud(network, tmp_path, refused):
+    words = ["--quiet", "device=cpu", f"network={network}", f"out={tmp_path / 'run'}", "points=500"]
+    folder = write_masks(write_transforms(tmp_path / "scene"), 0.0)
+    assert "no two agree" in refused("points", f"scene={folder}", *words)
+    write_masks(folder, 1.0, width=2 * WIDTH)
+    assert f"{2 * WIDTH}×{HEIGHT}; allowed: {WIDTH}×{HEIGHT}, as its picture has it" in refused(
+        "points", f"scene={folder}", *words
+    )
 
 
 @pytest.mark.nerf

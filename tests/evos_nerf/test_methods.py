@@ -114,6 +114,25 @@ def test_instant_ngp_is_ready_but_for_its_model(method):
         pytest.skip("nerfacc's occupancy grid needs CUDA")
 
 
+@pytest.mark.parametrize("entry_point, library", [("evos_instant_ngp", "nerfacc"), ("evos_splatfacto", "gsplat")])
+def test_a_method_of_the_gpu_is_refused_on_the_cpu_before_anything_is_written(
+    entry_point, library, blender_scene, tmp_path, capsys
+):
+    from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
+
+    import evos_nerf.methods
+
+    config = copy.deepcopy(getattr(evos_nerf.methods, entry_point).config)
+    config.output_dir, config.data, config.machine.device_type = tmp_path, blender_scene, "cpu"
+    config.pipeline.datamanager.dataparser = BlenderDataParserConfig(data=blender_scene)
+    config.set_experiment_name()
+    with pytest.raises(SystemExit) as stop:
+        config.save_config()
+    assert stop.value.code == 2 and not list(tmp_path.iterdir())
+    line = f"error: --machine.device-type: got cpu; allowed: cuda, for which alone {library} has kernels"
+    assert line in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ON_CPU)
 def test_a_method_trains_saves_resumes_evaluates_and_renders(name, method, train, tmp_path):
     from nerfstudio.scripts.eval import ComputePSNR
