@@ -57,7 +57,6 @@ SMALL = {
     "implementation": "torch",
     "average_init_density": 0.1,
     "num_levels": 8,
-    "log2_hashmap_size": 15,
     "max_res": 512,
     "num_nerf_samples_per_ray": 24,
     "num_proposal_samples_per_ray": (48, 24),
@@ -66,6 +65,8 @@ SMALL = {
         for size in (64, 128)
     ],
 }
+TABLE_LOG2 = 15
+"""Of the reduced host's hash grid; nerfacto's own is 19."""
 # What nerfstudio's documentation recommends for NeRF-synthetic scenes.
 SYNTHETIC = {
     "background_color": "white",
@@ -125,8 +126,12 @@ def build_pipeline(
     disturb: str = "none",
     host_name: str = "nerfacto",
     planes: Sequence[float] | None = None,
+    table_log2: int = TABLE_LOG2,
 ) -> Any:
-    """The reduced host (nerfacto), or the ``full`` one, with ``sampler`` and, where given, near and far planes."""
+    """The reduced host (nerfacto), or the ``full`` one, with ``sampler`` and, where given, near and far planes.
+
+    The reduced one has at most 2^``table_log2`` entries at each level of its hash grid.
+    """
     from nerfstudio.cameras.camera_optimizers import CameraOptimizerConfig
     from nerfstudio.configs.method_configs import method_configs
     from nerfstudio.data.datamanagers.base_datamanager import VanillaDataManager, VanillaDataManagerConfig
@@ -139,7 +144,7 @@ def build_pipeline(
 
     seed_everything(seed)
     host: Any = method_configs[host_name]
-    small = {} if full else SMALL
+    small = {} if full else {**SMALL, "log2_hashmap_size": table_log2}
     model = replace(host.pipeline.model, **small, camera_optimizer=CameraOptimizerConfig(mode="off"))
     choose_implementation(model, device)
     if (scene / "poses_bounds.npy").exists():
@@ -187,7 +192,8 @@ class Training:
 
         self.device = args.device
         with optional_lpips():
-            own = {name: getattr(args, name) for name in ("host_name", "planes") if hasattr(args, name)}
+            given = ("host_name", "planes", "table_log2")
+            own = {name: getattr(args, name) for name in given if hasattr(args, name)}
             self.pipeline = build_pipeline(scene, sampler, args.rays, seed, args.device, args.full, args.disturb, **own)
             self._same_start(seed)
         if sampler in PEERS:
@@ -387,6 +393,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rays", type=int, default=512)
+    parser.add_argument("--table_log2", type=int, default=TABLE_LOG2, help="entries a level of the grid; not of --full")
     parser.add_argument("--disturb", choices=["none", "blocks", "poses", "exposure"], default="none")
     parser.add_argument("--tests", type=int, default=20, help="tests along the way")
     parser.add_argument("--pixels", type=int, default=200, help="tested pixels of each held-out view")
@@ -404,7 +411,10 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("SAMPLER", "SEED"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     name, _, folder = args.scene.partition("=")
-    settings = {key: getattr(args, key) for key in ("steps", "rays", "tests", "pixels", "full", "device", "disturb")}
+    settings = {
+        key: getattr(args, key)
+        for key in ("steps", "rays", "tests", "pixels", "full", "device", "disturb", "table_log2")
+    }
     if args.one:
         print(json.dumps(run_one(Path(folder), args.one[0], int(args.one[1]), args)))
         return
