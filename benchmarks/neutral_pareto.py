@@ -72,8 +72,8 @@ def write_picture(path: Path, found: Sequence[Entrant], target: float) -> None:
         filled = "none" if its.strategy == "uniform" else None
         axis.scatter(*place, color=f"C{fields.index(its.field)}", facecolors=filled, zorder=3)
         if its.strategy != "uniform":
-            text = f"{its.field}, {its.recipe}"
-            axis.annotate(text, place, xytext=(6, -3), textcoords="offset points", fontsize="small")
+            text = f"{its.field}, {Path(its.recipe).stem}"
+            axis.annotate(text, place, xytext=(6, 4), textcoords="offset points", fontsize="small")
     best = front(found)
     axis.step([e.parameters for e in best], [e.seconds for e in best], "k:", where="post", zorder=1)
     axis.set(xscale="log", yscale="log", xlabel="parameters", ylabel=f"seconds to {target:g} dB")

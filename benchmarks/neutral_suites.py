@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from evos.config import expanded
 from evos.errors import InputError, unknown_name
 from evos.fields import FIELDS
 from evos.signals import Signal, astronaut, from_pixels, from_sound, load
@@ -218,7 +219,7 @@ def recipe_of(name: str, field: str | None = None) -> tuple[Recipe, dict[str, st
     varied |= {"selector", "field", "lr", "cfs_weight", "cfs_ratio"}
     values = {key: value for key, value in given.items() if key not in varied and not key.startswith("selector.")}
     lr = {names["field"]: float(given["lr"])} if "lr" in given else {}
-    return Recipe(values, lr, True, sizes, int(budget) if budget else None), {"transform": names["transform"]}
+    return Recipe(values, lr, True, sizes, int(expanded(budget)) if budget else None), {"transform": names["transform"]}
 
 
 def first_lr(contender: Contender) -> float:

@@ -2,7 +2,7 @@
 
     python -m evos_nerf.compare --data DIR
     python -m evos_nerf.compare --data DIR --steps 5000 --seeds 0,1,2,3,4 -- nerfstudio-data --downscale-factor 4
-    python -m evos_nerf.compare --data DIR --steps 600 --rays 512 -- --pipeline.model.log2-hashmap-size 15 blender-data
+    python -m evos_nerf.compare --data DIR --steps 600 --rays 512 -- --pipeline.model.num-levels 8 blender-data
 
 Both sides are the same method with the same data manager, rays, steps and, for each seed, the same initial weights;
 only ``--pipeline.datamanager.pixel-sampler.selector`` differs. Words after ``--`` go to ns-train. Writes summary.md

@@ -202,6 +202,13 @@ def test_a_config_file_is_a_recipe_without_its_selection(tmp_path):
     assert recipe == suites.Recipe({"decay": "0.1"}, {"siren": 0.002}) and names == {"transform": "min_max"}
 
 
+def test_a_config_files_budget_of_parameters_may_have_a_unit(tmp_path):
+    path = tmp_path / "small.txt"
+    path.write_text("recipe = compact\nparameters = 50k\n")
+    recipe, _ = suites.recipe_of(str(path), "hashgrid")
+    assert (recipe.sizes, recipe.parameters) == ("compact", 50_000)
+
+
 def test_every_selector_there_is_has_a_row_by_its_name():
     pictures_have = {name: name for name in SELECTORS if name not in ("tiles", "tile_error")}
     assert {name: suites.strategies()[name]["selector"] for name in pictures_have} == pictures_have
