@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 
+from evonas.data import read_colours
 from evos.errors import InputError
-from evos.images import read_image
 from evos.llff import image_size, load_llff
 from evos.runs.files import replace_file, write_json
 from evos.transforms_json import CAMERA, DISTORTION, camera_matrix, check_camera, read_transforms
@@ -49,7 +49,7 @@ class View:
         """The depth, 0 where the mask is black."""
         if self.mask is None:
             return depth
-        return np.where((read_image(self.mask).pixels[..., :3] > 0).any(-1), depth, 0).astype(depth.dtype)
+        return np.where((read_colours(self.mask) > 0).any(-1), depth, 0).astype(depth.dtype)
 
     def project(self, points: Float[np.ndarray, "P 3"]) -> tuple[Float[np.ndarray, "P 2"], Float[np.ndarray, "P"]]:
         """Places (x, y) in pixels, and depths along the camera's axis; below 0 behind it."""

@@ -2,9 +2,11 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -177,6 +179,15 @@ def test_a_scene_is_written_with_depth_and_a_cloud(written):
     assert (written / "3_coloured.png").exists()
     again = read_scene(written)
     assert again.train == [0, 2] and np.allclose(again.views[3].pose, look(0.9))
+
+
+@pytest.mark.parametrize("mode, black", [("L", 0), ("LA", (0, 255)), ("RGBA", (0, 0, 0, 255))])
+def test_a_mask_hides_where_it_is_black_whatever_its_alpha(mode, black, tmp_path):
+    picture = PIL.Image.new(mode, (WIDTH, HEIGHT), "white")
+    picture.paste(black, (0, 0, 16, HEIGHT))
+    picture.save(tmp_path / "mask.png")
+    found = replace(view(0.0), mask=tmp_path / "mask.png").unmasked(np.full((HEIGHT, WIDTH), 6.0, np.float32))
+    assert not found[:, :16].any() and (found[:, 16:] == 6).all()
 
 
 def write_masks(folder, value, width=WIDTH):
