@@ -426,7 +426,8 @@ def main() -> None:
         return print(summary_of_two(numbers))
     if args.timing:
         numbers = timing(Path(folder), args.samplers, args)
-        how = {"rays": args.rays, "full": args.full, "device": args.device, "threads": torch.get_num_threads()}
+        how = {key: settings[key] for key in ("rays", "full", "device", "table_log2")}
+        how |= {"threads": torch.get_num_threads()}
         write_result(args.name or f"nerf_{name}_time", {**how, **numbers})
         return
 

@@ -161,7 +161,10 @@ OVER_TILES: dict[str, Callable[[Any], SelectorConfig]] = {
     "error": lambda config: TileErrorConfig(uniform_ratio=config.uniform_ratio),
     # Of a photo, unlike of a scene with passers-by, nothing is so wrong that it cannot be learned.
     "evos": lambda config: TilesConfig(
-        crossover=config.crossover, laplacian_weight=config.laplacian_weight, trim_ratio=0.0
+        keep_schedule=config.keep_schedule,
+        crossover=config.crossover,
+        laplacian_weight=config.laplacian_weight,
+        trim_ratio=0.0,
     ),
 }
 """The selectors that go with tiles, each as it is over tiles; the fractions are those of the method over tiles."""

@@ -133,6 +133,10 @@ class Feedback:
     """On key steps: first-order change of the field at every cell along the loss's gradient by its parameters."""
 
 
+KeepSchedule = Literal["constant", "linear", "step", "late", "cosine", "reverse-cosine"]
+"""Names of evos.schedules.KEEP_SCHEDULES."""
+
+
 @dataclass(frozen=True)
 class SelectorConfig:
     """Options that every strategy has."""
@@ -142,7 +146,7 @@ class SelectorConfig:
     keep_ratio: float = 0.5
     """Fraction of the cells trained on in a step, in (0, 1]; where a schedule changes it, its start."""
 
-    keep_schedule: Literal["constant", "linear", "step", "cosine", "reverse-cosine"] = "constant"
+    keep_schedule: KeepSchedule = "constant"
     """How keep_ratio changes over training."""
 
     def __post_init__(self) -> None:
