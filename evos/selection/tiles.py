@@ -4,7 +4,7 @@ Four things differ from the method on single points (``evos.py``). Nothing is ev
 has a running mean of the errors of the points trained on, smoothed by its neighbourhood while it has few visits
 (``RunningCache``). A step trains on ``count`` points drawn from the selected population. The selection pressure follows
 the concentration of the error: evenly distributed errors give uniform points, concentrated errors the configured
-fractions of fittest tiles and mutants; by default it fades out in the second half of training, which then ends on
+fractions of fittest tiles and mutants; by default it fades out in the last quarter of training, which then ends on
 points drawn as those it is judged by. And the most wrong of the tiles that were visited often enough, and the tiles of
 views that are far more wrong than the others, leave the fittest (``outliers.py``): what is still that wrong cannot be
 learned.
@@ -51,7 +51,7 @@ class TilesConfig(SelectorConfig):
     """Fraction of the tiles in the selected population while the error is concentrated, in (0, 1]."""
 
     keep_schedule: KeepSchedule = "late"
-    """How keep_ratio changes over training: by default it rises to 1 in the second half."""
+    """How keep_ratio changes over training: by default it rises to 1 in the last quarter."""
 
     mutation_ratio: float = 0.1
     """Fraction of the points drawn from the other tiles while the error is concentrated, in [0, 1]."""
