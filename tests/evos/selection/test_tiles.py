@@ -44,6 +44,16 @@ def test_errors_alike_everywhere_give_uniform_points():
     assert chisquare(counts.numpy()).pvalue > 0.001
 
 
+def test_by_default_the_pressure_fades_out_in_the_last_quarter_of_training():
+    one = seen(0.1)  # of 100 steps
+    shares = [torch.bincount(one.select(step, count=40_000).index[0], minlength=400) / 40_000 for step in (2, 75, 101)]
+    for share in shares[:2]:  # nine tenths of the draws from 54 tiles, 40 of which are wrong
+        assert share[:40].sum() == pytest.approx(0.9 * 40 / 54, abs=0.01)
+    assert shares[2][:40].sum() == pytest.approx(0.1, abs=0.01)
+    constant = seen(0.1, keep_schedule="constant")
+    assert (constant.select(101, count=40_000).index < 40).float().mean() == pytest.approx(0.9 * 40 / 54, abs=0.01)
+
+
 def test_of_however_few_draws_one_is_a_mutant():
     one = seen(0.05, mutation_ratio=0.01)
     for step in range(2, 12):
