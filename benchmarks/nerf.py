@@ -427,8 +427,7 @@ def main() -> None:
     if args.timing:
         numbers = timing(Path(folder), args.samplers, args)
         how = {key: settings[key] for key in ("rays", "full", "device", "table_log2")}
-        how |= {"threads": torch.get_num_threads()}
-        write_result(args.name or f"nerf_{name}_time", {**how, **numbers})
+        write_result(args.name or f"nerf_{name}_time", {**how, "threads": torch.get_num_threads(), **numbers})
         return
 
     root = Path(__file__).parents[1]
