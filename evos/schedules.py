@@ -38,7 +38,6 @@ KEEP_SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda t, ratio: ratio,
     "linear": lambda t, ratio: linear(t, ratio, 1.0),
     "step": lambda t, ratio: stairs(t, ratio, 1.0),
-    "late": lambda t, ratio: linear(max(0.0, 4 * t - 3), ratio, 1.0),
     "cosine": lambda t, ratio: cosine(t, ratio, 1.0),
     "reverse-cosine": lambda t, ratio: cosine(t, ratio, min(0.2, ratio)),
 }
@@ -71,8 +70,7 @@ def learning_rate(schedule: str, step: int, total: int, end: float, warmup: floa
 def keep_ratio(schedule: str, step: int, total: int, start: float) -> float:
     """Fraction of the cells trained on at ``step``, in (0, 1]: a named schedule that begins at ``start``.
 
-    ``step`` (the paper's) rises from ``start`` by a tenth of the way to 1 at each tenth of training; ``late`` stays at
-    ``start`` until the last quarter of training, then rises on a straight line to 1.
+    ``step`` (the paper's) rises from ``start`` by a tenth of the way to 1 at each tenth of training.
     """
     return KEEP_SCHEDULES[schedule]((min(step, total) - 1) / total, start)
 

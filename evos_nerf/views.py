@@ -35,7 +35,7 @@ def view_options() -> TilesConfig:
     all were seen), and each is drawn about once between two rankings."""
     return TilesConfig(
         keep_ratio=0.5,
-        keep_schedule="constant",
+        full_exponent=0.0,
         mutation_ratio=0.5,
         crossover="none",
         rank_interval=1,

@@ -36,6 +36,7 @@ class Mutation(NamedTuple):
 
 DRAWS, CROSSOVER, CACHE = (f"tests/evos/selection/test_{name}.py" for name in ("draws", "crossover", "cache"))
 EVOS, ERROR, TILES = (f"tests/evos/selection/test_{name}.py" for name in ("evos", "error_sampling", "tiles"))
+PROGRESS = "tests/evos/selection/test_progress.py"
 NINT, INT, EDGES = (f"tests/evos/selection/test_{name}.py" for name in ("nint", "nonparametric", "edge_priors"))
 SOFT, BASE, CONTRACT = (f"tests/evos/selection/test_{name}.py" for name in ("soft_mining", "base", "contract"))
 LOSSES, FITNESS, SCHEDULES = (f"tests/evos/test_{name}.py" for name in ("losses", "fitness", "schedules"))
@@ -312,15 +313,15 @@ MUTATIONS = [
     Mutation(
         "concentration over masked tiles",
         "evos/selection/tiles.py",
-        "effective_sample_fraction(square, counted)",
-        "effective_sample_fraction(square)",
+        "effective_sample_fraction(error, weight)",
+        "effective_sample_fraction(error)",
         TILES,
     ),
     Mutation(
         "concentration of absolute errors",
         "evos/selection/tiles.py",
-        "effective_sample_fraction(square, counted)",
-        "effective_sample_fraction(square.sqrt(), counted)",
+        "effective_sample_fraction(error, weight)",
+        "effective_sample_fraction(error.sqrt(), weight)",
         TILES,
     ),
     Mutation(
@@ -364,9 +365,44 @@ MUTATIONS = [
     Mutation(
         "a forgotten row keeps its pressure",
         "evos/selection/tiles.py",
-        "self.sample_fraction[rows] = 1.0",
+        "self.evenness[rows] = 1.0",
         "pass",
         CONTRACT,
+    ),
+    Mutation(
+        "a forgotten row keeps its learning curve",
+        "evos/selection/tiles.py",
+        "self.curve[rows] = 0.0",
+        "pass",
+        TILES,
+    ),
+    Mutation(
+        "the learning curve is of what is drawn",
+        "evos/selection/tiles.py",
+        "place.gather(1, index) < fittest, fittest",
+        "place.gather(1, index) < 0 * fittest, fittest",
+        TILES,
+    ),
+    Mutation(
+        "the learning curve is of outliers, too",
+        "evos/selection/tiles.py",
+        "self.outlying[rows] = outliers",
+        "pass",
+        TILES,
+    ),
+    Mutation(
+        "less pressure only where the error rises",
+        "evos/selection/tiles.py",
+        "evenness.maximum(1 - learning.clamp(max=1))",
+        "evenness.maximum((learning == 0).float())",
+        TILES,
+    ),
+    Mutation(
+        "old points of a learning curve weigh as much as new ones",
+        "evos/selection/progress.py",
+        "(2 * (curve[:, :1] - x)).exp() * curve[:, 1:]",
+        "curve[:, 1:]",
+        PROGRESS,
     ),
     # ---- other strategies
     Mutation(

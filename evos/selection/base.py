@@ -133,7 +133,7 @@ class Feedback:
     """On key steps: first-order change of the field at every cell along the loss's gradient by its parameters."""
 
 
-KeepSchedule = Literal["constant", "linear", "step", "late", "cosine", "reverse-cosine"]
+KeepSchedule = Literal["constant", "linear", "step", "cosine", "reverse-cosine"]
 """Names of evos.schedules.KEEP_SCHEDULES."""
 
 

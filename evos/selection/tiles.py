@@ -3,11 +3,11 @@
 Four things differ from the method on single points (``evos.py``). Nothing is evaluated for selection alone: each tile
 has a running mean of the errors of the points trained on, smoothed by its neighbourhood while it has few visits
 (``RunningCache``). A step trains on ``count`` points drawn from the selected population. The selection pressure follows
-the concentration of the error: evenly distributed errors give uniform points, concentrated errors the configured
-fractions of fittest tiles and mutants; by default it fades out in the last quarter of training, which then ends on
-points drawn as those it is judged by. And the most wrong of the tiles that were visited often enough, and the tiles of
-views that are far more wrong than the others, leave the fittest (``outliers.py``): what is still that wrong cannot be
-learned.
+the concentration of the error and the learning curve (``progress.py``): evenly distributed errors give uniform points,
+concentrated errors the configured fractions of fittest tiles and mutants, as long as the mean error falls fast enough.
+Where it hardly does, the most wrong points teach little but noise. And the most wrong of the tiles that were visited
+often enough, and the tiles of views that are far more wrong than the others, leave the fittest (``outliers.py``): what
+is still that wrong cannot be learned.
 """
 
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from evos.config import check_range
-from evos.fitness import high_fitness
+from evos.fitness import high_fitness, mean_square
 from evos.schedules import is_key_step
-from evos.selection.base import Evaluate, Feedback, KeepSchedule, Pool, Selection, SelectorConfig
+from evos.selection.base import Evaluate, Feedback, Pool, Selection, SelectorConfig
 from evos.selection.cache import CachingSelector, RunningCache
 from evos.selection.crossover import CROSSOVERS, fittest_first
 from evos.selection.draws import (
@@ -32,6 +32,7 @@ from evos.selection.draws import (
     random_order,
 )
 from evos.selection.outliers import largest_errors, outlying_grids, trimmed
+from evos.selection.progress import empty_curves, learning_exponent, mean_of_two_groups, with_point
 
 Counts = Int[Tensor, "B 1"]
 """One number a row."""
@@ -50,11 +51,12 @@ class TilesConfig(SelectorConfig):
     keep_ratio: float = 0.15
     """Fraction of the tiles in the selected population while the error is concentrated, in (0, 1]."""
 
-    keep_schedule: KeepSchedule = "late"
-    """How keep_ratio changes over training: by default it rises to 1 in the last quarter."""
-
     mutation_ratio: float = 0.1
     """Fraction of the points drawn from the other tiles while the error is concentrated, in [0, 1]."""
+
+    full_exponent: float = 0.6
+    """Exponent of the learning curve, error ~ step^-exponent, from which on the pressure is full, at least 0; it falls
+    with the fourth power below. 0: it is always full."""
 
     crossover: Literal["none", "add", "select"] = "select"
     """How value and Laplacian fitness are combined: none (value only), add (their sum) or select (the paper's)."""
@@ -87,6 +89,7 @@ class TilesConfig(SelectorConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range("mutation_ratio", self.mutation_ratio, 0, 1)
+        check_range("full_exponent", self.full_exponent, 0)
         check_range("laplacian_weight", self.laplacian_weight, 0)
         check_range("rank_interval", self.rank_interval, 1)
         check_range("warmup_steps", self.warmup_steps, 0)
@@ -100,18 +103,20 @@ class TilesConfig(SelectorConfig):
 class TilesSelector(CachingSelector[TilesConfig]):
     """EVOS over tiles.
 
-    Its state is the running cache and, from each row's last ranking, the order of the tiles, fittest first, and the
-    effective sample fraction of their errors.
+    Its state is the running cache, the learning curve of each row and, from each row's last ranking, the order of the
+    tiles, fittest first, how little the choice has to go by (0 for full pressure, 1 for none), and the outliers.
     """
 
-    state = ("order", "sample_fraction")
+    state = ("order", "evenness", "outlying", "curve")
     cache: RunningCache
 
     def __init__(self, config: TilesConfig, pool: Pool, **kwargs: Any) -> None:
         super().__init__(config, pool, **kwargs)
         self.usable: Int[Tensor, "R 1"] = self.count_usable()
         self.order: Int[Tensor, "R P"] = random_order(self.all_rows, pool.cells, self.generator, self.valid)
-        self.sample_fraction: Float[Tensor, "R 1"] = torch.ones(pool.rows, 1, device=self.device)
+        self.evenness: Float[Tensor, "R 1"] = torch.ones(pool.rows, 1, device=self.device)
+        self.outlying: Bool[Tensor, "R P"] = torch.zeros(pool.rows, pool.cells, dtype=torch.bool, device=self.device)
+        self.curve: Float[Tensor, "R S"] = empty_curves(pool.rows, self.device)
         self.trim_count = round(config.trim_ratio * self.usable_cells)
         self.views = prod(pool.shape[: -pool.grid_axes])
         self.zero = torch.zeros((), device=self.device)
@@ -144,7 +149,7 @@ class TilesSelector(CachingSelector[TilesConfig]):
             self.rank(step, self.all_rows if rows is None else rows)
         rows = self.all_rows if rows is None else rows
         count = self.keep_count(step) if count is None else count
-        fittest, survivors = (0, 0) if step <= self.config.warmup_steps else self.group_sizes(step, rows, count)
+        fittest, survivors = self.group_sizes(step, rows, count)
         survivor_ratio = (self.zero + survivors / count).mean()
         self.ratios = {"survivor_ratio": survivor_ratio, "mutant_ratio": 1 - survivor_ratio}
         order, weight = self.order[rows], self.weight_in(rows)
@@ -156,17 +161,36 @@ class TilesSelector(CachingSelector[TilesConfig]):
         return self.select(step, rows)
 
     def observe(self, selection: Selection, feedback: Feedback) -> None:
-        """Add the errors of the points just trained on to their tiles' running means."""
+        """Add the errors of the points just trained on to their tiles' running means and to the learning curves."""
+        if self.config.full_exponent > 0:
+            error = self.mean_error(selection, feedback.residual)
+            self.curve[selection.rows] = with_point(self.curve[selection.rows], max(1, selection.step), error)
         self.cache.write(selection, feedback.residual)
+
+    def mean_error(self, selection: Selection, residual: Float[Tensor, "B K C"]) -> Float[Tensor, "B 1"]:
+        """Mean squared error of all tiles but the outliers, estimated from the residuals of the selected points.
+
+        The fit and the others count as much as there are of them, however many points each has.
+        """
+        rows, index, square = selection.rows, selection.index, mean_square(residual.detach().float())
+        if index is None:
+            return square.mean(1, keepdim=True)
+        square = square.masked_fill(self.outlying[rows].gather(1, index), torch.nan)
+        order, weight = self.order[rows], self.weight_in(rows)
+        fittest, _ = self.group_sizes(selection.step, rows, 1)
+        # Place of each cell in the order; with weights, of its first point.
+        points = torch.ones_like(order) if weight is None else weight.gather(1, order)
+        place = torch.empty_like(order).scatter_(1, order, points.cumsum(1) - points)
+        return mean_of_two_groups(square, place.gather(1, index) < fittest, fittest / self.usable[rows])
 
     def group_sizes(self, step: int, rows: Int[Tensor, " B"], count: int) -> tuple[Counts, Counts]:
         """Number of fittest tiles of each row (points, if they have weights), and how many of ``count`` draws go there.
 
-        With s the effective sample fraction, (s / 0.6)⁴ is the fraction of the tiles in the population, and that of the
-        draws that are mutants: each at least the configured ratio and at most 1.
+        The evenness is the fraction of the tiles in the population, and that of the draws that are mutants: each at
+        least the configured ratio.
         """
         keep = self.keep_count(step) / self.usable_cells
-        evenness = (self.sample_fraction[rows] / EVEN_ERROR).pow(4).clamp(max=1)
+        evenness = self.evenness[rows]
         kept, mutants = evenness.clamp(min=keep), evenness.clamp(min=self.config.mutation_ratio)
         # At least one mutant, however few the draws: otherwise the other tiles would never be visited again.
         most = count - 1 if self.config.mutation_ratio > 0 and count > 1 else count
@@ -174,22 +198,36 @@ class TilesSelector(CachingSelector[TilesConfig]):
         return (kept * (1 - mutants) * self.usable[rows]).round().long(), survivors.long()
 
     def rank(self, step: int, rows: Int[Tensor, " B"]) -> None:
-        """Measure how concentrated the error is, and put the tiles of ``rows`` in order, masked ones last."""
+        """Measure how much there is to choose by, and put the tiles of ``rows`` in order, masked ones last."""
         residual, square = self.cache.errors(rows)
         valid, weight = self.valid_in(rows), self.weight_in(rows)
         counted = valid if weight is None else weight
-        self.sample_fraction[rows] = effective_sample_fraction(square, counted)
+        self.evenness[rows] = self.measured_evenness(rows, square, counted)
         low, high = 4 * square, torch.zeros_like(square)
         if self.config.crossover != "none":
             high = high_fitness(residual, self.pool.shape, self.pool.grid_axes, self.config.laplacian_weight)
         if (outliers := self.outliers(rows, square, counted)) is not None:
             low, high = trimmed(low, outliers), trimmed(high, outliers)
+            self.outlying[rows] = outliers
         if valid is not None:
             low, high = low.masked_fill(~valid, -1.0), high.masked_fill(~valid, -1.0)
         fittest, _ = self.group_sizes(step, rows, 1)
         if weight is not None:
             fittest = cells_within(fittest_first(low), self.usable[rows].minimum(fittest), weight)
         self.order[rows] = CROSSOVERS[self.config.crossover](low, high, fittest, counted)
+
+    def measured_evenness(
+        self, rows: Int[Tensor, " B"], error: Float[Tensor, "B P"], weight: Shaped[Tensor, "B P"] | None
+    ) -> Float[Tensor, "B 1"]:
+        """The larger one of (s / 0.6)⁴ and, with the default ``full_exponent``, 1 - (a / 0.6)⁴, in [0, 1].
+
+        s is the effective sample fraction of the errors, a the exponent of the learning curve.
+        """
+        evenness = (effective_sample_fraction(error, weight) / EVEN_ERROR).pow(4).clamp(max=1)
+        if self.config.full_exponent == 0:
+            return evenness
+        learning = (learning_exponent(self.curve[rows]).clamp(min=0) / self.config.full_exponent).pow(4)
+        return evenness.maximum(1 - learning.clamp(max=1))
 
     def outliers(
         self, rows: Int[Tensor, " B"], error: Float[Tensor, "B P"], weight: Shaped[Tensor, "B P"] | None
@@ -220,7 +258,9 @@ class TilesSelector(CachingSelector[TilesConfig]):
         """Uniform points until the next ranking."""
         super().forget(rows)
         self.order[rows] = random_order(rows, self.pool.cells, self.generator, self.valid_in(rows))
-        self.sample_fraction[rows] = 1.0
+        self.evenness[rows] = 1.0
+        self.outlying[rows] = False
+        self.curve[rows] = 0.0
 
     def metrics(self) -> dict[str, Tensor]:
         """Fractions of the last draws that went to survivors and to mutants."""

@@ -61,7 +61,6 @@ def test_smooth_keep_schedules_follow_their_closed_forms(start, total, data):
     expected = {
         "constant": start,
         "linear": start * (1 - t) + t,
-        "late": max(start, 4 * (t - 0.75) + 4 * (1 - t) * start),
         "cosine": start * (1 - rise) + rise,
         "reverse-cosine": start * (1 - rise) + 0.2 * rise,
     }

@@ -96,7 +96,7 @@ def test_everybody_a_mutant_is_uniform_over_pixels(options):
 
 
 def test_survivors_go_where_the_error_is():
-    tiles = TilesConfig(keep_ratio=0.25, mutation_ratio=0.5, rank_interval=5, warmup_steps=2)
+    tiles = TilesConfig(keep_ratio=0.25, mutation_ratio=0.5, full_exponent=0.0, rank_interval=5, warmup_steps=2)
     one, batch = sampler(rays=64, tiles=tiles), images()
 
     def error(pixels):  # one image in four is wrong
@@ -147,7 +147,7 @@ def test_between_two_rankings_a_step_costs_the_device_next_to_nothing():
         counts.append(kernels.count)
     # Steps are counted from 0, key steps from 1: steps 32 and 48 rank, and draw for all up to the next one.
     assert {count for step, count in enumerate(counts, start=32) if step not in (32, 48)} == {1}
-    assert max(counts) < 250
+    assert max(counts) < 310
 
 
 def test_while_the_number_of_rays_changes_a_step_costs_no_more_than_a_few_operations():

@@ -26,7 +26,7 @@ def test_pressure_follows_the_concentration_of_the_error(ratio):
     one = seen(ratio, laplacian_weight=0.0, keep_ratio=0.08, mutation_ratio=0.25)
     index = one.select(2, count=10_000).index[0]
     # Equal errors in a fraction s of the cells have the effective sample fraction s.
-    assert one.sample_fraction.item() == pytest.approx(ratio, rel=1e-4)
+    assert one.evenness.item() == pytest.approx((ratio / 0.6) ** 4, rel=1e-4)
     kept, mutated = (max((ratio / 0.6) ** 4, least) for least in (0.08, 0.25))
     fit, survivors = round(kept * (1 - mutated) * 400), round(10_000 * (1 - mutated))
     assert torch.equal(index[:survivors].unique(), one.order[0, :fit].sort().values)
@@ -44,14 +44,54 @@ def test_errors_alike_everywhere_give_uniform_points():
     assert chisquare(counts.numpy()).pvalue > 0.001
 
 
-def test_by_default_the_pressure_fades_out_in_the_last_quarter_of_training():
-    one = seen(0.1)  # of 100 steps
-    shares = [torch.bincount(one.select(step, count=40_000).index[0], minlength=400) / 40_000 for step in (2, 75, 101)]
-    for share in shares[:2]:  # nine tenths of the draws from 54 tiles, 40 of which are wrong
-        assert share[:40].sum() == pytest.approx(0.9 * 40 / 54, abs=0.01)
-    assert shares[2][:40].sum() == pytest.approx(0.1, abs=0.01)
-    constant = seen(0.1, keep_schedule="constant")
-    assert (constant.select(101, count=40_000).index < 40).float().mean() == pytest.approx(0.9 * 40 / 54, abs=0.01)
+def learning(exponent, steps=100, **options):
+    """A selector for which the error, in a tenth of the tiles, fell as the step to the power of -exponent."""
+    one = seen(0.1, rank_interval=steps, warmup_steps=steps, **options)
+    for step in range(2, steps + 1):
+        selection = one.select(step, count=400)
+        error = (selection.index < 40).float() * step ** (-exponent / 2)
+        one.observe(selection, Feedback(error[..., None]))
+    return one
+
+
+@pytest.mark.parametrize(
+    ("exponent", "mutants"), [(-1.0, 1.0), (0.0, 1.0), (0.3, 1 - 0.5**4), (0.55, 0.294), (0.9, 0.1)]
+)
+def test_where_the_error_does_not_fall_fast_enough_there_is_less_pressure(exponent, mutants):
+    one = learning(exponent)
+    one.select(101, count=10_000)
+    assert one.metrics()["mutant_ratio"].item() == pytest.approx(mutants, abs=0.1)
+    full = learning(exponent, full_exponent=0.0)
+    full.select(101, count=10_000)
+    assert full.metrics()["mutant_ratio"].item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_learning_curve_is_of_all_tiles_whatever_is_drawn(weighted):
+    """A wrong tenth of the tiles, or of their points, gets most of the draws, and the mean error is still a tenth."""
+    cells = torch.arange(400)
+    weight = torch.where(cells < 40, 2, 1 + (cells >= 60) * 2)[None] if weighted else None
+    config, pool = TilesConfig(**NO_WARMUP, trim_ratio=0.0), Pool(1, (20, 20), weight=weight)
+    one = build_selector(config, pool, total_steps=100, device="cpu")
+    one.observe(Selection(one.all_rows, None, step=1), Feedback((cells < 40).float()[None, :, None]))
+    for step in range(2, 6):
+        selection = one.select(step, count=20_000)
+        assert one.metrics()["survivor_ratio"].item() > 0.8
+        residual = (selection.index < 40).float()[..., None]
+        part = 0.1 if weight is None else weight[0, :40].sum() / weight.sum()
+        assert one.mean_error(selection, residual).item() == pytest.approx(float(part), rel=0.05)
+        one.observe(selection, Feedback(residual))
+
+
+def test_outliers_have_no_part_in_the_learning_curve():
+    one = seen(0.1, trim_ratio=0.05, trim_visits=1)
+    selection = one.select(2, count=20_000)
+    outlying = one.outlying[0].nonzero()[:, 0]
+    assert len(outlying) == 20 and (outlying < 40).all()
+    error = torch.where(torch.isin(selection.index, outlying), 1.0, 0.1)
+    assert one.mean_error(selection, error[..., None]).item() == pytest.approx(0.01)
+    one.forget(one.all_rows)
+    assert not one.outlying.any() and not one.curve.any()
 
 
 def test_of_however_few_draws_one_is_a_mutant():
@@ -104,7 +144,7 @@ def test_the_fit_are_the_crossovers_of_the_running_means(train, slow_offspring):
     selector = training.selector
     residual = training.residuals(1)
     selector.observe(Selection(selector.all_rows, None, step=1), Feedback(residual))
-    selector.sample_fraction[:] = 0.0
+    selector.evenness[:] = 0.0
     selector.rank(2, selector.all_rows)
     fit = int(selector.group_sizes(2, selector.all_rows, 1)[0])
     grey = residual[0].double().cpu() @ torch.tensor([0.2989, 0.587, 0.114], dtype=torch.float64)
@@ -136,7 +176,7 @@ def test_masked_tiles_move_the_rank_of_none():
     mask[:, 200:] = False
     one = seen(0.1, mask=mask)
     one.rank(2, one.all_rows)
-    assert one.sample_fraction.item() == pytest.approx(0.2, rel=1e-4)  # 40 of the 200 that count
+    assert one.evenness.item() == pytest.approx((0.2 / 0.6) ** 4, rel=1e-4)  # 40 of the 200 that count
     assert mask[0, one.order[0, :200]].all() and not mask[0, one.order[0, 200:]].any()
     assert mask[0, one.select(3, count=5000).index[0]].all()
 
@@ -163,7 +203,7 @@ def visited(times, **options):
     residual = ((cells < 40).float() + (cells < 8).float())[None, :, None]
     for _ in range(times):
         one.observe(Selection(one.all_rows, None, step=1), Feedback(residual))
-    one.sample_fraction[:] = 0.0
+    one.evenness[:] = 0.0
     return one
 
 
@@ -175,7 +215,7 @@ def test_the_most_wrong_tiles_leave_the_fit_once_they_were_visited_often_enough(
         assert torch.isin(torch.arange(8), one.order[0, :32]).any().item() is not gone
     # They come behind all other errors, before what is right; and mutants may still be drawn from them.
     assert set(one.order[0, 32:40].tolist()) == set(range(8))
-    one.sample_fraction[:] = 1 / 400
+    one.evenness[:] = 0.0
     assert torch.isin(torch.arange(8), one.select(3, count=20_000).index[0]).all()
 
 
@@ -187,7 +227,7 @@ def seen_views(**options):
     residual[:, 3] += 0.5
     residual[5] += 5
     one.observe(Selection(one.all_rows, None, step=1), Feedback(residual.view(1, 96, 1)))
-    one.sample_fraction[:] = 0.0
+    one.evenness[:] = 0.0
     one.rank(2, one.all_rows)
     return one
 
