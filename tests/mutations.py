@@ -367,7 +367,7 @@ MUTATIONS = [
         "evos/selection/tiles.py",
         "self.evenness[rows] = 1.0",
         "pass",
-        CONTRACT,
+        TILES,
     ),
     Mutation(
         "a forgotten row keeps its learning curve",
@@ -560,7 +560,6 @@ MUTATIONS = [
         "(step / total, start, end)\n\n\ndef key_interval",
         SCHEDULES,
     ),
-    Mutation("the fade begins at once", "evos/schedules.py", "max(0.0, 4 * t - 3)", "t", SCHEDULES),
     Mutation("key intervals rounded", "evos/schedules.py", "max(1, int(linear(", "max(1, round(linear(", SCHEDULES),
     Mutation(
         "the learning rate ends before its end", "evos/schedules.py", "/ max(1, total - first)", "/ total", SCHEDULES

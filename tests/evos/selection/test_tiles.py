@@ -91,7 +91,7 @@ def test_outliers_have_no_part_in_the_learning_curve():
     error = torch.where(torch.isin(selection.index, outlying), 1.0, 0.1)
     assert one.mean_error(selection, error[..., None]).item() == pytest.approx(0.01)
     one.forget(one.all_rows)
-    assert not one.outlying.any() and not one.curve.any()
+    assert not one.outlying.any() and not one.curve.any() and one.evenness.item() == 1
 
 
 def test_of_however_few_draws_one_is_a_mutant():
