@@ -63,6 +63,9 @@ MAPS = ("evos_drawn", "evos_error")
 STRATEGIES = ("tiles", "uniform", "soft", "egra", "expansive")
 """The strategies that can choose rays; the others evaluate all pixels in some or all steps."""
 
+STATE_VERSION = 2
+"""Of saved states; 1 had no learning curve."""
+
 HOST = "host"
 """Not a strategy: nerfstudio draws the rays as it does without EVOS, for comparison."""
 
@@ -365,7 +368,7 @@ class EvosPixelSampler(PixelSampler):
         state = packed(self.selector.state_dict())
         self.selector.load_state_dict(unpacked(state))
         return {
-            "version": 1,
+            "version": STATE_VERSION,
             "side": self.grid.side,
             "sizes": self.rays.sizes,
             "total_steps": self.total_steps,
@@ -376,8 +379,8 @@ class EvosPixelSampler(PixelSampler):
         """Resume from a saved state at the next step. Raises InputError for another version or strategy."""
         if state is None:
             return
-        if state.get("version") != 1:
-            raise InputError("pixel sampler state", f"version {state.get('version')}", "version 1")
+        if state.get("version") != STATE_VERSION:
+            raise InputError("pixel sampler state", f"version {state.get('version')}", f"version {STATE_VERSION}")
         if state["selector"]["name"] != self.config.selector:
             raise InputError("selector", self.config.selector, f"{state['selector']['name']}, as in the checkpoint")
         self._unobserved.clear()

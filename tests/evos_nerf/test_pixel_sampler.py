@@ -277,8 +277,8 @@ def test_a_resumed_run_keeps_the_length_it_was_planned_for():
 def test_a_state_of_another_version_or_strategy_is_refused():
     one = sampler()
     learn(one, images(), 1)
-    with pytest.raises(InputError, match="version 1"):
-        sampler().load_state_dict({**one.state_dict(), "version": 2})
+    with pytest.raises(InputError, match="version 2"):
+        sampler().load_state_dict({**one.state_dict(), "version": 1})
     with pytest.raises(InputError, match="tiles, as in the checkpoint"):
         sampler(selector="egra").load_state_dict(one.state_dict())
 
