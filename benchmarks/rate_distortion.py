@@ -2,12 +2,14 @@
 
     python generalizable/main.py --config configs/generalizable/tiny_images.yaml data.root=DIR data.size=64 ... out=RUN
     python generalizable/main.py train.init=RUN train.bits=4 ... out=TUNED
-    python benchmarks/rate_distortion.py RUN TUNED [--bits 2 3 4 5 6 8] [--name NAME]
+    python benchmarks/rate_distortion.py RUN TUNED [--bits 2 3 4 5 6 8] [--refine 300] [--name NAME]
 
 The pictures are the test part of the runs' own data, at the runs' size. Bits of patterns are those of the whole file,
 names and metadata included, shared by all pictures; the network, which the reader has, is not counted, as with all
-learned codecs. Of JPEG both the whole file counts and what follows its headers and tables, which two programs could
-agree upon as they agree upon the network. PSNR is the mean over pictures, of 8-bit values.
+learned codecs. With ``--refine`` patterns are measured twice: as the encoder makes them, and after so many steps of
+gradient descent for the bits that they have. Of JPEG both the whole file counts and what follows its headers and
+tables, which two programs could agree upon as they agree upon the network. PSNR is the mean over pictures, of 8-bit
+values.
 """
 
 import argparse
@@ -30,8 +32,10 @@ from evos.distributed import World
 from evos.errors import InputError
 from generalizable.codec import Codec
 from generalizable.data import Source, find_sources
-from generalizable.instances import stack
-from generalizable.patterns import Encoded, read_patterns, write_patterns
+from generalizable.encode import patterns_of, refine
+from generalizable.instances import Instance, stack
+from generalizable.patterns import Encoded, fit_levels, read_patterns, write_patterns
+from generalizable.quantised import Steps
 
 QUALITIES = (1, 3, 5, 8, 12, 18, 25, 35, 50, 70, 90)
 RATES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0)
@@ -47,11 +51,11 @@ def psnr(found: Float[Tensor, "N H W C"], truth: Float[Tensor, "N H W C"]) -> fl
     return float(-10 * (rounded - truth).square().flatten(1).mean(1).clamp(min=1e-10).log10().mean())
 
 
-def of_patterns(codec: Codec, signals: dict[str, Encoded], truth: Tensor, bits: int) -> Point:
+def of_patterns(codec: Codec, signals: dict[str, Encoded], truth: Tensor, levels: dict[str, Steps]) -> Point:
     """Patterns written to a file of so many bits a number and read again."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "patterns.safetensors")
-        write_patterns(path, signals, codec, bits)
+        write_patterns(path, signals, codec, levels)
         size, read = path.stat().st_size, read_patterns(path, codec)
     parts = {part: torch.cat([each.parts[part] for each in read.values()]) for part in next(iter(read.values())).parts}
     pieces, count = [], codec.options.train.batch
@@ -103,19 +107,18 @@ def tested(codec: Codec, scale: int = 1) -> Source:
     return source
 
 
-def test_pictures(codec: Codec, most: int) -> tuple[dict[str, Encoded], Float[Tensor, "N H W 3"]]:
-    """Patterns by number, and the 8-bit pictures that they are made of, from the test part of a run's data."""
-    options, source = codec.options, tested(codec)
+def test_pictures(codec: Codec, most: int) -> tuple[dict[str, Instance], Float[Tensor, "N H W 3"]]:
+    """Pictures by number from the test part of a run's data, and their 8-bit values."""
+    source = tested(codec)
     instances = [source.get(i) for i in range(min(most, len(source)))]
-    signals: dict[str, Encoded] = {}
-    with codec.evaluating():
-        for start in range(0, len(instances), options.train.batch):
-            patterns = codec.encode(stack(instances[start : start + options.train.batch]))
-            for i in range(len(next(iter(patterns.values())))):
-                parts = {part: pattern[i : i + 1].float().cpu() for part, pattern in patterns.items()}
-                signals[str(start + i)] = Encoded(parts, codec.task.instance_form)
     truth = rearrange(stack(instances).signal.float(), "n c h w -> n h w c")
-    return signals, (255 * truth).round() / 255
+    return {str(i): instance for i, instance in enumerate(instances)}, (255 * truth).round() / 255
+
+
+def encode(codec: Codec, instances: dict[str, Instance]) -> dict[str, Encoded]:
+    """Patterns of pictures by name."""
+    parts = patterns_of(codec, instances.items(), lambda names, some: codec.encode(some), None)
+    return {name: Encoded(each, codec.task.instance_form) for name, each in parts.items()}
 
 
 def main() -> None:
@@ -123,6 +126,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs on pictures of one size")
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 5, 6, 8], help="of each number of a pattern")
+    parser.add_argument("--refine", type=int, default=0, help="steps of gradient descent on each pattern")
+    parser.add_argument("--rate", type=float, default=0.1, help="of the first of them: refine_lr of encode.py")
     parser.add_argument("--most", type=int, default=1000, help="pictures")
     parser.add_argument("--name", default="rate_distortion", help="of the result")
     args = parser.parse_args()
@@ -130,12 +135,18 @@ def main() -> None:
     numbers, truth = {}, torch.zeros(0)
     for run in args.runs:
         codec = Codec.load(str(run), "cpu")
-        signals, pictures = test_pictures(codec, args.most)
+        instances, pictures = test_pictures(codec, args.most)
+        signals = encode(codec, instances)
         if len(truth) and not torch.equal(truth, pictures):
             raise InputError("runs", f"{run}, of other test pictures", "runs on the same data of one size")
         truth, numbers[run.name] = pictures, next(iter(signals.values())).numbers
-        curves[run.name] = [of_patterns(codec, signals, truth, bits) for bits in args.bits]
-        print(run.name, [(round(point["bits"], 3), round(point["psnr"], 2)) for point in curves[run.name]], flush=True)
+        for steps in dict.fromkeys((0, args.refine)):
+            curve = curves[f"{run.name}, {steps} steps" if steps else run.name] = []
+            for bits in args.bits:
+                levels = fit_levels(signals, bits)
+                refined = refine(codec, signals, instances.items(), steps, args.rate, levels) if steps else signals
+                curve.append(of_patterns(codec, refined, truth, levels))
+                print(run.name, steps, bits, [f"{value:.3f}" for value in curve[-1].values()], flush=True)
     curves["JPEG"] = [of_files(truth, "JPEG", quality) for quality in QUALITIES]
     curves["JPEG without headers"] = [of_files(truth, "JPEG", quality, after_headers) for quality in QUALITIES]
     curves["WebP"] = [of_files(truth, "WEBP", quality) for quality in (0, *QUALITIES)]
@@ -148,6 +159,7 @@ def main() -> None:
             "size": list(truth.shape[1:3]),
             "numbers": numbers,
             "bits": args.bits,
+            "refine": args.refine,
             "curves": curves,
             "psnr_at": table,
             "lowest_bits": {name: min(point["bits"] for point in curve) for name, curve in curves.items()},

@@ -24,10 +24,11 @@ from torch import Tensor
 from evos.errors import InputError
 from evos.runs import load_checkpoint, resolve_device, rng_state, set_rng_state
 from generalizable.base import Data, Patterns
-from generalizable.inner import predict
+from generalizable.inner import predict, refine
 from generalizable.instances import Instance
 from generalizable.models import Model, build_model
 from generalizable.options import Options, from_values, recorded_options
+from generalizable.quantised import Steps
 from generalizable.tasks import build_task
 
 
@@ -117,6 +118,20 @@ class Codec:
         return self.model.encode(
             self.support(instance, self.task.support_views(variant.support_views)), variant.inner_steps
         )
+
+    def refine(
+        self,
+        patterns: Patterns,
+        instance: Instance,
+        steps: int,
+        rate: float,
+        levels: Mapping[str, Steps] | None = None,
+    ) -> Patterns:
+        """Patterns of B instances after ``inner.refine`` on what they were made from: of scenes, the support views."""
+        views = self.task.support_views(self.variants[-1].support_views)
+        most = self.options.train.inner_rays
+        points = lambda: self.task.support_points(instance, views, most, 0.0)  # noqa: E731
+        return refine(self.model, patterns, points, steps, rate, levels)
 
     # ---- patterns -> values ----------------------------------------------------------------------------------
 

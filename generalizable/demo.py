@@ -30,7 +30,7 @@ from evos.runs.outputs import check_folder
 from generalizable.codec import Codec
 from generalizable.encode import decode, encode
 from generalizable.instances import picture
-from generalizable.patterns import Encoded, interpolate, read_patterns, write_patterns
+from generalizable.patterns import Encoded, fit_levels, interpolate, read_patterns, write_patterns
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "ihc", "motorcycle_left", "retina", "rocket")
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     codec = Codec.load(run, "cpu")
     patterns = encode(codec, str(photos / "test"))
     file = out / "patterns.safetensors"
-    write_patterns(file, patterns, codec, BITS)
+    write_patterns(file, patterns, codec, fit_levels(patterns, BITS))
     coded = read_patterns(file, codec)
     pictures = [picture(photos / "test" / f"{name}.png", codec.options.data.size) for name in patterns]
     truth = rearrange(pictures, "b c h w -> b h w c")

@@ -4,15 +4,18 @@
     python generalizable/encode.py run=runs/NAME patterns=patterns.safetensors out=FOLDER scale=3
     python generalizable/encode.py run=runs/NAME patterns=patterns.safetensors between=a,b frames=9 out=FOLDER
 
-The second decodes every pattern, at a grid ``scale`` times as fine as in training; the third walks from a to b in a
-straight line between their patterns. Images become PNG, sounds WAV files. All of a signal is encoded: pictures of any
-shape as overlapping squares, their shorter side reduced to the model's, every channel of a sound from its beginning to
-its end. Scenes are encoded from their first support views, and decoded to the cameras of ``input``.
+With ``refine=N`` patterns take N steps of gradient descent on what they are made from, and for the bits that they will
+have where ``bits`` is given. The second decodes every pattern, at a grid ``scale`` times as fine as in training; the
+third walks from a to b in a straight line between their patterns. Images become PNG, sounds WAV files. All of a signal
+is encoded: pictures of any shape as overlapping squares, their shorter side reduced to the model's, every channel of a
+sound from its beginning to its end. Scenes are encoded from their first support views, and decoded to the cameras of
+``input``.
 """
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -24,11 +27,12 @@ from evos.config import check_range
 from evos.errors import InputError, exit_on_input_error
 from evos.runs import Progress
 from evos.runs.outputs import check_absent, check_name, check_new_file, make_folder, path_in
+from generalizable.base import Patterns
 from generalizable.codec import Codec
 from generalizable.forms import Form
 from generalizable.instances import Instance, stack
-from generalizable.patterns import Encoded, interpolate, read_patterns, write_patterns
-from generalizable.quantised import MOST_BITS
+from generalizable.patterns import Encoded, fit_levels, interpolate, read_patterns, write_patterns
+from generalizable.quantised import MOST_BITS, Steps
 from generalizable.tasks import SignalTask
 
 
@@ -58,6 +62,13 @@ class EncodeConfig:
     bits: int | None = None
     """Quantise the numbers of the patterns to this many bits, 1 to 8, and entropy-code them; none: 32-bit floats."""
 
+    refine: int = 0
+    """Steps of gradient descent on every pattern after it was made, at least 0: they fit it to the signal, and to
+    ``bits``."""
+
+    refine_lr: float = 0.1
+    """Rate of the first of these steps in standard deviations of a pattern's numbers, above 0; it falls to 0."""
+
     batch: int | None = None
     """Instances that are encoded or decoded together, at least 1; none: as in training."""
 
@@ -80,13 +91,15 @@ class EncodeConfig:
         check_range("scale", self.scale, 1)
         check_range("batch", self.batch, 1)
         check_range("bits", self.bits, 1, MOST_BITS)
+        check_range("refine", self.refine, 0)
+        check_range("refine_lr", self.refine_lr, 0, open_low=True)
         check_range("frames", self.frames, 2)
         for name in ("run", "out"):
             if not getattr(self, name):
                 raise InputError(name, "nothing", f"{name}=PATH")
         if self.input is None and self.patterns is None:
             raise InputError("input", None, "input=FOLDER to encode, or patterns=FILE to decode")
-        unused, allowed = ("bits", "crop"), "an option to encode, without patterns="
+        unused, allowed = ("bits", "crop", "refine", "refine_lr"), "an option to encode, without patterns="
         if self.patterns is None:
             unused, allowed = ("scale", "between", "frames"), "an option to decode, with patterns="
         for option in fields(self):
@@ -111,11 +124,16 @@ def find_named_signals(task: SignalTask, folder: str) -> dict[str, Path]:
 
 
 def read_signals(
-    codec: Codec, folder: str, *, crop: bool = False, quiet: bool = True
+    codec: Codec, folder: str, *, crop: bool = False, again: Collection[str] | None = None, quiet: bool = True
 ) -> Iterator[tuple[str, Form, list[Instance]]]:
-    """Each signal's name, form and instances; what can't be read or named, or is cropped, is said on stderr."""
+    """Each signal's name, form and instances; what can't be read or named, or is cropped, is said on stderr.
+
+    ``again``: names that were read before; nothing else is read, and nothing said.
+    """
     found = find_named_signals(codec.task, folder)
-    with Progress(len(found), "encoding", quiet=quiet) as progress:
+    if again is not None:
+        found = {name: path for name, path in found.items() if name in again}
+    with Progress(len(found), "encoding" if again is None else "refining", quiet=quiet) as progress:
         for number, (name, path) in enumerate(found.items(), 1):
             try:
                 check_name(name, str(path))  # the name under which decoding will write it
@@ -125,7 +143,7 @@ def read_signals(
                 progress.update(number)
                 continue
             if crop:
-                if (parts := codec.task.count_parts(form)) > 1:
+                if again is None and (parts := codec.task.count_parts(form)) > 1:
                     print(f"notice: {path}: {form}, cropped to 1 instance of {parts}", file=sys.stderr)
                 form = codec.task.instance_form
             yield name, form, instances
@@ -148,32 +166,63 @@ def encode(
         InputError: there is nothing in the folder, or nothing that can be read.
     """
     forms: dict[str, Form] = {}
-    parts: dict[str, list[dict[str, Tensor]]] = {}
-    waiting: list[tuple[str, Instance]] = []
 
-    def encode_waiting(count: int) -> None:
-        names, instances = zip(*waiting[:count], strict=True)
-        del waiting[:count]
-        # Each batch by the same random numbers: a scene's rays do not depend on what lies beside it.
-        with codec.evaluating():
-            patterns = codec.encode(stack(list(instances)).to(codec.device))
-        for i, name in enumerate(names):
-            parts[name].append({part: pattern[i].float().cpu() for part, pattern in patterns.items()})
+    def pieces() -> Iterator[tuple[str, Instance]]:
+        for name, form, instances in read_signals(codec, folder, crop=crop, quiet=quiet):
+            forms[name] = form
+            yield from ((name, instance) for instance in instances)
 
-    size = batch or codec.options.train.batch
-    for name, form, instances in read_signals(codec, folder, crop=crop, quiet=quiet):
-        forms[name], parts[name] = form, []
-        waiting += [(name, instance) for instance in instances]
-        while len(waiting) >= size:
-            encode_waiting(size)
-    if waiting:
-        encode_waiting(len(waiting))
+    def make(names: Sequence[str], instance: Instance) -> Patterns:
+        return codec.encode(instance)
+
+    parts = patterns_of(codec, pieces(), make, batch)
     if not forms:
         raise InputError("input", folder, "a folder with at least one signal that can be read")
-    return {
-        name: Encoded({part: torch.stack([each[part] for each in found]) for part in found[0]}, forms[name])
-        for name, found in parts.items()
-    }
+    return {name: Encoded(parts[name], form) for name, form in forms.items()}
+
+
+def refine(
+    codec: Codec,
+    signals: Mapping[str, Encoded],
+    pieces: Iterable[tuple[str, Instance]],
+    steps: int,
+    rate: float,
+    levels: Mapping[str, Steps] | None = None,
+    batch: int | None = None,
+) -> dict[str, Encoded]:
+    """What ``encode`` made after ``Codec.refine``; ``pieces``: the instances of each signal, in order."""
+    taken = dict.fromkeys(signals, 0)
+
+    def make(names: Sequence[str], instance: Instance) -> Patterns:
+        rows = []
+        for name in names:
+            rows.append({part: pattern[taken[name]] for part, pattern in signals[name].parts.items()})
+            taken[name] += 1
+        patterns = {part: torch.stack([row[part] for row in rows]).to(codec.device) for part in rows[0]}
+        return codec.refine(patterns, instance, steps, rate, levels)
+
+    parts = patterns_of(codec, pieces, make, batch)
+    return {name: Encoded(parts[name], each.form) for name, each in signals.items()}
+
+
+def patterns_of(
+    codec: Codec,
+    pieces: Iterable[tuple[str, Instance]],
+    make: Callable[[Sequence[str], Instance], Patterns],
+    batch: int | None,
+) -> dict[str, Patterns]:
+    """By signal, the parts "N ..." of what ``make`` makes of batches of pieces and the names of their signals."""
+    found: dict[str, list[dict[str, Tensor]]] = {}
+    left, size = iter(pieces), batch or codec.options.train.batch
+    while some := list(islice(left, size)):
+        names, instances = zip(*some, strict=True)
+        # Each batch by the same random numbers: a scene's rays do not depend on what lies beside it.
+        with codec.evaluating():
+            patterns = make(names, stack(list(instances)).to(codec.device))
+        for i, name in enumerate(names):
+            row = {part: pattern[i].float().cpu() for part, pattern in patterns.items()}
+            found.setdefault(name, []).append(row)
+    return {name: {part: torch.stack([row[part] for row in rows]) for part in rows[0]} for name, rows in found.items()}
 
 
 def decode(
@@ -247,7 +296,12 @@ def run(config: EncodeConfig) -> None:
     if config.patterns is None:
         assert config.input is not None
         found = encode(codec, config.input, crop=config.crop, batch=config.batch, quiet=config.quiet)
-        write_patterns(out, found, codec, config.bits)
+        levels = None if config.bits is None else fit_levels(found, config.bits)
+        if config.refine:
+            read = read_signals(codec, config.input, crop=config.crop, again=found, quiet=config.quiet)
+            pieces = ((name, instance) for name, _, instances in read for instance in instances)
+            found = refine(codec, found, pieces, config.refine, config.refine_lr, levels, config.batch)
+        write_patterns(out, found, codec, levels)
         instances = sum(codec.task.count_parts(each.form) for each in found.values())
         numbers, size = sum(each.numbers for each in found.values()), out.stat().st_size
         cells = sum(codec.task.count_cells(each.form) for each in found.values())

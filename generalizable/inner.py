@@ -1,5 +1,7 @@
 """Meta-learning's two loops as pure functions: the inner one adapts patterns, the outer one is judged by the result.
 
+``refine`` goes on with the first of them when a model is used: to a signal's best pattern, or its best in few bits.
+
 Source: algorithm 1 of Kim et al., "Generalizable Implicit Neural Representations via Instance Pattern Composers" (CVPR
 2023), MAML on patterns. The inner gradients come from ``torch.func``, so the same code serves first order, second order
 and evaluation under ``torch.no_grad``. Letters as in ``generalizable.base``.
@@ -12,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from generalizable.base import Data, Decoder, Model, Patterns
-from generalizable.quantised import rounded
+from generalizable.quantised import Steps, rounded
 from generalizable.rendering import render
 
 
@@ -82,6 +84,45 @@ def inner_loop(model: Model, initial: Patterns, data: Mapping[str, Tensor], inne
     for _ in range(model.inner_steps if inner_steps is None else inner_steps):
         patterns = inner_step(loss, patterns, rate, first_order=model.config.first_order)
     return patterns
+
+
+def refine(
+    model: Model,
+    patterns: Patterns,
+    points: Callable[[], Mapping[str, Tensor]],
+    steps: int,
+    rate: float,
+    levels: Mapping[str, Steps] | None = None,
+) -> Patterns:
+    """Patterns after ``steps`` of Adam on every instance's error: an encoder's guess, fitted to the signal itself.
+
+    Args:
+        patterns: "B ..." each, where to begin.
+        points: called for every step, the points that it takes (coords and target of ``Model.encode``).
+        steps: at least 0.
+        rate: of the first step, in standard deviations of the instance's numbers of a part; it falls on a cosine to 0.
+        levels: of each part: the error is that of the pattern as a file of so few bits holds it; None: as it is.
+    """
+    axes = {name: tuple(range(1, pattern.ndim)) for name, pattern in patterns.items()}
+    spread = {name: patterns[name].std(axes[name], correction=0, keepdim=True) for name in patterns}
+    moved = {name: torch.zeros_like(pattern, requires_grad=True) for name, pattern in patterns.items()}
+    optimizer = torch.optim.Adam(moved.values(), lr=rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
+
+    def now() -> Patterns:
+        return {name: pattern + spread[name] * moved[name] for name, pattern in patterns.items()}
+
+    for _ in range(steps):
+        with torch.enable_grad():
+            at = now() if levels is None else {name: levels[name].rounded(pattern) for name, pattern in now().items()}
+            data = points()
+            error = (predict(model, at, data["coords"]) - data["target"]).square().mean((1, 2)).sum()
+            gradients = torch.autograd.grad(error, tuple(moved.values()))
+        for each, gradient in zip(moved.values(), gradients, strict=True):
+            each.grad = gradient
+        optimizer.step()
+        schedule.step()
+    return {name: pattern.detach() for name, pattern in now().items()}
 
 
 def outer_loss(

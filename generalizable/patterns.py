@@ -62,22 +62,30 @@ def interpolate(a: Encoded, b: Encoded, fraction: float) -> Encoded:
     return Encoded({part: torch.lerp(a.parts[part], b.parts[part], fraction) for part in a.parts}, a.form)
 
 
-def write_patterns(path: Path, signals: Mapping[str, Encoded], codec: Codec, bits: int | None = None) -> None:
+def fit_levels(signals: Mapping[str, Encoded], bits: int) -> dict[str, Steps]:
+    """Levels of so many bits, 1 to 8, for the numbers of each part of all signals."""
+    parts = next(iter(signals.values())).parts
+    return {part: fit_steps(torch.cat([each.parts[part] for each in signals.values()]), bits) for part in parts}
+
+
+def write_patterns(
+    path: Path, signals: Mapping[str, Encoded], codec: Codec, levels: Mapping[str, Steps] | None = None
+) -> None:
     """Write a file of patterns that ``codec`` made, by name.
 
     Args:
         path: the file, which is replaced.
         signals: of the same run.
         codec: of that run.
-        bits: of each number, 1 to 8: quantised part by part and entropy-coded; None: as they are.
+        levels: of each part, to which its numbers are quantised before they are entropy-coded; None: 32-bit floats.
 
     Raises:
         InputError: the file can't be written.
     """
     metadata = {"model": codec.options.model.name, "weights": codec.fingerprint}
     forms = {name: asdict(each.form) for name, each in signals.items()}
-    if bits is not None:
-        tensors, contents = quantised(signals, bits)
+    if levels is not None:
+        tensors, contents = quantised(signals, levels)
         contents = zlib.compress(json.dumps(contents | {"forms": forms}, ensure_ascii=False).encode(), 9)
         tensors["contents"] = torch.frombuffer(bytearray(contents), dtype=torch.uint8)
         replace_file(path, save(tensors, metadata | {"format": QUANTISED}))
@@ -88,15 +96,14 @@ def write_patterns(path: Path, signals: Mapping[str, Encoded], codec: Codec, bit
     replace_file(path, save(tensors, metadata | {"format": FORMAT, "forms": json.dumps(forms, ensure_ascii=False)}))
 
 
-def quantised(signals: Mapping[str, Encoded], bits: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def quantised(signals: Mapping[str, Encoded], levels: Mapping[str, Steps]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The codes of all parts of all signals by the part's name, and what is needed to read them."""
     codes, parts = {}, {}
-    for part in next(iter(signals.values())).parts:
+    for part, steps in levels.items():
         values = torch.cat([each.parts[part] for each in signals.values()])
-        steps = fit_steps(values, bits)
-        levels = steps.quantise(values).numpy().tobytes()
-        codes[f"part:{part}"] = torch.frombuffer(bytearray(entropy_code(levels)), dtype=torch.uint8)
-        parts[part] = {**asdict(steps), "shape": list(values.shape[1:]), "sum": zlib.crc32(levels)}
+        numbers = steps.quantise(values).numpy().tobytes()
+        codes[f"part:{part}"] = torch.frombuffer(bytearray(entropy_code(numbers)), dtype=torch.uint8)
+        parts[part] = {**asdict(steps), "shape": list(values.shape[1:]), "sum": zlib.crc32(numbers)}
     return codes, {"parts": parts, "counts": {name: first_length(each) for name, each in signals.items()}}
 
 

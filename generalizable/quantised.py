@@ -41,6 +41,10 @@ class Steps:
         """The values of levels."""
         return self.low + self.width * levels.float()
 
+    def rounded(self, values: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+        """The values of their nearest levels; the gradient passes unchanged (see ``rounded``)."""
+        return values + (self.values(self.quantise(values)) - values).detach()
+
 
 def nearest_level(
     values: Float[Tensor, "*S"], low: float | Float[Tensor, ""], width: float | Float[Tensor, ""], bits: int
