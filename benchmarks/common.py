@@ -81,9 +81,10 @@ def write_result(name: str, numbers: Mapping[str, Any]) -> None:
     print(json.dumps(numbers, indent=2, default=str))
 
 
-def code_hash(paths: Iterable[Path]) -> str:
-    """A short text that tells two states of files apart."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
+def code_hash(paths: Iterable[Path], *settings: object) -> str:
+    """A short text that tells two states of files, and of what else matters, apart."""
+    texts = (repr(setting).encode() for setting in settings)
+    return hashlib.sha256(b"".join([*(path.read_bytes() for path in paths), *texts])).hexdigest()[:12]
 
 
 def run_jobs(jobs: Sequence[str], cache: Path, workers: int) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 """Does a supernet rank networks as training from scratch does? Kendall's tau on rendered rooms.
 
     python evonas/rooms.py out=runs/rooms
-    python benchmarks/nas_ranking.py --rooms runs/rooms [--networks 32 --seeds 0 1 2]
+    python benchmarks/nas_ranking.py --rooms runs/rooms [--networks 32 --seeds 0 1 2] [--teachers max ema]
 
 Random networks of the space of configs/evonas/rooms.yaml are trained from scratch with each seed; supernets are trained
 progressively and, with as many steps of a subnet and as many pictures in each, by plain random sampling from the first
-step on. All errors are Abs Rel on the search rooms. The ceiling is tau between two trainings from scratch of different
-seeds. Intervals are bootstrapped over the networks. Finished trainings are kept in ``--cache`` by the contents of the
-code.
+step on; with ``--teachers`` progressively with each of them, too. All errors are Abs Rel on the search rooms. The
+ceiling is tau between two trainings from scratch of different seeds. Intervals are bootstrapped over the networks.
+Finished trainings are kept in ``--cache`` by the contents of the code.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import torch
 from common import code_hash, job_options, run_jobs, write_result
 from scipy.stats import kendalltau
 
+from evonas.distillation import Distillation
 from evonas.options import Options, parse
 from evonas.space import Genome, Space
 from evonas.supernet import Network
@@ -54,16 +55,21 @@ def random_plan(plan: Plan) -> Plan:
     return Plan(space, [Phase(sum(phase.steps * phase.subnets for phase in plan.phases), 1, every)])
 
 
-def trained(network: Network, task: Task, plan: Plan, options: Options, lr: float, seed: int) -> None:
+def trained(
+    network: Network, task: Task, plan: Plan, options: Options, lr: float, seed: int, teacher: str | None = None
+) -> None:
     """Train to the end of the plan, without evaluations."""
-    config = replace(options.train, lr=lr)
-    training = Training(network, task, plan, config, seed=seed, device=torch.device("cpu"))
+    config, device = replace(options.train, lr=lr), torch.device("cpu")
+    distill = replace(options.distill, teacher=teacher)
+    distillation = None if teacher is None else Distillation(distill, network, task, device)
+    training = Training(network, task, plan, config, seed=seed, device=device, distillation=distillation)
     for step in range(1, plan.steps + 1):
         training.step(step)
 
 
 def run_one(job: str, args: argparse.Namespace, options: Options) -> Any:
-    """``scratch NUMBER SEED``: the error of one network; ``progressive SEED``, ``random SEED``: of all of them."""
+    """``scratch NUMBER SEED``: the error of one network; ``progressive SEED``, ``random SEED`` or, with a teacher,
+    ``progressive:TEACHER SEED``: of all of them."""
     torch.set_num_threads(1)
     kind, *numbers = job.split()
     task, space = build_task(options.data, ["train", "search"]), Space(options.space)
@@ -76,7 +82,9 @@ def run_one(job: str, args: argparse.Namespace, options: Options) -> Any:
     else:
         network = Network(space, task.head)
         plan = scaled(read_phases(space, options.phases, task.size("train"), options.train.batch), args.subnet_steps)
-        trained(network, task, plan if kind == "progressive" else random_plan(plan), options, args.lr, seed)
+        sampling, _, teacher = kind.partition(":")
+        plan = plan if sampling == "progressive" else random_plan(plan)
+        trained(network, task, plan, options, args.lr, seed, teacher or None)
     return [task.error(found) for found in task.evaluate(network, genomes, "search", torch.device("cpu"))]
 
 
@@ -94,9 +102,11 @@ def interval(measure: Callable[[np.ndarray], float], count: int, draws: int = 20
 
 
 def summary(errors: dict[str, dict[int, np.ndarray]], count: int) -> dict[str, Any]:
-    """Tau of both kinds of supernet with every training from scratch, the ceiling, and their differences."""
+    """Tau of each kind of supernet with every training from scratch, the ceiling, and their differences; the mean error
+    of all networks by seed."""
     scratch = list(errors["scratch"].values())
-    pairs = {kind: list(itertools.product(errors[kind].values(), scratch)) for kind in KINDS}
+    kinds = [kind for kind in errors if kind != "scratch"]
+    pairs = {kind: list(itertools.product(errors[kind].values(), scratch)) for kind in kinds}
     pairs["ceiling"] = list(itertools.combinations(scratch, 2))
     pairs = {name: own for name, own in pairs.items() if own}
     found: dict[str, Any] = {
@@ -108,6 +118,7 @@ def summary(errors: dict[str, dict[int, np.ndarray]], count: int) -> dict[str, A
         found["progressive_minus_random"] = {"tau": round(gain(np.arange(count)), 4), "interval": interval(gain, count)}
     if {"progressive", "ceiling"} <= pairs.keys():
         found["fraction_of_ceiling"] = round(found["progressive"]["tau"] / found["ceiling"]["tau"], 4)
+    found["mean_error"] = {kind: [round(float(own.mean()), 5) for own in errors[kind].values()] for kind in errors}
     return found
 
 
@@ -119,6 +130,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400, help="steps of a training from scratch")
     parser.add_argument("--subnet_steps", type=int, default=3200, help="steps of a subnet in a supernet's training")
+    parser.add_argument("--teachers", nargs="+", default=[], help="max, ema, efficientnet-lite0, ... of a supernet")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--size", type=int, nargs=2, default=(96, 128), metavar=("HEIGHT", "WIDTH"))
     job_options(parser, "nas_ranking", "runs/bench-nas")
@@ -129,14 +141,15 @@ def main() -> None:
     if args.one:
         return print(json.dumps(run_one(args.one, args, options)))
     settings = {name: getattr(args, name) for name in ("networks", "steps", "subnet_steps", "lr", "size")}
-    sources = [ROOT / "evonas" / f"{name}.py" for name in ("blocks", "supernet", "training", "space")]
+    sources = [ROOT / "evonas" / f"{name}.py" for name in ("blocks", "supernet", "training", "space", "distillation")]
     sources += sorted((ROOT / "evonas" / "tasks").glob("*.py"))
     shown = [str(value) for value in (*list(settings.values())[:-1], *args.size)]
-    supernets = [f"{kind} {seed}" for seed in args.seeds for kind in KINDS]
+    kinds = (*KINDS, *(f"progressive:{teacher}" for teacher in args.teachers))
+    supernets = [f"{kind} {seed}" for seed in args.seeds for kind in kinds]
     alone = [f"scratch {number} {seed}" for seed in args.seeds for number in range(args.networks)]
     cache = args.cache / f"{code_hash([*sources, config])}-{'-'.join(shown)}"
     found = run_jobs([*supernets, *alone], cache, args.workers)
-    errors = {kind: {seed: np.array(found[f"{kind} {seed}"]) for seed in args.seeds} for kind in KINDS}
+    errors = {kind: {seed: np.array(found[f"{kind} {seed}"]) for seed in args.seeds} for kind in kinds}
     errors["scratch"] = {
         seed: np.array([found[f"scratch {number} {seed}"][0] for number in range(args.networks)]) for seed in args.seeds
     }

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from evonas.data import DataConfig
-from evonas.distillation import DistillConfig
+from evonas.distillation import LIBRARIES, DistillConfig
 from evonas.engines import EngineConfig
 from evonas.search import PICKS, SearchConfig
 from evonas.space import Space, SpaceConfig, read_names
@@ -61,6 +61,15 @@ class PretrainConfig(TrainConfig):
 
     root: str | None = None
     """Folder of the classes (train/CLASS/* and val/CLASS/* as ImageNet, or CLASS/*); none: no pretraining."""
+
+    teacher: str | None = None
+    """Whose features the network follows, by the weights of distill: timm:NAME, transformers:NAME or
+    efficientnet-lite0; none: no distillation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher is not None and self.teacher.partition(":")[0] not in LIBRARIES:
+            raise InputError("teacher", self.teacher, "timm:NAME, transformers:NAME or efficientnet-lite0")
 
 
 @dataclass(frozen=True)

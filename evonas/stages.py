@@ -106,8 +106,11 @@ def pretrain(options: Options, world: World, stopper: Stopper) -> None:
         space = Space(options.space)
         network = Network(space, task.head)
         plan = single_plan(space, space.largest, options.pretrain.steps_over(task.size("train")))
+        distill = replace(options.distill, teacher=options.pretrain.teacher)
+        teacher = teacher_of(replace(options, distill=distill), network, task)
     folder = Path(options.run.out) / "pretrain"
-    fit(network, task, plan, options.pretrain, options, folder, ("space", "pretrain"), world, stopper)
+    groups = ("space", "pretrain") if teacher is None else ("space", "pretrain", "distill")
+    fit(network, task, plan, options.pretrain, options, folder, groups, world, stopper, teacher)
 
 
 def train(options: Options, world: World, stopper: Stopper) -> None:

@@ -244,6 +244,28 @@ def test_pretraining_gives_the_supernet_its_trunk(rooms, tmp_path):
     assert all(torch.allclose(start[name], after[name], atol=1e-6) for name in trunk)
 
 
+def test_a_classifier_follows_the_features_of_its_teacher(rooms, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    for name in ("cat", "dog"):
+        shutil.copytree(rooms / "search" / "rgb", tmp_path / "classes" / "train" / name)
+        shutil.copytree(rooms / "search" / "rgb", tmp_path / "classes" / "val" / name)
+    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
+    transformers.ResNetModel(config).save_pretrained(tmp_path / "teacher")
+    words = ["pretrain", *TINY, f"data.root={rooms}", f"pretrain.root={tmp_path / 'classes'}"]
+    words += ["pretrain.steps=2", "pretrain.lr=0.01", "pretrain.batch=4"]
+    teacher = f"pretrain.teacher=transformers:{tmp_path / 'teacher'}"
+    main([*words, f"out={tmp_path / 'alone'}"])
+    main([*words, f"out={tmp_path / 'taught'}", teacher])
+    main([*words, f"out={tmp_path / 'unheard'}", teacher, "distill.spatial=0", "distill.frequency_weight=0"])
+    folders = [tmp_path / name / "pretrain" for name in ("alone", "taught", "unheard")]
+    alone, taught, unheard = (load_checkpoint(folder / "best.pt")["weights"] for folder in folders)
+    assert alone.keys() == taught.keys()
+    assert not all(torch.allclose(alone[name], taught[name]) for name in alone)
+    assert all(torch.equal(alone[name], unheard[name]) for name in alone)
+    recorded = [json.loads((folder / "config.json").read_text()) for folder in folders]
+    assert "distill" not in json.dumps(recorded[0]) and teacher.partition("=")[2] in json.dumps(recorded[1])
+
+
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory) -> dict[str, Path]:
     """A small data set of each task but depth: bright squares on dark, 24×16."""
@@ -320,6 +342,7 @@ def test_a_teacher_helps_to_train_and_to_retrain(rooms, done, tmp_path):
         (["export", "network=/no/such.pt"], "checkpoint: got /no/such.pt"),
         (["evaluate"], "network: got None"),
         (["pretrain"], "pretrain.root: got None"),
+        (["pretrain", "pretrain.teacher=max"], "--pretrain.teacher: got max; allowed: timm:NAME"),
         (["pretrain", "pretrain.root=/no/such"], "pretrain.root: got /no/such; allowed: the folder of a data set"),
         (["train", "data.height=4"], "--data.height: got 4"),
         (["train", "train.phases=[{steps: 0}]"], "train.phases[0].steps: got 0"),
