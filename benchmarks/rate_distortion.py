@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs on pictures of one size")
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 5, 6, 8], help="of each number of a pattern")
     parser.add_argument("--refine", type=int, default=0, help="steps of gradient descent on each pattern")
-    parser.add_argument("--rate", type=float, default=0.1, help="of the first of them: refine_lr of encode.py")
+    parser.add_argument("--rate", type=float, default=0.03, help="of the first of them: refine_lr of encode.py")
     parser.add_argument("--most", type=int, default=1000, help="pictures")
     parser.add_argument("--name", default="rate_distortion", help="of the result")
     args = parser.parse_args()

@@ -66,7 +66,7 @@ class EncodeConfig:
     """Steps of gradient descent on every pattern after it was made, at least 0: they fit it to the signal, and to
     ``bits``."""
 
-    refine_lr: float = 0.1
+    refine_lr: float = 0.03
     """Rate of the first of these steps in standard deviations of a pattern's numbers, above 0; it falls to 0."""
 
     batch: int | None = None

@@ -88,7 +88,17 @@ def test_a_pattern_is_fitted_to_the_bits_of_its_file(codec_of, tmp_path):
     made = encode(codec, str(root))
     levels = fit_levels(made, 3)
     path = tmp_path / "p.safetensors"
-    main([f"run={codec.options.run.out}", f"input={root}", f"out={path}", "bits=3", "refine=60", "--quiet"])
+    main(
+        [
+            f"run={codec.options.run.out}",
+            f"input={root}",
+            f"out={path}",
+            "bits=3",
+            "refine=60",
+            "refine_lr=0.1",
+            "--quiet",
+        ]
+    )
     read = read_patterns(path, codec)
     before, after = errors(codec, rounded(made, levels), root).mean(), errors(codec, read, root).mean()
     assert after < 0.9 * before
