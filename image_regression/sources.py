@@ -166,6 +166,7 @@ OVER_TILES: dict[str, Callable[[Any], SelectorConfig]] = {
         laplacian_weight=config.laplacian_weight,
         trim_ratio=0.0,
         full_exponent=0.0,
+        warmup_steps=16,
     ),
 }
 """The selectors that go with tiles, each as it is over tiles; the fractions are those of the method over tiles."""

@@ -67,8 +67,9 @@ class TilesConfig(SelectorConfig):
     rank_interval: int = 16
     """Steps between rankings, at least 1."""
 
-    warmup_steps: int = 16
-    """Initial steps with uniform points, whose errors are cached, before selection begins; at least 0."""
+    warmup_steps: int = 50
+    """Initial steps with uniform points, whose errors are cached, before selection begins, at least 0: until the
+    learning curve is known."""
 
     momentum: float = 0.7
     """Weight of a visit to a tile relative to the next visit, in [0, 0.99]."""
