@@ -93,11 +93,13 @@ def main() -> None:
     sources = sorted((ROOT / "evonas").rglob("*.py"))
     sources += [out / "train" / "best.pt", out / "search" / "front.csv"] if args.start == "inherited" else []
     config = options.pretrain if args.start == "pretrain" else options.retrain
-    settings = () if args.start == "inherited" else (options.space, options.data, config, options.distill)
+    settings = (options.space, options.data, config, options.distill)
     cache = args.cache / f"distill-{args.start}-{code_hash([*sources, Path(__file__)], *settings)}"
     if args.one:
         return print(json.dumps(run_one(args.one, args.start, options, args.frames, cache / "strong.pt")))
     teachers = args.teachers or TEACHERS[args.start]
+    if not set(teachers) <= set(TEACHERS[args.start]):
+        parser.error(f"--teachers: got {' '.join(teachers)}; allowed: {', '.join(TEACHERS[args.start])}")
     teacher = run_jobs(["strong"], cache, 1)["strong"] if "path" in teachers else None
     rows = ["none -", *(f"{name} {kind}" for name in teachers for kind in args.kinds)]
     found = run_jobs([f"{row} {seed}" for seed in args.seeds for row in rows], cache, args.workers)

@@ -7,6 +7,7 @@ from generalizable.codec import Codec
 from generalizable.encode import decode, encode, main, read_signals, refine
 from generalizable.inner import predict
 from generalizable.inner import refine as refine_patterns
+from generalizable.instances import stack
 from generalizable.main import main as train
 from generalizable.patterns import Encoded, fit_levels, read_patterns
 from generalizable.quantised import Steps
@@ -54,9 +55,8 @@ def errors(codec, signals, root):
     for name, instance in pieces_of(codec, root):
         row = {part: pattern[taken[name]][None] for part, pattern in signals[name].parts.items()}
         taken[name] += 1
-        batch = type(instance)(**{key: value[None] for key, value in vars(instance).items() if value is not None})
         with codec.evaluating() as model:
-            data = codec.task.support_points(batch, views, 10**6, 0.0)
+            data = codec.task.support_points(stack([instance]), views, 10**6, 0.0)
             found.append(float((predict(model, row, data["coords"]) - data["target"]).square().mean()))
     return torch.tensor(found)
 
@@ -88,17 +88,8 @@ def test_a_pattern_is_fitted_to_the_bits_of_its_file(codec_of, tmp_path):
     made = encode(codec, str(root))
     levels = fit_levels(made, 3)
     path = tmp_path / "p.safetensors"
-    main(
-        [
-            f"run={codec.options.run.out}",
-            f"input={root}",
-            f"out={path}",
-            "bits=3",
-            "refine=60",
-            "refine_lr=0.1",
-            "--quiet",
-        ]
-    )
+    words = [f"run={codec.options.run.out}", f"input={root}", f"out={path}", "--quiet"]
+    main([*words, "bits=3", "refine=60", "refine_lr=0.1"])
     read = read_patterns(path, codec)
     before, after = errors(codec, rounded(made, levels), root).mean(), errors(codec, read, root).mean()
     assert after < 0.9 * before
@@ -121,7 +112,7 @@ def test_levels_round_to_the_nearest_and_pass_the_gradient():
     assert gradient.tolist() == [1.0] * 4
 
 
-def test_each_step_takes_the_points_it_is_given_and_the_last_rate_is_near_zero(codec_of):
+def test_each_step_takes_points_of_its_own_and_the_first_moves_by_the_rate(codec_of):
     codec, _ = codec_of("image")
     seen, start = [], {"pattern": torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))}
 
